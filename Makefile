@@ -1,0 +1,55 @@
+# Two commands: `make demo`, `make test`. Everything they need they install into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CODE   := walcast primary follower node
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format lint types imports generated bench proto clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group dev --editable .
+	@touch $@
+
+demo: $(STAMP)  ## a primary, two followers, an app writing, a kill -9, a comparison; ends by itself
+	$(BIN)/walcast demo
+
+test: $(STAMP)  ## the default tests, under five minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the long campaigns
+	$(BIN)/python -m pytest -m slow
+
+check: lint types imports generated test  ## what CI runs
+
+format: $(STAMP)  ## rewrite the code in the one format
+	$(BIN)/ruff format $(CODE) tests bench
+	$(BIN)/ruff check --fix $(CODE) tests bench
+
+lint: $(STAMP)  ## format and lint
+	$(BIN)/ruff format --check $(CODE) tests bench
+	$(BIN)/ruff check $(CODE) tests bench
+
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(STAMP)  ## the import rules
+	$(BIN)/lint-imports
+
+proto: $(STAMP)  ## generate walcast/rpc from proto/
+	$(BIN)/python proto/generate.py walcast/rpc
+
+generated: $(STAMP)  ## is walcast/rpc up to date?
+	$(BIN)/python proto/generate.py --check walcast/rpc
+
+bench: $(STAMP)  ## measure; writes bench/results.json and docs/benchmarks.md
+	$(BIN)/python -m bench
+
+clean:  ## remove what the build made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
