@@ -1,0 +1,41 @@
+"""Open-file-description locks on byte ranges (fcntl(2), F_OFD_SETLK).
+
+SQLite locks bytes of the database and of `-shm` with POSIX locks. Those belong to the process: any close of any
+descriptor of the file drops them all. A lock taken here belongs to the open file instead: it conflicts with SQLite's
+locks, also with those of SQLite in this very process, and lasts until it is unlocked, the file is closed, or the process
+dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+# struct flock: l_type, l_whence, l_start, l_len, l_pid; the kernel wants l_pid 0 for these locks.
+_FLOCK = struct.Struct("@hhqqi4x")
+_BUSY = (errno.EAGAIN, errno.EACCES)
+
+
+def _set(fd: int, kind: int, start: int, length: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+def try_lock(fd: int, start: int, length: int = 1, exclusive: bool = True) -> bool:
+    """Lock `length` bytes from `start`, all or none, without waiting; False while another holds a conflicting lock.
+
+    An exclusive lock needs a descriptor open for writing. Other errors of fcntl(2) are raised as OSError.
+    """
+    try:
+        _set(fd, fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK, start, length)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        raise
+    return True
+
+
+def unlock(fd: int, start: int, length: int = 1) -> None:
+    """Give up what this open file holds of these bytes; nothing happens where it holds nothing."""
+    _set(fd, fcntl.F_UNLCK, start, length)
