@@ -1,10 +1,10 @@
 """The three files of a database, opened once and kept, and consistent reads of its pages.
 
-**Nothing here is closed before this process's SQLite connections on the database are.** POSIX locks, which SQLite uses,
-belong to the process: closing any descriptor of the database or of `-shm`, also one that SQLite knows nothing of, drops
-all locks that this process's connections hold on that file. Hence `close()` comes after the last connection's, and a
-`DatabaseFiles` that is never closed is kept until the process ends: Python's mmap holds a descriptor of its own, so that
-even a forgotten object must not be collected.
+**Nothing here is closed before this process's SQLite connections on the database are.** POSIX locks, which SQLite
+uses, belong to the process: closing any descriptor of the database or of `-shm`, also one that SQLite knows nothing
+of, drops all locks that this process's connections hold on that file. Hence `close()` comes after the last
+connection's, and a `DatabaseFiles` that is never closed is kept until the process ends: Python's mmap holds a
+descriptor of its own, so that even a forgotten object must not be collected.
 
 The database and `-wal` are read with pread and never mapped: another process may truncate them, which for a mapping is
 SIGBUS. The wal-index is mapped, as SQLite does: while a connection of this process has it open, nobody truncates it.
@@ -139,15 +139,16 @@ class DatabaseFiles:
 class PageReader:
     """Pages of one consistent state, read through our own descriptors while a read transaction of `connection` is open.
 
-    `header` is the state: taken from the wal-index *after* SQLite has taken a read lock for us, so it may be newer than
-    what SQLite would show on `connection`. A page is its newest frame up to `header.mx_frame`, or else what the database
-    file has.
+    `header` is the state: taken from the wal-index *after* SQLite has taken a read lock for us, so it may be newer
+    than what SQLite would show on `connection`. A page is its newest frame up to `header.mx_frame`, or else what the
+    database file has.
 
-    Why this is right. With a read mark M (a lock of 1 to 4): M <= mx_frame, the WAL cannot restart, and checkpoints stop
-    at M, so a page without a frame up to mx_frame is not touched in the database file. With read lock 0 no checkpoint may
-    write at all; the WAL may restart once, but then all that was in it is in the database file. What would not be right is
-    to look for frames of a WAL that is all backfilled: under lock 0 the next commit overwrites them. So when everything is
-    backfilled only the database file is used; `header.mx_frame` still says where the state is.
+    Why this is right. With a read mark M (a lock of 1 to 4): M <= mx_frame, the WAL cannot restart, and checkpoints
+    stop at M, so a page without a frame up to mx_frame is not touched in the database file. With read lock 0 no
+    checkpoint may write at all; the WAL may restart once, but then all that was in it is in the database file. What
+    would not be right is to look for frames of a WAL that is all backfilled: under lock 0 the next commit overwrites
+    them. So when everything is backfilled only the database file is used; `header.mx_frame` still says where the
+    state is.
     """
 
     def __init__(self, files: DatabaseFiles, connection: apsw.Connection) -> None:
@@ -186,8 +187,8 @@ class PageReader:
         for _ in range(_HEADER_TRIES):
             header = self._files.index_header()
             backfill = self._files.checkpoint_info().backfill
-            # A restart writes the header first and nBackfill = 0 then: the same header again means that `backfill` is of
-            # this WAL.
+            # A restart writes the header first and nBackfill = 0 then: the same header again means that `backfill` is
+            # of this WAL.
             if header is not None and header == self._files.index_header():
                 break
         else:
@@ -206,7 +207,7 @@ class PageReader:
         self._frames = (mx_frame - index).astype(np.uint32)
 
     def read(self, first_pgno: int, count: int) -> memoryview:
-        """`count` pages from `first_pgno` in one buffer. The lock page, and pages that a short file lacks, are zeros."""
+        """`count` pages from `first_pgno` in one buffer; the lock page and what a short file lacks are zeros."""
         size = self.header.page_size
         last = first_pgno + count - 1
         if not 1 <= first_pgno <= last <= self.header.commit_pages:

@@ -2,8 +2,8 @@
 
 SQLite locks bytes of the database and of `-shm` with POSIX locks. Those belong to the process: any close of any
 descriptor of the file drops them all. A lock taken here belongs to the open file instead: it conflicts with SQLite's
-locks, also with those of SQLite in this very process, and lasts until it is unlocked, the file is closed, or the process
-dies.
+locks, also with those of SQLite in this very process, and lasts until it is unlocked, the file is closed, or the
+process dies.
 """
 
 from __future__ import annotations
