@@ -1,0 +1,64 @@
+"""The anchor: a read transaction of ours that is open at every moment, so that no frame is overwritten unseen.
+
+Invariant: everything committed while the anchor is held can still be read. A read mark other than zero keeps the WAL
+from being restarted at all. Read lock 0, which SQLite gives when the WAL is copied back completely, lets a writer restart
+it once; but no checkpoint can copy back under it, so what is written after that restart stays too. Therefore the salts may
+change under the anchor only at a moment when all frames before were captured.
+
+Source: sqlite.org/walformat.html, "WAL read locks"; `walTryBeginRead`, `walRestartLog` in wal.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+BUSY_TIMEOUT_MS = 100
+
+
+def connect(path: Path) -> apsw.Connection:
+    """A connection of the primary: it never creates a file and never checkpoints on its own."""
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+class Anchor:
+    """Two connections that take turns in holding a read transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._held = connect(path)
+        self._free = connect(path)
+        _begin(self._held)
+
+    def move(self, copy: Callable[[], None]) -> None:
+        """Hold the newest state instead of the present one. `copy` must capture every committed frame.
+
+        When `copy` or SQLite fails, the old transaction stays and the error is raised.
+        """
+        _begin(self._free)
+        try:
+            copy()
+        except BaseException:
+            self._free.execute("ROLLBACK")
+            raise
+        self._held.execute("ROLLBACK")
+        self._held, self._free = self._free, self._held
+
+    def close(self) -> None:
+        """Let go."""
+        self._held.close()
+        self._free.close()
+
+
+def _begin(connection: apsw.Connection) -> None:
+    connection.execute("BEGIN")
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise

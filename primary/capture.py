@@ -1,0 +1,167 @@
+"""Capture: committed WAL frames → entries of the transaction log.
+
+What is committed is read from the wal-index's header; the frames up to there stay readable because the anchor is held.
+`Capture` remembers one place, `frame` of the WAL with `salt`: everything before it is in the log.
+
+* same salts, higher mxFrame: new commits;
+* other salts: the WAL was restarted, and by the anchor's invariant only after all its frames were captured. How they changed
+  proves nothing: a restart adds one to salt-1, but a connection that finds the WAL truncated picks both at random. What could
+  break the invariant is somebody removing the files under us, so that is looked for at each such change.
+
+A WAL that is shorter than what was captured from it has lost its connection: `primary.resume` compares all pages then.
+"""
+
+from __future__ import annotations
+
+import time
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from primary.entries import append_entry
+from primary.groups import Group, group, unwritten_pages
+from primary.identity import check_same_files
+from primary.log import TransactionLog
+from walcast import ltx
+from walcast.dbfiles import DatabaseFiles, PageReader
+from walcast.errors import LostContinuity
+from walcast.wal import FRAME_HEADER_SIZE, frame_offset
+
+BATCH_BYTES = 4 << 20
+
+
+class Capture:
+    """The place in the WAL up to which everything is logged, and the way forward from it. Not thread-safe."""
+
+    def __init__(self, files: DatabaseFiles, reader: apsw.Connection, log: TransactionLog, page_size: int) -> None:
+        self.files = files
+        self.log = log
+        self.page_size = page_size
+        self.frame = 0
+        self.salt = (0, 0)
+        self.reader = reader
+        self.frame_size = FRAME_HEADER_SIZE + page_size
+        self._batch_frames = max(1, BATCH_BYTES // self.frame_size)
+        self._buffer = bytearray(self._batch_frames * self.frame_size)
+        self._view = memoryview(self._buffer)
+
+    def seek(self, frame: int, salt: tuple[int, int]) -> None:
+        """Everything up to `frame` of the WAL with `salt` is in the log."""
+        self.frame, self.salt = frame, salt
+
+    def capture(self) -> int:
+        """Log every commit there is; the number of transactions. LostContinuity when the WAL does not connect."""
+        header = self.files.index_header()
+        if header is None:
+            return 0
+        if header.salt != self.salt:
+            check_same_files(self.files)
+            self.seek(0, header.salt)
+        if header.mx_frame < self.frame:
+            raise LostContinuity(f"the WAL ends at frame {header.mx_frame}, {self.frame} were captured")
+        transactions = 0
+        while self.frame < header.mx_frame:
+            transactions += self._one_group(header.mx_frame)
+        return transactions
+
+    def _one_group(self, mx_frame: int) -> int:
+        count = min(mx_frame - self.frame, self._batch_frames)
+        frames = self.files.read_frames(self.frame + 1, count, self.page_size, self._buffer)
+        found = group(frames["pgno"].astype(np.uint32), frames["commit"].astype(np.uint32))
+        if found is None:
+            found = self._long_transaction(mx_frame)
+            pages = _FilePages(self.files, self.frame + 1, self.page_size)
+            self._log_group(found, pages)
+        else:
+            self._log_group(found, _BufferPages(self._view, self.page_size))
+        self.frame += found.frame_count
+        return found.commits
+
+    def _long_transaction(self, mx_frame: int) -> Group:
+        """A transaction of more frames than the buffer holds: only page numbers are kept, pages are read again."""
+        pgnos: list[NDArray[np.uint32]] = []
+        commits: list[NDArray[np.uint32]] = []
+        at = self.frame
+        while at < mx_frame:
+            count = min(mx_frame - at, self._batch_frames)
+            frames = self.files.read_frames(at + 1, count, self.page_size, self._buffer)
+            ends = np.flatnonzero(frames["commit"])
+            stop = int(ends[0]) + 1 if len(ends) else count
+            pgnos.append(frames["pgno"][:stop].astype(np.uint32))
+            commits.append(frames["commit"][:stop].astype(np.uint32))
+            at += stop
+            if len(ends):
+                break
+        found = group(np.concatenate(pgnos), np.concatenate(commits))
+        if found is None:
+            raise LostContinuity(f"frame {mx_frame} is committed but no frame up to it commits")
+        return found
+
+    def _log_group(self, found: Group, pages: _BufferPages | _FilePages) -> None:
+        log = self.log
+        checksums = log.checksums
+        assert checksums is not None
+        extra = unwritten_pages(found, checksums.commit_pages, self.page_size)
+        pgnos, sources = found.pgnos, found.frames
+        if extra:
+            pgnos = np.concatenate((pgnos, np.array(extra, np.uint32)))
+            order = np.argsort(pgnos)
+            sources = np.concatenate((sources, np.full(len(extra), -1)))[order]
+            pgnos = pgnos[order]
+        def page(index: int) -> ltx.Buffer:
+            source = int(sources[index])
+            return pages.page(source) if source >= 0 else self._database_page(int(pgnos[index]))
+
+        append_entry(log, self._header(found), pgnos, page)
+
+    def _header(self, found: Group) -> ltx.Header:
+        last = self.frame + found.frame_count
+        start = frame_offset(self.frame + 1, self.page_size)
+        position = self.log.position
+        return ltx.Header(
+            page_size=self.page_size,
+            commit_pages=found.commit_pages,
+            min_txid=position.txid + 1,
+            max_txid=position.txid + found.commits,
+            timestamp_ms=time.time_ns() // 1_000_000,
+            pre_checksum=position.checksum,
+            wal_offset=start,
+            wal_size=found.frame_count * self.frame_size,
+            wal_salt=self.salt,
+            term=self.log.term,
+            wal_cksum=self.frame_cksum(last),
+        )
+
+    def frame_cksum(self, frame: int) -> tuple[int, int]:
+        """The checksum that frame `frame` carries, chained over all frames before it."""
+        cksum = self.files.read_frames(frame, 1, self.page_size)["cksum"][0]
+        return int(cksum[0]), int(cksum[1])
+
+    def _database_page(self, pgno: int) -> memoryview:
+        with PageReader(self.files, self.reader) as reader:
+            if pgno > reader.header.commit_pages:
+                return memoryview(bytes(self.page_size))
+            return reader.read(pgno, 1)
+
+
+class _BufferPages:
+    """Pages of frames in the batch buffer."""
+
+    def __init__(self, view: memoryview, page_size: int) -> None:
+        self._view, self._size = view, page_size
+
+    def page(self, index: int) -> memoryview:
+        start = index * (FRAME_HEADER_SIZE + self._size) + FRAME_HEADER_SIZE
+        return self._view[start : start + self._size]
+
+
+class _FilePages:
+    """Pages of frames in the WAL, read one at a time."""
+
+    def __init__(self, files: DatabaseFiles, first_frame: int, page_size: int) -> None:
+        self._files, self._first, self._size = files, first_frame, page_size
+
+    def page(self, index: int) -> memoryview:
+        frames = self._files.read_frames(self._first + index, 1, self._size)
+        return frames["page"][0].data

@@ -1,0 +1,32 @@
+"""Pages → one durable entry of the log: the only place where captured pages are encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primary.log import TransactionLog
+from walcast import ltx
+from walcast.checksum import page_checksum
+
+
+def append_entry(
+    log: TransactionLog, header: ltx.Header, pgnos: NDArray[np.uint32], page: Callable[[int], ltx.Buffer]
+) -> None:
+    """Log the pages `pgnos` (ascending, distinct); `page(i)` answers the bytes of `pgnos[i]` and is called in order.
+
+    Nothing has happened when this raises: OSError when the disk is full or gone.
+    """
+    checksums = log.checksums
+    assert checksums is not None
+    writer = log.writer(header.min_txid)
+    encoder = ltx.Encoder(header, writer.write)
+    sums = np.empty(len(pgnos), np.uint64)
+    for i, pgno in enumerate(pgnos.tolist()):
+        data = page(i)
+        sums[i] = page_checksum(pgno, data)
+        encoder.add(pgno, data)
+    trailer = encoder.finish(checksums.after(pgnos, sums, header.commit_pages))
+    log.append(writer, header, trailer, pgnos, sums)

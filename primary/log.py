@@ -1,0 +1,367 @@
+"""The transaction log: what was captured, on local disk, before anybody hears of it.
+
+Invariant: the log's position is durable, and no TXID is ever given to different content. So an entry is written and
+`fdatasync`ed before it is published; at start a tail that does not decode was never published and is cut off.
+
+The log keeps the page checksums of the database at its position, so that after any restart the primary can tell which
+pages changed while it was away. They are saved at each new segment (`checksums`, atomically replaced) and brought up to
+the position by replaying the entries since; the log is the truth, the file is its checkpoint.
+
+Bounded: whole segments are deleted from the old end by bytes and age. A `pin` (a running copy) holds that back up to a
+multiple of the bound.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primary.segment import MAGIC, PREFIX, SUFFIX, Entry, Segment
+from walcast import ltx
+from walcast.checksum import PageChecksums, page_checksum
+from walcast.errors import Corrupt
+from walcast.position import Position
+
+CHECKSUMS = "checksums"
+PINNED_FACTOR = 4
+FLUSH_BYTES = 1 << 20
+
+_CHECKSUMS_HEADER = struct.Struct(">8sIIQQQ")
+_CHECKSUMS_MAGIC = b"WALCASTP"
+
+
+class Known(Enum):
+    """What the log can say of somebody's position."""
+
+    YES = "it continues from there"
+    OLDER = "its oldest entry is newer"
+    DIVERGED = "that position is not on its history"
+
+
+class Writer:
+    """One LTX file on its way into the log; small ones are one write, big ones go to disk as they come."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._buffer = bytearray(PREFIX.size)
+        self._flushed = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """The next bytes of the LTX file."""
+        self._buffer += data
+        if len(self._buffer) >= FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._segment.reserve(self._flushed + len(self._buffer))
+        _pwrite_all(self._segment.fd, self._buffer, self._segment.end + self._flushed)
+        self._flushed += len(self._buffer)
+        self._buffer.clear()
+
+    def finish(self, header: ltx.Header, size: int) -> None:
+        """Write the rest and the prefix that makes it a record; durable on return."""
+        tail = struct.pack(">Q", size) + header.encode()
+        prefix = PREFIX.pack(MAGIC, zlib.crc32(tail), size)
+        if self._flushed:
+            self._flush()
+            _pwrite_all(self._segment.fd, prefix, self._segment.end)
+        else:
+            self._buffer[: PREFIX.size] = prefix
+            self._flush()
+        os.fdatasync(self._segment.fd)
+
+
+class TransactionLog:
+    """Entries from `first` to `position`, contiguous in TXIDs and checksums. One thread appends, any may read."""
+
+    def __init__(self, directory: Path, *, max_bytes: int, max_age_s: float, segment_bytes: int = 16 << 20) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self.max_age_s = max_age_s
+        self.segment_bytes = min(segment_bytes, max(max_bytes // 4, 1 << 16))
+        self.position = Position()
+        self.term = 1
+        self.checksums: PageChecksums | None = None
+        self._segments: list[Segment] = []
+        self._lock = threading.Lock()
+        self._pins = 0
+        self._listeners: list[Callable[[], None]] = []
+
+    # Opening
+
+    @classmethod
+    def open(cls, directory: Path, *, max_bytes: int = 256 << 20, max_age_s: float = 3600.0) -> TransactionLog:
+        """What is there, cut back to the last entry that is whole. Without a usable `checksums`, `checksums` is None
+        and `position` still tells the last TXID given, so that a new start goes on behind it."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = cls(directory, max_bytes=max_bytes, max_age_s=max_age_s)
+        log._load_segments()
+        saved = _load_checksums(directory / CHECKSUMS)
+        if saved is None:
+            return log
+        checksums, position, term = saved
+        log.term = max(log.term, term)
+        if not log._segments:
+            log.position, log.checksums = position, checksums
+            return log
+        try:
+            log._replay(checksums, position)
+        except Corrupt:
+            log.checksums = None
+        return log
+
+    def _load_segments(self) -> None:
+        paths = sorted(self.directory.glob(f"*{SUFFIX}"))
+        for path in paths:
+            segment = Segment.load(path)
+            last = self._segments[-1].entry(-1) if self._segments else None
+            if not len(segment):
+                path.unlink()
+                continue
+            first = segment.entry(0)
+            if last and (first.min_txid, first.pre_checksum) != (last.max_txid + 1, last.post_checksum):
+                self._drop_all()
+            self._segments.append(segment)
+        for segment in self._segments:
+            self._check_contiguous(segment)
+        if self._segments:
+            self._segments[-1].seal()
+            entry = self._segments[-1].entry(-1)
+            self.position = entry.position
+            self.term = entry.header().term or 1
+
+    def _drop_all(self) -> None:
+        for segment in self._segments:
+            segment.path.unlink()
+        self._segments.clear()
+
+    @staticmethod
+    def _check_contiguous(segment: Segment) -> None:
+        for i in range(1, len(segment)):
+            follows = segment.min_txids[i] == segment.max_txids[i - 1] + 1
+            if not follows or segment.pre_checksums[i] != segment.post_checksums[i - 1]:
+                segment.cut(i)
+                return
+
+    def _replay(self, checksums: PageChecksums, position: Position) -> None:
+        """Bring the saved checksums up to the log's end; whatever does not decode ends the log."""
+        last = self._segments[-1]
+        if position.txid < last.min_txids[0] - 1:
+            raise Corrupt("the saved checksums are older than the newest segment")
+        for i in range(len(last)):
+            entry = last.entry(i)
+            if entry.max_txid <= position.txid:
+                continue
+            try:
+                _replay_entry(entry, checksums)
+            except Corrupt:
+                last.cut(i)
+                break
+        self.position = last.entry(-1).position if len(last) else Position(position.txid, checksums.database)
+        if checksums.database != self.position.checksum:
+            raise Corrupt("the replayed checksums are not the log's")
+        self.checksums = checksums
+
+    def start(self, checksums: PageChecksums, position: Position) -> None:
+        """Begin anew at a state of the database; older entries no longer connect and go."""
+        with self._lock:
+            self._drop_all()
+            self.checksums, self.position = checksums, position
+        self._save_checksums()
+
+    # Appending
+
+    def writer(self, min_txid: int) -> Writer:
+        """For the entry that begins with `min_txid`, which must follow the position."""
+        if not self._segments or self._segments[-1].end >= self._roll_bytes():
+            self._roll(min_txid)
+        return Writer(self._segments[-1])
+
+    def _roll_bytes(self) -> int:
+        pages = 0 if self.checksums is None else self.checksums.commit_pages
+        return max(self.segment_bytes, 64 * pages)  # saving 8 bytes a page must stay a small part of the writing
+
+    def _roll(self, min_txid: int) -> None:
+        if self._segments:
+            self._segments[-1].seal()
+        self._save_checksums()
+        segment = Segment.create(self.directory, min_txid)
+        _fsync_directory(self.directory)
+        with self._lock:
+            self._segments.append(segment)
+        self.trim()
+
+    def append(
+        self,
+        writer: Writer,
+        header: ltx.Header,
+        trailer: ltx.Trailer,
+        pgnos: NDArray[np.uint32],
+        sums: NDArray[np.uint64],
+    ) -> None:
+        """Make the entry durable, then move the position and tell the listeners."""
+        assert self.checksums is not None
+        writer.finish(header, trailer.size)
+        self.checksums.apply(pgnos, sums, header.commit_pages)
+        with self._lock:
+            self._segments[-1].append(header, trailer.post_checksum, trailer.size, time.monotonic_ns())
+            self.position = Position(header.max_txid, trailer.post_checksum)
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called, in the appending thread, after each entry; call the answer to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _save_checksums(self) -> None:
+        assert self.checksums is not None
+        sums = self.checksums
+        head = _CHECKSUMS_HEADER.pack(
+            _CHECKSUMS_MAGIC, sums.page_size, self.term, self.position.txid, self.position.checksum, sums.commit_pages
+        )
+        temporary = self.directory / f"{CHECKSUMS}.tmp"
+        with temporary.open("wb") as file:
+            file.write(head)
+            file.write(sums.pages[: sums.commit_pages].astype("<u8").data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.directory / CHECKSUMS)
+        _fsync_directory(self.directory)
+
+    # Bounds
+
+    @contextmanager
+    def pin(self) -> Iterator[None]:
+        """Keep entries from being trimmed for a while, up to `PINNED_FACTOR` times the bound."""
+        with self._lock:
+            self._pins += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pins -= 1
+
+    def trim(self) -> None:
+        """Delete the oldest segments that are over the bounds; the newest always stays."""
+        oldest_ms = int((time.time() - self.max_age_s) * 1000)
+        with self._lock:
+            bound = self.max_bytes * (PINNED_FACTOR if self._pins else 1)
+            total = sum(s.end for s in self._segments)
+            while len(self._segments) > 1:
+                oldest = self._segments[0]
+                too_old = oldest.newest_ms < oldest_ms and not self._pins
+                if total <= bound and not too_old:
+                    break
+                total -= oldest.end
+                oldest.path.unlink()
+                del self._segments[0]
+
+    def close(self) -> None:
+        """Give back what was allocated ahead; the log stays usable by a later `open`."""
+        if self._segments:
+            self._segments[-1].seal()
+
+    # Reading
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all entries."""
+        with self._lock:
+            return sum(s.end for s in self._segments)
+
+    @property
+    def first(self) -> Position:
+        """The oldest position a reader can go on from."""
+        with self._lock:
+            if not self._segments or not len(self._segments[0]):
+                return self.position
+            entry = self._segments[0].entry(0)
+            return Position(entry.min_txid - 1, entry.pre_checksum)
+
+    @property
+    def last(self) -> Entry | None:
+        """The newest entry."""
+        with self._lock:
+            for segment in reversed(self._segments):
+                if len(segment):
+                    return segment.entry(-1)
+            return None
+
+    def after(self, txid: int) -> Entry | None:
+        """The entry that begins right behind `txid`; None at the end, and where no entry begins there."""
+        with self._lock:
+            for segment in reversed(self._segments):
+                if len(segment) and segment.min_txids[0] <= txid + 1:
+                    return segment.find(txid + 1)
+            return None
+
+    def knows(self, position: Position) -> Known:
+        """Can a copy at `position` go on from here?"""
+        if position == self.position or position == self.first:
+            return Known.YES
+        if position.txid < self.first.txid:
+            return Known.OLDER
+        entry = self.after(position.txid)
+        return Known.YES if entry and entry.pre_checksum == position.checksum else Known.DIVERGED
+
+
+def _replay_entry(entry: Entry, checksums: PageChecksums) -> None:
+    decoder = ltx.Decoder()
+    pgnos: list[int] = []
+    sums: list[int] = []
+    for start in range(0, entry.size, FLUSH_BYTES):
+        decoder.feed(entry.read(start, FLUSH_BYTES))
+        while (event := decoder.next_event()) is not None:
+            if isinstance(event, ltx.Header):
+                commit_pages = event.commit_pages
+            elif isinstance(event, ltx.Page):
+                pgnos.append(event.pgno)
+                sums.append(page_checksum(event.pgno, event.data))
+    decoder.close()
+    numbers, values = np.array(pgnos, np.uint32), np.array(sums, np.uint64)
+    if checksums.after(numbers, values, commit_pages) != entry.post_checksum:
+        raise Corrupt(f"entry {entry.min_txid} does not lead to its checksum")
+    checksums.apply(numbers, values, commit_pages)
+
+
+def _load_checksums(path: Path) -> tuple[PageChecksums, Position, int] | None:
+    """None when there is no such file or it is not what it claims: the XOR of all must be the position's checksum."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) < _CHECKSUMS_HEADER.size:
+        return None
+    magic, page_size, term, txid, checksum, count = _CHECKSUMS_HEADER.unpack_from(data)
+    if magic != _CHECKSUMS_MAGIC or len(data) != _CHECKSUMS_HEADER.size + 8 * count:
+        return None
+    pages = np.frombuffer(data, "<u8", offset=_CHECKSUMS_HEADER.size).astype(np.uint64)
+    checksums = PageChecksums(page_size, pages)
+    return (checksums, Position(txid, checksum), term) if checksums.database == checksum else None
+
+
+def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+    view.release()
+
+
+def _fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,44 @@
+"""Take hold of an app's database: check it, see that it is in WAL mode, read its page size."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import apsw
+
+from primary.anchor import connect
+from walcast.errors import ConfigError
+from walcast.filesystem import check_database_file
+
+log = logging.getLogger("walcast.primary")
+
+SWITCH_TIMEOUT_MS = 5000
+
+
+def open_database(path: Path) -> apsw.Connection:
+    """A connection on the database, in WAL mode. ConfigError, one line, when that cannot be had."""
+    check_database_file(path)
+    connection = connect(path)
+    try:
+        connection.set_busy_timeout(SWITCH_TIMEOUT_MS)
+        mode = connection.pragma("journal_mode")
+        if mode != "wal":
+            if connection.execute("PRAGMA journal_mode=WAL").get != "wal":
+                raise ConfigError(f"{path}: cannot be switched to WAL mode while it is in use in mode {mode}")
+            log.info("switched to WAL mode", extra={"path": str(path), "was": mode})
+        # Reading creates -wal and -shm; an empty file gets its first page by the switch to WAL mode.
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except apsw.NotADBError as error:
+        connection.close()
+        raise ConfigError(f"{path}: not a SQLite database, or encrypted") from error
+    except (apsw.BusyError, apsw.LockedError) as error:
+        connection.close()
+        raise ConfigError(f"{path}: locked by another process; stop what holds it and try again") from error
+    except apsw.Error as error:
+        connection.close()
+        raise ConfigError(f"{path}: {error}") from error
+    except ConfigError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,73 @@
+"""Where a primary goes on: behind the log's last entry when the WAL still has it, else with the difference of the pages.
+
+No follower needs a new copy because a primary restarted, or because somebody wrote while it was down.
+"""
+
+from __future__ import annotations
+
+import time
+
+from primary.capture import Capture
+from primary.entries import append_entry
+from walcast import ltx
+from walcast.checksum import PageChecksums
+from walcast.dbfiles import PageReader
+from walcast.position import Position
+from walcast.wal import WAL_HEADER_SIZE
+
+
+def resume(capture: Capture) -> bool:
+    """Go on behind the log's last entry if the WAL still has it; False when all pages must be compared.
+
+    The entry's header has the salts, the place and the checksum of its last frame. A frame's checksum chains over all
+    frames before it, so when it is there the WAL is the one that was captured. Call with the anchor held.
+    """
+    entry = capture.log.last
+    index = capture.files.index_header()
+    if entry is None or capture.log.checksums is None or index is None:
+        return False
+    done = entry.header()
+    frame = (done.wal_offset + done.wal_size - WAL_HEADER_SIZE) // capture.frame_size if done.wal_size else 0
+    if not frame or index.salt != done.wal_salt or index.mx_frame < frame:
+        return False
+    if done.page_size != capture.page_size or capture.frame_cksum(frame) != done.wal_cksum:
+        return False
+    capture.seek(frame, index.salt)
+    return True
+
+
+def compare(capture: Capture) -> int | None:
+    """Read every page and log what differs from the log's state as one transaction; how many pages did.
+
+    With no usable state in the log a new history begins at the state that is there, behind any TXID ever given: None.
+    Call with the anchor held.
+    """
+    log = capture.log
+    with PageReader(capture.files, capture.reader) as reader:
+        now = PageChecksums.scan(capture.page_size, reader.chunks())
+        if log.checksums is None or log.checksums.page_size != capture.page_size:
+            log.start(now, Position(log.position.txid + 1, now.database))
+            changed = None
+        else:
+            changed = _log_difference(capture, reader, now)
+        capture.seek(reader.header.mx_frame, reader.header.salt)
+    return changed
+
+
+def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) -> int:
+    log = capture.log
+    assert log.checksums is not None
+    pgnos = now.differing(log.checksums.pages[: log.checksums.commit_pages])
+    if not len(pgnos) and now.commit_pages == log.checksums.commit_pages:
+        return 0
+    header = ltx.Header(
+        page_size=capture.page_size,
+        commit_pages=now.commit_pages,
+        min_txid=log.position.txid + 1,
+        max_txid=log.position.txid + 1,
+        timestamp_ms=time.time_ns() // 1_000_000,
+        pre_checksum=log.position.checksum,
+        term=log.term,
+    )
+    append_entry(log, header, pgnos, lambda i: reader.read(int(pgnos[i]), 1))
+    return len(pgnos)

@@ -1,0 +1,174 @@
+"""One file of the transaction log: LTX files one after the other, each behind a 16-byte record prefix.
+
+    magic "WLTX" · CRC-32 of (size ‖ LTX header), u32 · size of the LTX file, u64     big-endian, then the LTX file
+
+The file is allocated ahead in steps, so that a `fdatasync` has no metadata to write; the zeros after the last record are
+no prefix and end it. A prefix alone proves nothing after a power loss: whoever opens the newest segment decodes its tail.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+from walcast import ltx
+from walcast.errors import Corrupt
+from walcast.position import Position, format_txid
+
+PREFIX = struct.Struct(">4sIQ")
+MAGIC = b"WLTX"
+ALLOCATION_STEP_BYTES = 4 << 20
+SUFFIX = ".log"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One LTX file in the log: TXIDs `min_txid..max_txid`, `size` bytes at `offset` of its segment.
+
+    `captured_ns` is the capture's monotonic clock, 0 when it is from before this process.
+    """
+
+    segment: Segment
+    min_txid: int
+    max_txid: int
+    pre_checksum: int
+    post_checksum: int
+    offset: int
+    size: int
+    captured_ns: int
+
+    @property
+    def position(self) -> Position:
+        """Where a copy is once it has applied this."""
+        return Position(self.max_txid, self.post_checksum)
+
+    def read(self, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes of the LTX file; Corrupt when the file is shorter than it was."""
+        want = self.size - start if length is None else min(length, self.size - start)
+        data = os.pread(self.segment.fd, want, self.offset + start)
+        if len(data) != want:
+            raise Corrupt(f"{self.segment.path}: {len(data)} of {want} bytes at {self.offset + start}")
+        return data
+
+    def header(self) -> ltx.Header:
+        """The LTX header."""
+        header = ltx.Header.decode(self.read(0, ltx.HEADER_SIZE))
+        if header is None:
+            raise Corrupt(f"{self.segment.path}: no LTX header at {self.offset}")
+        return header
+
+
+class Segment:
+    """An open segment and the index of its records, compact: a few words a record.
+
+    The descriptor lives as long as anybody holds the segment, so a reader of a trimmed one is not cut off.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.end = 0
+        self.newest_ms = 0
+        self.allocated = os.fstat(fd).st_size
+        self.min_txids = array("Q")
+        self.max_txids = array("Q")
+        self.pre_checksums = array("Q")
+        self.post_checksums = array("Q")
+        self.offsets = array("Q")
+        self.sizes = array("Q")
+        self.captured = array("Q")
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def __len__(self) -> int:
+        return len(self.min_txids)
+
+    @classmethod
+    def create(cls, directory: Path, min_txid: int) -> Segment:
+        """A new, empty segment that will begin with `min_txid`."""
+        path = directory / f"{format_txid(min_txid)}{SUFFIX}"
+        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+
+    @classmethod
+    def load(cls, path: Path) -> Segment:
+        """An existing one, indexed up to the first thing that is no record."""
+        segment = cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        while segment._load_one():
+            pass
+        return segment
+
+    def _load_one(self) -> bool:
+        head = os.pread(self.fd, PREFIX.size + ltx.HEADER_SIZE, self.end)
+        if len(head) < PREFIX.size + ltx.HEADER_SIZE:
+            return False
+        magic, crc, size = PREFIX.unpack_from(head)
+        if magic != MAGIC or crc != zlib.crc32(head[8:]) or self.end + PREFIX.size + size > self.allocated:
+            return False
+        try:
+            header = ltx.Header.decode(head[PREFIX.size :])
+        except Corrupt:
+            return False
+        tail = os.pread(self.fd, 16, self.end + PREFIX.size + size - 16)
+        if header is None or len(tail) < 16:
+            return False
+        self.append(header, int.from_bytes(tail[:8], "big"), size, 0)
+        return True
+
+    def append(self, header: ltx.Header, post_checksum: int, size: int, captured_ns: int) -> None:
+        """Index the record that stands at `end`."""
+        self.min_txids.append(header.min_txid)
+        self.max_txids.append(header.max_txid)
+        self.pre_checksums.append(header.pre_checksum)
+        self.post_checksums.append(post_checksum)
+        self.offsets.append(self.end + PREFIX.size)
+        self.sizes.append(size)
+        self.captured.append(captured_ns)
+        self.newest_ms = header.timestamp_ms
+        self.end += PREFIX.size + size
+
+    def entry(self, index: int) -> Entry:
+        """Record number `index`; negative counts from the end."""
+        return Entry(
+            self,
+            self.min_txids[index],
+            self.max_txids[index],
+            self.pre_checksums[index],
+            self.post_checksums[index],
+            self.offsets[index],
+            self.sizes[index],
+            self.captured[index],
+        )
+
+    def find(self, min_txid: int) -> Entry | None:
+        """The record that begins with `min_txid`."""
+        index = bisect_left(self.min_txids, min_txid)
+        if index == len(self) or self.min_txids[index] != min_txid:
+            return None
+        return self.entry(index)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` records."""
+        self.end = self.offsets[count] - PREFIX.size if count < len(self) else self.end
+        columns = (self.min_txids, self.max_txids, self.pre_checksums, self.post_checksums)
+        for column in (*columns, self.offsets, self.sizes, self.captured):
+            del column[count:]
+        self.seal()
+
+    def seal(self) -> None:
+        """No more records will come: give back what was allocated ahead."""
+        os.ftruncate(self.fd, self.end)
+        self.allocated = self.end
+
+    def reserve(self, size: int) -> None:
+        """Have disk blocks for `size` bytes behind `end`; OSError (ENOSPC) when there are none."""
+        need = self.end + PREFIX.size + size
+        if need > self.allocated:
+            step = -(-(need - self.allocated) // ALLOCATION_STEP_BYTES) * ALLOCATION_STEP_BYTES
+            os.posix_fallocate(self.fd, self.allocated, step)
+            self.allocated += step

@@ -1,0 +1,56 @@
+"""Is this a file that can be replicated? Checks that change nothing on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from walcast.errors import ConfigError
+
+SQLITE_MAGIC = b"SQLite format 3\0"
+NETWORK_TYPES = frozenset(
+    "9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 "
+    "ocfs2 orangefs smb3 smbfs".split()
+)
+
+
+def check_database_file(path: Path) -> None:
+    """ConfigError, one line, for whatever is not a SQLite database file that this user may read and write."""
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "no such file" if not path.exists() else "is not a file"
+            raise ConfigError(f"{path}: {what}")
+        with path.open("r+b") as file:
+            head = file.read(len(SQLITE_MAGIC))
+    except OSError as error:
+        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from error
+    if head and head != SQLITE_MAGIC:
+        raise ConfigError(f"{path}: not a SQLite database")
+    check_local(path)
+
+
+def check_local(path: Path) -> None:
+    """ConfigError when the path lies on a network file system, where SQLite's WAL mode does not work."""
+    kind = filesystem_type(path)
+    if kind in NETWORK_TYPES:
+        raise ConfigError(f"{path}: on a network file system ({kind}), where a WAL cannot be shared; use a local disk")
+
+
+def filesystem_type(path: Path, mountinfo: str | None = None) -> str | None:
+    """The type of the file system that `path` is on, by the longest mount point above it; None when unknown.
+
+    `mountinfo` is the text of /proc/self/mountinfo (proc(5)): field 5 the mount point, octal escapes, the type behind " - ".
+    """
+    if mountinfo is None:
+        try:
+            mountinfo = Path("/proc/self/mountinfo").read_text()
+        except OSError:
+            return None
+    target = path.absolute().resolve()
+    best, kind = -1, None
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        if target.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), right.split()[0]
+    return kind
