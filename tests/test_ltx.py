@@ -152,6 +152,18 @@ def test_the_header_alone_round_trips(case: Case) -> None:
     assert Header.decode(encoded[:-1]) is None
 
 
+@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
+def test_pages_and_files_may_be_any_buffer(buffer: Callable[[bytes], Any]) -> None:
+    out = bytearray()
+    encoder = Encoder(SAMPLE.header, out.extend)
+    for pgno, page in SAMPLE.pages.items():
+        encoder.add(pgno, buffer(page))
+    trailer = encoder.finish(SAMPLE.post_checksum)
+    header, pages, found = decode_file(buffer(bytes(out)))
+    assert (header, {page.pgno: page.data for page in pages}, found) == (SAMPLE.header, SAMPLE.pages, trailer)
+    assert list(decode_page_index(buffer(bytes(out)))) == list(SAMPLE.pages)
+
+
 @cases
 def test_a_decoded_block_used_again_gives_the_same_file(case: Case) -> None:
     data, trailer = encode(case)
@@ -458,7 +470,7 @@ FORGERIES: dict[str, tuple[bytes, str]] = {
     ),
     "frame of blocks without end": (
         forge(CHANGE.encode(), [page_entry(2, 0, lz4.frame.compress(PAGE)[:15] + b"\1\0\0\x80x" * 999, PAGE)]),
-        "LZ4 frame: longer than a page can be",
+        "LZ4 frame: more than 16 blocks",
     ),
     "frame of a block without end": (
         forge(CHANGE.encode(), [page_entry(2, 0, lz4.frame.compress(PAGE)[:15] + b"\xff\xff\xff\x7f", PAGE)]),

@@ -138,7 +138,7 @@ def _unpack_frame(frame: bytes, page_size: int) -> bytes:
         data: bytes = decompressor.decompress(frame, max_length=page_size + 1)
     except RuntimeError as error:
         raise ValueError(f"LZ4 frame: {error}") from error
-    if not decompressor.eof or decompressor.unused_data:
+    if not decompressor.eof:
         raise ValueError("LZ4 frame: does not end with its page")
     return data
 
@@ -161,8 +161,8 @@ def _frame_extent(buffer: bytearray, at: int, size_max: int) -> int:
             return extent + (4 if flags & 0b100 else 0)  # with a checksum of the content or without
         extent += size + (4 if flags & 0b10000 else 0)  # with a checksum of each block or without
         if extent > size_max:
-            break
-    raise ValueError("LZ4 frame: longer than a page can be")
+            raise ValueError("LZ4 frame: longer than a page can be")
+    raise ValueError(f"LZ4 frame: more than {_FRAME_BLOCKS_MAX} blocks")
 
 
 def decode_file(data: Buffer) -> tuple[Header, list[Page], Trailer]:

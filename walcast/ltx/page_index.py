@@ -9,7 +9,10 @@ _TAIL_SIZE = 8 + TRAILER_SIZE
 
 
 def page_index_size(tail: Buffer) -> int:
-    """How many of a file's last bytes `decode_page_index` needs, from its last 24 bytes or more. Raises Corrupt."""
+    """How many of a file's last bytes `decode_page_index` needs, from its last 24 bytes or more. Raises Corrupt.
+
+    The answer is not checked: one larger than the file is the caller's to refuse before it reads that much.
+    """
     if len(tail) < _TAIL_SIZE:
         raise Corrupt(f"LTX page index: {len(tail)} bytes are no tail of an LTX file")
     at = len(tail) - _TAIL_SIZE
