@@ -1,0 +1,290 @@
+"""The applier: transactions of pages → commits that stock SQLite readers of the replica see.
+
+    begin → write_pages, any number of times → commit | rollback
+
+**Verified before visible.** A commit says which database checksum must stand after it. It is computed from the pages
+that came; when it does not hold, nothing of the transaction is ever seen, by readers or by recovery.
+
+**Where the replica stands is read from the file.** At `open` all pages are read and the database checksum is looked
+up in the journal of positions (`follower.journal`). Whatever happened to the file, the position is right or unknown.
+
+**No app can write**: the applier holds SQLite's write lock for as long as it is open; a stock connection that tries
+gets SQLITE_BUSY.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NoReturn, Self
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from follower.journal import Journal
+from follower.wal_writer import Page, WalWriter
+from walcast.checksum import PageChecksums, lock_pgno, page_checksum
+from walcast.dbfiles import DatabaseFiles, PageReader
+from walcast.errors import ConfigError, Corrupt, Diverged, Stopped, Unavailable
+from walcast.position import Position
+from walcast.wal import frame_offset
+
+RESTART_FRAMES = 1000  # a WAL shorter than this is not worth a restart
+_BUSY_TIMEOUT_MS = 1000
+_OPEN_TRIES = 5
+
+
+class ChecksumMismatch(Diverged):
+    """The database checksum after a transaction would not be its position's; the transaction was rolled back."""
+
+    def __init__(self, position: Position, actual: int) -> None:
+        super().__init__(f"at {position} the database checksum would be {actual:016x}")
+        self.position = position
+        self.expected = position.checksum
+        self.actual = actual
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointResult:
+    """How many frames the WAL has, and how many of them are in the database file."""
+
+    wal_frames: int
+    backfilled_frames: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the WAL can restart as soon as no reader uses it."""
+        return self.backfilled_frames >= self.wal_frames
+
+
+class Applier:
+    """The WAL writer of one replica. One thread owns it; only `checkpoint` may be called from another at any time."""
+
+    writer: ClassVar[type[WalWriter]] = WalWriter
+
+    def __init__(
+        self, files: DatabaseFiles, wal: WalWriter, journal: Journal, connections: tuple[apsw.Connection, ...]
+    ) -> None:
+        """Use `open`. The write lock is held."""
+        self.path = files.path
+        self.page_size = wal.header.page_size
+        self.term = 0
+        self.position = Position()
+        self.restart_frames = RESTART_FRAMES
+        self.restart_refused = False
+        self._files = files
+        self._wal = wal
+        self._journal = journal
+        # The first reads, and is what keeps a reader's last close from deleting the WAL; the second makes checkpoints.
+        self._connections = connections
+        self._lock_pgno = lock_pgno(self.page_size)
+        self._in_transaction = False
+        self._broken = False
+        self._pgnos = array("I")
+        self._sums = array("Q")
+        self._new_page_one: bytes | None = None
+        with PageReader(files, connections[0]) as reader:
+            self._page_one = bytes(reader.read(1, 1))
+            self.checksums = PageChecksums.scan(self.page_size, reader.chunks())
+        found = journal.find(self.checksums.database)
+        if found is not None:
+            self.term, self.position = found
+
+    @classmethod
+    def open(cls, path: Path, state_dir: Path) -> Self:
+        """Take over the replica at `path`, a database in WAL mode; its positions are in `state_dir`.
+
+        Raises Unavailable while another holds the write lock, ConfigError for a database that is not in WAL mode.
+        """
+        connections = (_connect(path), _connect(path))
+        files = None
+        try:
+            page_size, commit_pages = _read(connections[0])
+            files = DatabaseFiles(path, writable=True)
+            wal = cls._take_over(files, connections[0], page_size, commit_pages)
+            return cls(files, wal, Journal(state_dir), connections)
+        except BaseException:
+            for connection in connections:
+                connection.close()
+            if files is not None:
+                files.close()  # also gives up the write lock
+            raise
+
+    @classmethod
+    def _take_over(
+        cls, files: DatabaseFiles, connection: apsw.Connection, page_size: int, commit_pages: int
+    ) -> WalWriter:
+        """The write lock, over a wal-index that is whole; a torn one SQLite recovers, which takes the lock for it."""
+        for _ in range(_OPEN_TRIES):
+            if not cls.writer.lock(files):
+                raise Unavailable(f"{files.path}: another process is writing to it")
+            if files.index_header() is not None:
+                return cls.writer(files, page_size, commit_pages)
+            cls.writer.unlock(files)
+            _read(connection)
+        raise Unavailable(f"{files.path}-shm: cannot be recovered")
+
+    def close(self) -> None:
+        """Roll back what is open and let others write. Connections first, then the descriptors (`walcast.dbfiles`)."""
+        self._in_transaction = False
+        for connection in self._connections:
+            connection.close()
+        self._wal.close()
+        self._files.close()
+        self._journal.close()
+
+    # The state
+
+    @property
+    def commit_pages(self) -> int:
+        """The size of the database, pages."""
+        return self.checksums.commit_pages
+
+    @property
+    def wal_frames(self) -> int:
+        """Committed frames in the WAL."""
+        return self._wal.header.mx_frame
+
+    @property
+    def wal_bytes(self) -> int:
+        """The part of the WAL file that is in use."""
+        return frame_offset(self.wal_frames + 1, self.page_size)
+
+    @property
+    def backfilled_frames(self) -> int:
+        """How many frames of the WAL are in the database file."""
+        return self._wal.backfilled_frames
+
+    # A transaction
+
+    def begin(self) -> None:
+        """Start a transaction, in a WAL that restarts if it is long and can.
+
+        `restart_refused` tells whether it was long and could not: a checkpoint has to finish or a reader to go.
+        """
+        if self._broken:
+            raise Stopped(f"{self.path}: a commit was interrupted; open the replica again")
+        if self._in_transaction:
+            raise RuntimeError("begin: a transaction is open")
+        if self.wal_frames >= self.restart_frames:
+            self.restart_wal_if_possible()
+        self._in_transaction = True
+
+    def write_pages(self, pgnos: Sequence[int] | NDArray[np.uint32], pages: Sequence[Page]) -> None:
+        """Pages in any order; a page written again in the same transaction counts as it was written last.
+
+        They go to the WAL as they come. Corrupt for what cannot be a page of this database; Unavailable when the disk
+        is full. Both roll back.
+        """
+        if not self._in_transaction:
+            raise RuntimeError("write_pages: no transaction is open")
+        size, lock, append = self.page_size, self._lock_pgno, self._wal.append
+        numbers = pgnos.tolist() if isinstance(pgnos, np.ndarray) else pgnos
+        try:
+            for pgno, page in zip(numbers, pages, strict=True):
+                if len(page) != size or not 0 < pgno <= 0xFFFFFFFE or pgno == lock:
+                    _refuse(pgno, page)
+                self._sums.append(page_checksum(pgno, page))
+                self._pgnos.append(pgno)
+                append(pgno, page)
+                if pgno == 1:
+                    self._new_page_one = bytes(page)
+        except OSError as error:
+            self.rollback()
+            raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
+        except BaseException:
+            self.rollback()
+            raise
+
+    def commit(self, term: int, position: Position, commit_pages: int, timestamp_ms: int = 0) -> None:
+        """Make the transaction visible: the replica is at `position` then, and has `commit_pages` pages.
+
+        Pages past `commit_pages` count for nothing. Raises ChecksumMismatch, a Diverged, when the database checksum
+        would not be `position.checksum`, and Unavailable when the disk is full; both roll back.
+        """
+        if not self._in_transaction:
+            raise RuntimeError("commit: no transaction is open")
+        pgnos, sums = self._changes()
+        actual = self.checksums.after(pgnos, sums, commit_pages)
+        if actual != position.checksum or commit_pages < 1:
+            self.rollback()
+            raise ChecksumMismatch(position, actual)
+        page_one = self._page_one if self._new_page_one is None else self._new_page_one
+        try:
+            # The journal first: once a reader has seen the commit, its checksum has a name, whatever happens next.
+            self._journal.append(term, position, timestamp_ms)
+            self._broken = True  # until memory and file agree again
+            self._wal.publish(commit_pages, page_one)
+        except OSError as error:
+            self._broken = False  # raised before the header moved
+            self.rollback()
+            raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
+        self.checksums.apply(pgnos, sums, commit_pages)
+        self._page_one = page_one
+        self.term, self.position = term, position
+        self._broken = False
+        self._forget()
+
+    def rollback(self) -> None:
+        """Drop the transaction."""
+        self._wal.discard()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._in_transaction = False
+        self._new_page_one = None
+        del self._pgnos[:], self._sums[:]
+
+    def _changes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The pages written, each once, and their checksums as of the last time."""
+        pgnos, sums = np.array(self._pgnos, np.uint32), np.array(self._sums, np.uint64)
+        if len(set(self._pgnos)) == len(pgnos):
+            return pgnos, sums
+        unique, index = np.unique(pgnos[::-1], return_index=True)
+        return unique, sums[::-1][index]
+
+    # The WAL
+
+    def checkpoint(self) -> CheckpointResult:
+        """Copy what readers allow into the database file, without waiting for anybody (PASSIVE)."""
+        # What is durable in the file should have a durable name.
+        self._journal.sync()
+        try:
+            frames, backfilled = self._connections[1].wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:  # another process is making one
+            frames, backfilled = self.wal_frames, self.backfilled_frames
+        return CheckpointResult(frames, backfilled)
+
+    def restart_wal_if_possible(self) -> bool:
+        """Go on at the beginning of the WAL file, if all of it is in the database file and no reader uses it."""
+        restarted = self._wal.restart()
+        self.restart_refused = not restarted
+        return restarted
+
+
+def _refuse(pgno: int, page: Page) -> NoReturn:
+    raise Corrupt(f"no page of this database: number {pgno}, {len(page)} bytes")
+
+
+def _connect(path: Path) -> apsw.Connection:
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except apsw.CantOpenError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except apsw.NotADBError as error:
+        raise Corrupt(f"{path}: {error}") from error
+    return connection
+
+
+def _read(connection: apsw.Connection) -> tuple[int, int]:
+    """Page size and size in pages. Reading makes SQLite create, or recover, WAL and wal-index."""
+    if connection.pragma("journal_mode") != "wal":
+        raise ConfigError(f"{connection.filename}: not in WAL mode")
+    connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    return int(connection.pragma("page_size")), int(connection.pragma("page_count"))
