@@ -10,13 +10,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
 
-from primary.anchor import Anchor
+from primary.anchor import Anchor, connect
 from primary.capture import Capture
 from primary.checkpointer import Checkpointer
 from primary.identity import SizeWatch, check_same_files
@@ -24,7 +26,7 @@ from primary.log import TransactionLog
 from primary.opening import open_database
 from primary.resume import compare, resume
 from primary.wakeup import IDLE_S, LOOK_AGAIN_S, Wakeup
-from walcast.dbfiles import DatabaseFiles
+from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.position import Position
 from walcast.statedir import StateDir
@@ -38,6 +40,14 @@ BUSY_PAUSE_S = 0.004
 RETRY_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A state that is in the log: its position and how many pages the database has there."""
+
+    position: Position
+    commit_pages: int
+
+
 class Database:
     """A database, its log, and the thread between them."""
 
@@ -46,9 +56,10 @@ class Database:
         self.name = name
         self.failure: WalcastError | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._barriers: list[Future[Position]] = []
+        self._barriers: list[Future[Captured]] = []
         self._barrier_lock = threading.Lock()
         self._stopping = False
+        self._skip_to = 0
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
         self._anchored: tuple[object, ...] = ()
         self._anchored_s = 0.0
@@ -70,15 +81,36 @@ class Database:
             self._compare("the WAL does not continue the log")
         self._thread.start()
 
-    def barrier(self) -> Future[Position]:
-        """A position that covers every commit made before this call; Unavailable when the database is not served."""
-        future: Future[Position] = Future()
+    def barrier(self) -> Future[Captured]:
+        """A state that covers every commit made before this call; Unavailable when the database is not served."""
+        future: Future[Captured] = Future()
         with self._barrier_lock:
             if self._stopping or self.failure:
                 raise self.failure or Unavailable("stopping")
             self._barriers.append(future)
         self._wakeup.call()
         return future
+
+    def skip_to(self, txid: int) -> None:
+        """Give the present state a TXID of at least `txid`: a new history, whose followers compare pages once."""
+        self._skip_to = txid
+        self.barrier().result()
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int, int], memoryview]]:
+        """Read pages in other threads: `read(first, count)` takes them at the newest state, each call in a short read
+        transaction of its own, and answers fewer where the database ends."""
+        connection = connect(self.path)
+
+        def read(first: int, count: int) -> memoryview:
+            with PageReader(self.files, connection) as reader:
+                count = min(count, reader.header.commit_pages + 1 - first)
+                return reader.read(first, count) if count > 0 else memoryview(b"")
+
+        try:
+            yield read
+        finally:
+            connection.close()
 
     @property
     def wal_bytes(self) -> int:
@@ -135,12 +167,14 @@ class Database:
                 waiting, self._barriers = self._barriers, []
             try:
                 transactions = self._capture_all()
+                self._skip()
             except BaseException:
                 with self._barrier_lock:
                     self._barriers[:0] = waiting
                 raise
             for future in waiting:
-                future.set_result(self.log.position)
+                assert self.log.checksums is not None
+                future.set_result(Captured(self.log.position, self.log.checksums.commit_pages))
             if transactions:
                 looks = 0
                 self._checkpointer.run(self._capture.frame)
@@ -155,6 +189,11 @@ class Database:
                 looks = 0
             else:
                 self._look_around()
+
+    def _skip(self) -> None:
+        if self._skip_to > self.log.position.txid:
+            assert self.log.checksums is not None
+            self.log.start(self.log.checksums, Position(self._skip_to, self.log.position.checksum))
 
     def _capture_all(self) -> int:
         return self._capture.capture()

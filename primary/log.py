@@ -317,18 +317,12 @@ class TransactionLog:
 
 
 def _replay_entry(entry: Entry, checksums: PageChecksums) -> None:
-    decoder = ltx.Decoder()
     pgnos: list[int] = []
     sums: list[int] = []
-    for start in range(0, entry.size, FLUSH_BYTES):
-        decoder.feed(entry.read(start, FLUSH_BYTES))
-        while (event := decoder.next_event()) is not None:
-            if isinstance(event, ltx.Header):
-                commit_pages = event.commit_pages
-            elif isinstance(event, ltx.Page):
-                pgnos.append(event.pgno)
-                sums.append(page_checksum(event.pgno, event.data))
-    decoder.close()
+    for page in entry.pages():
+        pgnos.append(page.pgno)
+        sums.append(page_checksum(page.pgno, page.data))
+    commit_pages = entry.header().commit_pages
     numbers, values = np.array(pgnos, np.uint32), np.array(sums, np.uint64)
     if checksums.after(numbers, values, commit_pages) != entry.post_checksum:
         raise Corrupt(f"entry {entry.min_txid} does not lead to its checksum")

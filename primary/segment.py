@@ -13,6 +13,7 @@ import struct
 import zlib
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from walcast.position import Position, format_txid
 PREFIX = struct.Struct(">4sIQ")
 MAGIC = b"WLTX"
 ALLOCATION_STEP_BYTES = 4 << 20
+READ_BYTES = 1 << 20
 SUFFIX = ".log"
 
 
@@ -54,6 +56,16 @@ class Entry:
         if len(data) != want:
             raise Corrupt(f"{self.segment.path}: {len(data)} of {want} bytes at {self.offset + start}")
         return data
+
+    def pages(self) -> Iterator[ltx.Page]:
+        """Every page, decoded; Corrupt at the end, at the latest, when the file is not what was written."""
+        decoder = ltx.Decoder()
+        for start in range(0, self.size, READ_BYTES):
+            decoder.feed(self.read(start, READ_BYTES))
+            while (event := decoder.next_event()) is not None:
+                if isinstance(event, ltx.Page):
+                    yield event
+        decoder.close()
 
     def header(self) -> ltx.Header:
         """The LTX header."""

@@ -461,22 +461,18 @@ class CopyEnd(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: _builtins.int
-    COMMIT_PAGES_FIELD_NUMBER: _builtins.int
-    commit_pages: _builtins.int
-    """database pages at this position"""
     @_builtins.property
     def position(self) -> Global___Position:
-        """stream at least to here before anything becomes visible"""
+        """stream at least to here before anything becomes visible; equal to start: commit as it is"""
 
     def __init__(
         self,
         *,
         position: Global___Position | None = ...,
-        commit_pages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_pages", b"commit_pages", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,82 @@
+"""What the primary knows of its followers: positions acknowledged, and lag measured on its own clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+MAX_UNACKNOWLEDGED = 1024
+
+
+@dataclass(slots=True)
+class Follower:
+    """One follower's stream, as Postgres' `pg_stat_replication` would show it. Lag is from capture to acknowledged as applied."""
+
+    id: str
+    name: str
+    peer: str
+    state: str = "catching-up"
+    sent_txid: int = 0
+    received_txid: int = 0
+    applied_txid: int = 0
+    round_trip_us: int = 0
+    _lag_ns: int = 0
+    _sent: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def sent(self, txid: int, captured_ns: int) -> None:
+        """An entry that ends with `txid` is on its way."""
+        self.sent_txid = txid
+        if captured_ns and len(self._sent) < MAX_UNACKNOWLEDGED:
+            self._sent.append((txid, captured_ns))
+
+    def acknowledged(self, received_txid: int, applied_txid: int, echo_us: int) -> None:
+        """The follower says how far it is."""
+        now = time.monotonic_ns()
+        self.received_txid = max(self.received_txid, min(received_txid, self.sent_txid))
+        self.applied_txid = max(self.applied_txid, min(applied_txid, self.sent_txid))
+        while self._sent and self._sent[0][0] <= self.applied_txid:
+            self._lag_ns = now - self._sent.popleft()[1]
+        if echo_us:
+            self.round_trip_us = max(0, now // 1000 - echo_us)
+
+    def lag_ms(self) -> float:
+        """The newest measured lag, or how long the oldest transaction not applied has been waiting, if that is more."""
+        waiting = time.monotonic_ns() - self._sent[0][1] if self._sent else 0
+        return max(self._lag_ns, waiting) / 1e6
+
+
+class Followers:
+    """The followers of one database, and those who wait for them. Used in the event loop only."""
+
+    def __init__(self) -> None:
+        self.connected: list[Follower] = []
+        self._changed = asyncio.Event()
+
+    def add(self, follower: Follower) -> None:
+        """A stream began; the same id again replaces an older stream in what is counted."""
+        self.connected.append(follower)
+
+    def remove(self, follower: Follower) -> None:
+        """The stream ended."""
+        self.connected.remove(follower)
+
+    def progressed(self) -> None:
+        """Wake those who wait for an applied position."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def applied(self, txid: int) -> int:
+        """How many different followers have applied `txid`."""
+        return len({f.id for f in self.connected if f.applied_txid >= txid})
+
+    async def wait_applied(self, txid: int, count: int, timeout_s: float) -> int:
+        """Until `count` followers have applied `txid`, or the time is over; how many have."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.applied(txid) < count:
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        return self.applied(txid)

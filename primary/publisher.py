@@ -1,0 +1,289 @@
+"""The replication service: the log, sent to every follower that asks, from where each one is.
+
+A follower is a cursor into the log, nothing more: what it has not taken stays in the log (one encoding for all), never in a queue
+here. gRPC's flow control stops the sending; when the log has moved past a slow follower's cursor it is told so and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+
+from primary.copying import copy_pages
+from primary.database import Database
+from primary.followers import Follower, Followers
+from primary.log import Known, TransactionLog
+from walcast import wire
+from walcast.errors import WalcastError
+from walcast.position import Position
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+
+log = logging.getLogger("walcast.primary")
+
+CHUNK_BYTES = 256 << 10
+HEARTBEAT_S = 1.0
+MAX_FOLLOWERS = 1000
+BARRIER_TIMEOUT_S = 30.0
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Refused(Exception):  # noqa: N818
+    """Ends a call with a Refusal message."""
+
+    def __init__(self, kind: pb.RefusalKind.ValueType, detail: str, position: Position | None = None) -> None:
+        super().__init__(detail)
+        self.refusal = pb.Refusal(kind=kind, detail=detail, protocol=wire.PROTOCOL_VERSION)
+        if position is not None:
+            self.refusal.position.CopyFrom(wire.position_message(position, 0))
+
+
+class Served:
+    """A database as the service sees it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.followers = Followers()
+        self._loop = asyncio.get_running_loop()
+        self._grown = asyncio.Event()
+        self._woken = False
+        database.log.listen(self._wake_from_thread)
+
+    @property
+    def log(self) -> TransactionLog:
+        return self.database.log
+
+    def _wake_from_thread(self) -> None:
+        if not self._woken:  # many entries between two turns of the loop need one wake-up
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._woken = False
+        self._grown.set()
+        self._grown = asyncio.Event()
+
+    async def grown(self, timeout_s: float) -> bool:
+        """Until the log has a new entry; False when the time is over."""
+        event = self._grown
+        try:
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Publisher(rpc.ReplicationServicer):
+    """The gRPC service over the databases of this process."""
+
+    def __init__(self, databases: Mapping[str, Served], status: Any) -> None:
+        self._databases = databases
+        self._status = status
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the streams; new ones are refused."""
+        self._stopping.set()
+        for served in self._databases.values():
+            served._wake()
+
+    def _find(self, protocol: int, name: str) -> Served:
+        if protocol != wire.PROTOCOL_VERSION:
+            raise Refused(
+                pb.REFUSAL_KIND_PROTOCOL_VERSION,
+                f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older side",
+            )
+        if self._stopping.is_set():
+            raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
+        if not name and len(self._databases) == 1:
+            return next(iter(self._databases.values()))
+        if name not in self._databases:
+            known = ", ".join(sorted(self._databases)) or "none"
+            raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
+        return self._databases[name]
+
+    # Stream
+
+    async def Stream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.FollowerMessage], context: Context
+    ) -> AsyncIterator[pb.PrimaryMessage]:
+        """One follower's stream of one database."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("kind") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
+            return
+        hello = first.hello
+        try:
+            served = self._find(hello.protocol, hello.database)
+            if len(served.followers.connected) >= MAX_FOLLOWERS:
+                raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
+            position = wire.position_of(hello.position)
+            _check_known(served.log, position)
+            _check_term(served.log, hello.position.term)
+        except Refused as refused:
+            yield pb.PrimaryMessage(refusal=refused.refusal)
+            return
+        follower = Follower(hello.follower_id, hello.follower_name, context.peer(), sent_txid=position.txid)
+        follower.acknowledged(position.txid, position.txid, 0)
+        served.followers.add(follower)
+        reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
+        log.info("follower connected", extra={"follower": follower.id, "name_": follower.name, "at": str(position)})
+        try:
+            yield pb.PrimaryMessage(
+                welcome=pb.Welcome(
+                    protocol=wire.PROTOCOL_VERSION,
+                    term=served.log.term,
+                    database=served.database.name,
+                    page_size=served.database.page_size,
+                    position=wire.position_message(served.log.position, served.log.term),
+                )
+            )
+            async for message in self._send_from(served, follower, position.txid):
+                yield message
+        except Refused as refused:
+            yield pb.PrimaryMessage(refusal=refused.refusal)
+        finally:
+            reading.cancel()
+            served.followers.remove(follower)
+            log.info("follower gone", extra={"follower": follower.id, "applied_txid": follower.applied_txid})
+
+    async def _send_from(self, served: Served, follower: Follower, txid: int) -> AsyncIterator[pb.PrimaryMessage]:
+        """Everything after `txid`, for ever; a heartbeat whenever there was none for a while."""
+        beat_s = 0.0
+        while True:
+            now = time.monotonic()
+            if now - beat_s >= HEARTBEAT_S:
+                beat_s = now
+                yield _heartbeat(served, follower)
+            if self._stopping.is_set():
+                raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
+            if served.database.failure:
+                raise Refused(pb.REFUSAL_KIND_STOPPING, str(served.database.failure))
+            if served.log.position.txid == txid:
+                follower.state = "streaming"
+                await served.grown(max(0.0, beat_s + HEARTBEAT_S - time.monotonic()))
+                continue
+            async for message, txid in _chunks(served.log, follower, txid):  # noqa: B020, PLW2901
+                yield message
+
+    # Copy
+
+    async def Copy(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.CopyRequest], context: Context
+    ) -> AsyncIterator[pb.CopyReply]:
+        """The pages that differ from a copy's."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("kind") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
+            return
+        try:
+            served = self._find(first.hello.protocol, first.hello.database)
+            size = served.database.page_size
+            if first.hello.page_size not in (0, size):
+                detail = f"the primary's pages have {size} bytes, the copy's {first.hello.page_size}"
+                raise Refused(pb.REFUSAL_KIND_PAGE_SIZE, detail)
+        except Refused as refused:
+            yield pb.CopyReply(refusal=refused.refusal)
+            return
+        theirs = bytearray()
+        async for request in request_iterator:
+            theirs += request.checksums
+            if len(theirs) > 8 << 32:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "more checksums than SQLite has pages")
+        async with contextlib.aclosing(copy_pages(served.database, bytes(theirs))) as replies:
+            async for reply in replies:
+                yield reply
+
+    # Status and barrier
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: N802
+        """What `walcast status` shows."""
+        return self._status()  # type: ignore[no-any-return]
+
+    async def Barrier(self, request: pb.BarrierRequest, context: Context) -> pb.BarrierReply:  # noqa: N802
+        """A position that covers every commit made before the call, and who has applied it."""
+        try:
+            served = self._find(wire.PROTOCOL_VERSION, request.database)
+        except Refused as refused:
+            return pb.BarrierReply(refusal=refused.refusal)
+        timeout_s = min(request.timeout_ms / 1000, BARRIER_TIMEOUT_S) if request.timeout_ms else BARRIER_TIMEOUT_S
+        try:
+            async with asyncio.timeout(timeout_s):
+                captured = await asyncio.wrap_future(served.database.barrier())
+        except (WalcastError, TimeoutError) as error:
+            detail = str(error) or "the primary could not capture in time"
+            return pb.BarrierReply(refusal=pb.Refusal(kind=pb.REFUSAL_KIND_STOPPING, detail=detail))
+        position = captured.position
+        applied = served.followers.applied(position.txid)
+        if request.followers:
+            applied = await served.followers.wait_applied(position.txid, request.followers, timeout_s)
+        return pb.BarrierReply(position=wire.position_message(position, served.log.term), followers=applied)
+
+
+def _check_known(transactions: TransactionLog, position: Position) -> None:
+    known = transactions.knows(position)
+    if known is Known.OLDER:
+        detail = f"the log begins at {transactions.first}, the follower is at {position}"
+        raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, detail, transactions.position)
+    if known is Known.DIVERGED:
+        raise Refused(pb.REFUSAL_KIND_DIVERGED, f"{position} is not on this primary's history", transactions.position)
+
+
+def _check_term(transactions: TransactionLog, term: int) -> None:
+    if term > transactions.term:
+        detail = f"the follower has seen term {term}, this primary is of term {transactions.term}"
+        raise Refused(pb.REFUSAL_KIND_OLDER_TERM, detail, transactions.position)
+
+
+async def _read_acks(requests: AsyncIterator[pb.FollowerMessage], served: Served, follower: Follower) -> None:
+    async for message in requests:
+        ack = message.ack
+        follower.acknowledged(ack.received_txid, ack.applied_txid, ack.echo_us)
+        served.followers.progressed()
+
+
+def _heartbeat(served: Served, follower: Follower) -> pb.PrimaryMessage:
+    return pb.PrimaryMessage(
+        heartbeat=pb.Heartbeat(
+            position=wire.position_message(served.log.position, served.log.term),
+            clock_us=time.monotonic_ns() // 1000,
+            round_trip_us=follower.round_trip_us,
+        )
+    )
+
+
+async def _chunks(
+    transactions: TransactionLog, follower: Follower, txid: int
+) -> AsyncIterator[tuple[pb.PrimaryMessage, int]]:
+    """What is in the log after `txid`, small entries together, big ones in pieces; each with the TXID it reaches."""
+    pieces: list[bytes] = []
+    size = 0
+    while (entry := transactions.after(txid)) is not None:
+        if size and size + entry.size > CHUNK_BYTES:
+            break
+        last = entry
+        start = 0
+        while entry.size - start > CHUNK_BYTES:
+            yield _chunk(entry.read(start, CHUNK_BYTES), 0, transactions), txid
+            start += CHUNK_BYTES
+        pieces.append(entry.read(start))
+        size += entry.size - start
+        txid = entry.max_txid
+        follower.sent(txid, entry.captured_ns)
+    if not pieces:
+        raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log moved on past TXID {txid}", transactions.position)
+    yield _chunk(b"".join(pieces), last.captured_ns, transactions), txid
+
+
+def _chunk(data: bytes, captured_ns: int, transactions: TransactionLog) -> pb.PrimaryMessage:
+    age_us = max(0, time.monotonic_ns() - captured_ns) // 1000 if captured_ns else 0
+    chunk = pb.Chunk(data=data, age_us=min(age_us, 0xFFFFFFFF), position_txid=transactions.position.txid)
+    return pb.PrimaryMessage(chunk=chunk)
