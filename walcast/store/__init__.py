@@ -1,0 +1,15 @@
+"""Archive stores: one small interface, a directory and S3 behind it."""
+
+from walcast.store.base import ObjectInfo, ObjectMissing, Store
+from walcast.store.url import DirectorySpec, S3Spec, StoreSpec, open_store, parse_url
+
+__all__ = [
+    "DirectorySpec",
+    "ObjectInfo",
+    "ObjectMissing",
+    "S3Spec",
+    "Store",
+    "StoreSpec",
+    "open_store",
+    "parse_url",
+]

@@ -1,0 +1,77 @@
+"""What an archive store can do: objects with a key, in a directory or in an S3 bucket.
+
+Keys are relative to the store's URL. Every implementation keeps these promises; `tests/test_store.py` runs them all:
+
+* An object is there whole or not at all: a `put` that fails midway changes nothing.
+* `list` is sorted by key and reads its listing as it goes, so an archive of any size can be listed.
+* Nothing waits for ever, and memory stays bounded whatever the size of an object.
+* What goes wrong is `ObjectMissing`, `Unavailable` (a retry may help) or `ConfigError` (it will not: the message says
+  what to change).
+
+A store may be used by several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
+
+from walcast.errors import Unavailable
+
+
+class ObjectMissing(Unavailable):
+    """There is no object of this key now: retention may have removed it after it was listed."""
+
+    def __init__(self, key: str, url: str) -> None:
+        super().__init__(f"{key} is not in the archive {url}")
+        self.key = key
+        self.url = url
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectInfo:
+    """One line of a listing. `timestamp_ms` is the store's own: S3 lists when an object was uploaded."""
+
+    key: str
+    size: int
+    timestamp_ms: int
+
+
+class Store(Protocol):
+    """An archive store. Close it when done; it is its own context manager."""
+
+    @property
+    def url(self) -> str:
+        """The store's URL, without secrets."""
+
+    def level_prefix(self, level: int) -> str:
+        """Where LTX files of a level live, as Litestream lays them out in this kind of store; ends with a slash."""
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        """An object or a range of it; fewer bytes than asked for where it ends earlier."""
+
+    def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        """An object from its start, in pieces of `size` bytes (the last may be shorter)."""
+
+    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int) -> None:
+        """Write an object, all or nothing, over an older one of that key. A stream is read to its end, not closed."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose key starts with `prefix`, sorted by key."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; one that is not there is no error."""
+
+    def check(self, *, write: bool = True) -> None:
+        """Is the store reachable, and may we write? Leaves nothing behind."""
+
+    def close(self) -> None:
+        """Release connections. Harmless when repeated."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,178 @@
+"""An archive in a directory, laid out as Litestream's file replica: `ltx/<level>/<min>-<max>.ltx`.
+
+An object is written to a hidden temporary file beside its place, fsynced, renamed, and its folder fsynced. Litestream
+takes a file's modification time as the transaction's time, so `put` sets it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from walcast.errors import ConfigError, Unavailable
+from walcast.store.base import ObjectInfo, ObjectMissing
+
+_COPY_BYTES = 1 << 20
+
+# A retry does not help against these: somebody has to change the path, its owner or its mount.
+_WRONG_PLACE = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
+class DirectoryStore:
+    """Objects are files under `root`; folders are made as they are needed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        return self.root.as_uri()
+
+    def __repr__(self) -> str:
+        return f"DirectoryStore({self.url!r})"
+
+    def level_prefix(self, level: int) -> str:
+        return f"ltx/{level}/"
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        with self._errors(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def chunks(self, key: str, size: int = _COPY_BYTES) -> Iterator[bytes]:
+        with self._errors(key), self._path(key).open("rb") as file:
+            while chunk := file.read(size):
+                yield chunk
+
+    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int) -> None:
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with self._errors(key):
+            self._make_folder(path.parent)
+            try:
+                with temporary.open("xb") as file:
+                    if isinstance(body, bytes):
+                        file.write(body)
+                    else:
+                        shutil.copyfileobj(body, file, _COPY_BYTES)
+                    file.flush()
+                    # Before the rename: an object is never seen with another time than its own.
+                    os.utime(file.fileno(), ns=(timestamp_ms * 1_000_000, timestamp_ms * 1_000_000))
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _fsync_folder(path.parent)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        folder, _, _ = prefix.rpartition("/")
+        with self._errors(prefix):
+            yield from self._walk(f"{folder}/" if folder else "", prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        folders: set[Path] = set()
+        for key in keys:
+            path = self._path(key)
+            with self._errors(key):
+                path.unlink(missing_ok=True)
+            folders.add(path.parent)
+        for folder in folders:
+            with self._errors(str(folder)):
+                if folder.is_dir():
+                    _fsync_folder(folder)
+
+    def check(self, *, write: bool = True) -> None:
+        with self._errors(""):
+            if write:
+                self._make_folder(self.root)
+                probe = self.root / f".walcast-check.{secrets.token_hex(4)}.tmp"
+                probe.touch(exist_ok=False)
+                probe.unlink()
+            elif self.root.exists():
+                next(os.scandir(self.root), None)
+            else:
+                raise ConfigError(f"the archive directory {self.root} does not exist: correct the path")
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _path(self, key: str) -> Path:
+        if not key or any(part in ("", ".", "..") for part in key.split("/")):
+            raise ValueError(f"not a key: {key!r}")
+        return self.root / key
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                # A folder sorts as its name with the slash, as S3 sorts whole keys.
+                found = sorted((entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries)
+        except FileNotFoundError:
+            return
+        for name, entry in found:
+            key = folder + name
+            if name.startswith(".") or name.endswith(".tmp"):
+                continue
+            if name.endswith("/"):
+                if key.startswith(prefix) or prefix.startswith(key):
+                    yield from self._walk(key, prefix)
+            elif key.startswith(prefix):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # removed since the folder was read
+                yield ObjectInfo(key, status.st_size, status.st_mtime_ns // 1_000_000)
+
+    def _make_folder(self, folder: Path) -> None:
+        missing: list[Path] = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            _fsync_folder(path.parent)
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Translate what the file system says into what the caller must do."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ObjectMissing(key, self.url) from error
+        except OSError as error:
+            what = f"the archive directory {self.root} cannot be used: {error.strerror} ({error.filename or key})"
+            if error.errno in _WRONG_PLACE:
+                raise ConfigError(f"{what}: correct the path or its permissions") from error
+            raise Unavailable(what) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

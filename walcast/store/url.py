@@ -1,0 +1,206 @@
+"""Archive URLs: text → a specification (pure) → an open store.
+
+    s3://bucket/prefix?endpoint=https://host&region=eu-west-1&path-style=true
+    file:///var/backups/app        or a plain directory path
+
+The defaults are Litestream's (`s3/replica_client.go`), so that one URL means one place to both: a custom endpoint is
+addressed path style unless the URL says otherwise. One differs: an endpoint without a scheme always means https, also
+on a local address.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from walcast.errors import ConfigError
+from walcast.store.base import Store
+
+_BOOLEANS = {"true": True, "1": True, "t": True, "yes": True, "false": False, "0": False, "f": False, "no": False}
+
+# Every spelling Litestream reads, beside the one walcast prints.
+_QUERY_KEYS = {
+    "endpoint": "endpoint",
+    "region": "region",
+    "path-style": "path-style",
+    "force-path-style": "path-style",
+    "forcePathStyle": "path-style",
+    "skip-verify": "skip-verify",
+    "skipVerify": "skip-verify",
+    "ca-bundle": "ca-bundle",
+    "storage-class": "storage-class",
+    "storageClass": "storage-class",
+}
+# Settings of Litestream's client that change nothing in what is stored; this one needs no counterpart.
+_QUERY_IGNORED = {
+    "sign-payload",
+    "signPayload",
+    "require-content-md5",
+    "requireContentMD5",
+    "concurrency",
+    "part-size",
+    "partSize",
+}
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class DirectorySpec:
+    """An archive in a directory."""
+
+    path: Path
+
+    @property
+    def url(self) -> str:
+        return "file://" + quote(str(self.path)) if self.path.is_absolute() else str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Spec:
+    """An archive in an S3 bucket. `prefix` has no slash at either end and may be empty.
+
+    `access_key_id` and `secret_access_key` never come from a URL; a configuration file may set them. Without them the
+    environment decides, see `walcast.store.s3`.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    skip_verify: bool = False
+    ca_bundle: str | None = None
+    storage_class: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """The URL that parses to this, less the keys."""
+        query: dict[str, str] = {}
+        if self.endpoint:
+            query["endpoint"] = self.endpoint
+        if self.region:
+            query["region"] = self.region
+        if self.path_style != bool(self.endpoint):
+            query["path-style"] = str(self.path_style).lower()
+        if self.skip_verify:
+            query["skip-verify"] = "true"
+        if self.ca_bundle:
+            query["ca-bundle"] = self.ca_bundle
+        if self.storage_class:
+            query["storage-class"] = self.storage_class
+        path = f"/{quote(self.prefix)}" if self.prefix else ""
+        return f"s3://{self.bucket}{path}" + ("?" + urlencode(query, safe=":/") if query else "")
+
+
+StoreSpec = DirectorySpec | S3Spec
+
+
+def parse_url(text: str) -> StoreSpec:
+    """What an archive URL or directory path means. Raises ConfigError that says what is wrong with it."""
+    if not text:
+        raise ConfigError("the archive URL is empty: give s3://bucket/prefix, file:///dir or a directory")
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme is None:
+        if re.match(r"(s3|file):", text):
+            raise ConfigError(f"archive URL {text!r}: write two slashes after the scheme")
+        return DirectorySpec(Path(text))
+    try:
+        parts = urlsplit(text)
+        if parts.scheme == "file":
+            return _directory(text, parts.netloc, parts.path, parts.query)
+        if parts.scheme == "s3":
+            if "@" in parts.netloc:
+                # Not quoted in the message: it holds a secret.
+                raise ConfigError(
+                    "an archive URL holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+                )
+            return _s3(text, parts.netloc, unquote(parts.path), parts.query)
+    except ValueError as error:
+        raise ConfigError(f"archive URL {text!r}: {error}") from error
+    raise ConfigError(f"archive URL {text!r}: unknown scheme {parts.scheme!r}; s3 and file are known")
+
+
+def open_store(where: str | StoreSpec) -> Store:
+    """The store of a URL or specification. Opens no connection yet; `check` does."""
+    spec = parse_url(where) if isinstance(where, str) else where
+    if isinstance(spec, DirectorySpec):
+        from walcast.store.directory import DirectoryStore
+
+        return DirectoryStore(spec.path)
+    from walcast.store.s3 import S3Store
+
+    return S3Store(spec)
+
+
+def normal_endpoint(text: str) -> str:
+    """An S3 endpoint as a URL without a path; without a scheme it means https."""
+    full = text if "://" in text else f"https://{text}"
+    parts = urlsplit(full)
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"endpoint {text!r}: unknown scheme {parts.scheme!r}; http and https are known")
+    if "@" in parts.netloc:
+        raise ConfigError("an endpoint holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+    if not parts.hostname:
+        raise ConfigError(f"endpoint {text!r}: the host is missing")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"endpoint {text!r}: {error}") from error
+    if parts.query or parts.fragment:
+        raise ConfigError(f"endpoint {text!r}: only a scheme, a host and a port belong in it")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def _directory(text: str, host: str, path: str, query: str) -> DirectorySpec:
+    if host not in ("", "localhost"):
+        raise ConfigError(f"archive URL {text!r}: write three slashes, file:///{host}{path}, for a local directory")
+    if query:
+        raise ConfigError(f"archive URL {text!r}: a file URL takes no options")
+    if not path.strip("/"):
+        raise ConfigError(f"archive URL {text!r}: the directory is missing")
+    return DirectorySpec(Path(unquote(path)))
+
+
+def _s3(text: str, bucket: str, path: str, query: str) -> S3Spec:
+    if not bucket:
+        raise ConfigError(f"archive URL {text!r}: the bucket is missing; write s3://bucket/prefix")
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f"archive URL {text!r}: {bucket!r} is not a bucket name; a host goes into ?endpoint=…")
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
+        if key in _QUERY_IGNORED:
+            continue
+        if key not in _QUERY_KEYS:
+            known = ", ".join(sorted(set(_QUERY_KEYS.values())))
+            raise ConfigError(f"archive URL {text!r}: unknown option {key!r}; known are {known}")
+        name = _QUERY_KEYS[key]
+        if name in options:
+            raise ConfigError(f"archive URL {text!r}: {key!r} is given twice")
+        if not value:
+            raise ConfigError(f"archive URL {text!r}: {key!r} has no value")
+        options[name] = value
+    endpoint = normal_endpoint(options["endpoint"]) if "endpoint" in options else None
+    return S3Spec(
+        bucket=bucket,
+        prefix="/".join(part for part in path.split("/") if part),
+        endpoint=endpoint,
+        region=options.get("region"),
+        path_style=_boolean(text, options, "path-style", endpoint is not None),
+        skip_verify=_boolean(text, options, "skip-verify", False),
+        ca_bundle=options.get("ca-bundle"),
+        storage_class=options.get("storage-class"),
+    )
+
+
+def _boolean(text: str, options: dict[str, str], name: str, default: bool) -> bool:
+    if name not in options:
+        return default
+    value = _BOOLEANS.get(options[name].lower())
+    if value is None:
+        raise ConfigError(f"archive URL {text!r}: {name!r} is true or false, not {options[name]!r}")
+    return value
