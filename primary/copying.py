@@ -22,6 +22,7 @@ from walcast.rpc import replication_pb2 as pb
 
 PIECE_BYTES = 1 << 20
 MESSAGE_BYTES = 256 << 10
+PIN_SECONDS = 30.0
 
 
 async def copy_pages(database: Database, theirs: bytes) -> AsyncIterator[pb.CopyReply]:
@@ -47,7 +48,8 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncIterator[pb.Copy
                 yield pb.CopyReply(pages=message)
         end = await asyncio.wrap_future(database.barrier())
         yield pb.CopyReply(end=pb.CopyEnd(position=wire.position_message(end.position, log.term)))
-        # The receiver keeps this call open until its stream has begun at `start`.
+        # The log stays pinned until the receiver, whose stream at `start` has begun, cancels the call.
+        await asyncio.sleep(PIN_SECONDS)
 
 
 def _differing(size: int, first: int, pages: memoryview, theirs: NDArray[np.uint64]) -> list[pb.CopyPages]:

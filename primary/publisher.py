@@ -265,6 +265,7 @@ async def _chunks(
 ) -> AsyncIterator[tuple[pb.PrimaryMessage, int]]:
     """What is in the log after `txid`, small entries together, big ones in pieces; each with the TXID it reaches."""
     pieces: list[bytes] = []
+    ends: list[int] = []
     size = 0
     while (entry := transactions.after(txid)) is not None:
         if size and size + entry.size > CHUNK_BYTES:
@@ -272,18 +273,20 @@ async def _chunks(
         last = entry
         start = 0
         while entry.size - start > CHUNK_BYTES:
-            yield _chunk(entry.read(start, CHUNK_BYTES), 0, transactions), txid
+            yield _chunk(entry.read(start, CHUNK_BYTES), [], 0, transactions), txid
             start += CHUNK_BYTES
         pieces.append(entry.read(start))
         size += entry.size - start
+        ends.append(size)
         txid = entry.max_txid
         follower.sent(txid, entry.captured_ns)
     if not pieces:
         raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log moved on past TXID {txid}", transactions.position)
-    yield _chunk(b"".join(pieces), last.captured_ns, transactions), txid
+    yield _chunk(b"".join(pieces), ends, last.captured_ns, transactions), txid
 
 
-def _chunk(data: bytes, captured_ns: int, transactions: TransactionLog) -> pb.PrimaryMessage:
+def _chunk(data: bytes, ends: list[int], captured_ns: int, transactions: TransactionLog) -> pb.PrimaryMessage:
     age_us = max(0, time.monotonic_ns() - captured_ns) // 1000 if captured_ns else 0
-    chunk = pb.Chunk(data=data, age_us=min(age_us, 0xFFFFFFFF), position_txid=transactions.position.txid)
+    newest = transactions.position.txid
+    chunk = pb.Chunk(data=data, ends=ends, age_us=min(age_us, 0xFFFFFFFF), position_txid=newest)
     return pb.PrimaryMessage(chunk=chunk)

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11replication.proto\x12\nwalcast.v1\"8\n\x08Position\x12\x0c\n\x04txid\x18\x01 \x01(\x06\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\x0c\n\x04term\x18\x03 \x01(\r\"z\n\x07Refusal\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.walcast.v1.RefusalKind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12&\n\x08position\x18\x04 \x01(\x0b\x32\x14.walcast.v1.Position\"\x7f\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x13\n\x0b\x66ollower_id\x18\x03 \x01(\t\x12\x15\n\rfollower_name\x18\x04 \x01(\t\x12&\n\x08position\x18\x05 \x01(\x0b\x32\x14.walcast.v1.Position\"C\n\x03\x41\x63k\x12\x15\n\rreceived_txid\x18\x01 \x01(\x06\x12\x14\n\x0c\x61pplied_txid\x18\x02 \x01(\x06\x12\x0f\n\x07\x65\x63ho_us\x18\x03 \x01(\x03\"]\n\x0f\x46ollowerMessage\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.walcast.v1.HelloH\x00\x12\x1e\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0f.walcast.v1.AckH\x00\x42\x06\n\x04kind\"v\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04term\x18\x02 \x01(\r\x12\x10\n\x08\x64\x61tabase\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12&\n\x08position\x18\x05 \x01(\x0b\x32\x14.walcast.v1.Position\"<\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61ge_us\x18\x02 \x01(\r\x12\x15\n\rposition_txid\x18\x03 \x01(\x06\"\\\n\tHeartbeat\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x10\n\x08\x63lock_us\x18\x02 \x01(\x03\x12\x15\n\rround_trip_us\x18\x03 \x01(\r\"\xb8\x01\n\x0ePrimaryMessage\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x11.walcast.v1.ChunkH\x00\x12*\n\theartbeat\x18\x02 \x01(\x0b\x32\x15.walcast.v1.HeartbeatH\x00\x12&\n\x07welcome\x18\x03 \x01(\x0b\x32\x13.walcast.v1.WelcomeH\x00\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x13.walcast.v1.RefusalH\x00\x42\x06\n\x04kind\"W\n\tCopyHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x13\n\x0b\x66ollower_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\"R\n\x0b\x43opyRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.walcast.v1.CopyHelloH\x00\x12\x13\n\tchecksums\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\\\n\tCopyStart\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x14\n\x0c\x63ommit_pages\x18\x03 \x01(\r\"P\n\tCopyPages\x12\r\n\x05pgnos\x18\x01 \x03(\r\x12\r\n\x05sizes\x18\x02 \x03(\r\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x0c\x12\x15\n\rscanned_pages\x18\x04 \x01(\r\"1\n\x07\x43opyEnd\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\"\xaf\x01\n\tCopyReply\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.walcast.v1.CopyStartH\x00\x12&\n\x05pages\x18\x02 \x01(\x0b\x32\x15.walcast.v1.CopyPagesH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.walcast.v1.CopyEndH\x00\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x13.walcast.v1.RefusalH\x00\x42\x06\n\x04kind\"\x0f\n\rStatusRequest\"\x97\x01\n\x0e\x46ollowerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rreceived_txid\x18\x03 \x01(\x06\x12\x14\n\x0c\x61pplied_txid\x18\x04 \x01(\x06\x12\x11\n\tlag_txids\x18\x05 \x01(\x04\x12\x0e\n\x06lag_ms\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x0c\n\x04peer\x18\x08 \x01(\t\"9\n\rArchiveStatus\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04txid\x18\x02 \x01(\x06\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x8f\x02\n\x0e\x44\x61tabaseStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12&\n\x08position\x18\x03 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\r\n\x05pages\x18\x05 \x01(\r\x12\x11\n\twal_bytes\x18\x06 \x01(\x04\x12\x11\n\tlog_bytes\x18\x07 \x01(\x04\x12\x16\n\x0elog_first_txid\x18\x08 \x01(\x06\x12*\n\x07\x61rchive\x18\t \x01(\x0b\x32\x19.walcast.v1.ArchiveStatus\x12-\n\tfollowers\x18\n \x03(\x0b\x32\x1a.walcast.v1.FollowerStatus\"j\n\x0bStatusReply\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12-\n\tdatabases\x18\x04 \x03(\x0b\x32\x1a.walcast.v1.DatabaseStatus\"I\n\x0e\x42\x61rrierRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x11\n\tfollowers\x18\x02 \x01(\r\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"o\n\x0c\x42\x61rrierReply\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x11\n\tfollowers\x18\x02 \x01(\r\x12$\n\x07refusal\x18\x03 \x01(\x0b\x32\x13.walcast.v1.Refusal*\x9a\x02\n\x0bRefusalKind\x12\x1c\n\x18REFUSAL_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dREFUSAL_KIND_PROTOCOL_VERSION\x10\x01\x12!\n\x1dREFUSAL_KIND_UNKNOWN_DATABASE\x10\x02\x12\x1d\n\x19REFUSAL_KIND_LOG_MOVED_ON\x10\x03\x12\x19\n\x15REFUSAL_KIND_DIVERGED\x10\x04\x12\x19\n\x15REFUSAL_KIND_STOPPING\x10\x05\x12\x1a\n\x16REFUSAL_KIND_PAGE_SIZE\x10\x06\x12\x1b\n\x17REFUSAL_KIND_OLDER_TERM\x10\x07\x12\x19\n\x15REFUSAL_KIND_TOO_MANY\x10\x08\x32\x8f\x02\n\x0bReplication\x12\x45\n\x06Stream\x12\x1b.walcast.v1.FollowerMessage\x1a\x1a.walcast.v1.PrimaryMessage(\x01\x30\x01\x12:\n\x04\x43opy\x12\x17.walcast.v1.CopyRequest\x1a\x15.walcast.v1.CopyReply(\x01\x30\x01\x12<\n\x06Status\x12\x19.walcast.v1.StatusRequest\x1a\x17.walcast.v1.StatusReply\x12?\n\x07\x42\x61rrier\x12\x1a.walcast.v1.BarrierRequest\x1a\x18.walcast.v1.BarrierReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11replication.proto\x12\nwalcast.v1\"8\n\x08Position\x12\x0c\n\x04txid\x18\x01 \x01(\x06\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\x0c\n\x04term\x18\x03 \x01(\r\"z\n\x07Refusal\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.walcast.v1.RefusalKind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12&\n\x08position\x18\x04 \x01(\x0b\x32\x14.walcast.v1.Position\"\x7f\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x13\n\x0b\x66ollower_id\x18\x03 \x01(\t\x12\x15\n\rfollower_name\x18\x04 \x01(\t\x12&\n\x08position\x18\x05 \x01(\x0b\x32\x14.walcast.v1.Position\"C\n\x03\x41\x63k\x12\x15\n\rreceived_txid\x18\x01 \x01(\x06\x12\x14\n\x0c\x61pplied_txid\x18\x02 \x01(\x06\x12\x0f\n\x07\x65\x63ho_us\x18\x03 \x01(\x03\"]\n\x0f\x46ollowerMessage\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.walcast.v1.HelloH\x00\x12\x1e\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0f.walcast.v1.AckH\x00\x42\x06\n\x04kind\"v\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04term\x18\x02 \x01(\r\x12\x10\n\x08\x64\x61tabase\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12&\n\x08position\x18\x05 \x01(\x0b\x32\x14.walcast.v1.Position\"J\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61ge_us\x18\x02 \x01(\r\x12\x15\n\rposition_txid\x18\x03 \x01(\x06\x12\x0c\n\x04\x65nds\x18\x04 \x03(\r\"\\\n\tHeartbeat\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x10\n\x08\x63lock_us\x18\x02 \x01(\x03\x12\x15\n\rround_trip_us\x18\x03 \x01(\r\"\xb8\x01\n\x0ePrimaryMessage\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x11.walcast.v1.ChunkH\x00\x12*\n\theartbeat\x18\x02 \x01(\x0b\x32\x15.walcast.v1.HeartbeatH\x00\x12&\n\x07welcome\x18\x03 \x01(\x0b\x32\x13.walcast.v1.WelcomeH\x00\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x13.walcast.v1.RefusalH\x00\x42\x06\n\x04kind\"W\n\tCopyHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x13\n\x0b\x66ollower_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\"R\n\x0b\x43opyRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.walcast.v1.CopyHelloH\x00\x12\x13\n\tchecksums\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\\\n\tCopyStart\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x14\n\x0c\x63ommit_pages\x18\x03 \x01(\r\"P\n\tCopyPages\x12\r\n\x05pgnos\x18\x01 \x03(\r\x12\r\n\x05sizes\x18\x02 \x03(\r\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x0c\x12\x15\n\rscanned_pages\x18\x04 \x01(\r\"1\n\x07\x43opyEnd\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\"\xaf\x01\n\tCopyReply\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.walcast.v1.CopyStartH\x00\x12&\n\x05pages\x18\x02 \x01(\x0b\x32\x15.walcast.v1.CopyPagesH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.walcast.v1.CopyEndH\x00\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x13.walcast.v1.RefusalH\x00\x42\x06\n\x04kind\"\x0f\n\rStatusRequest\"\x97\x01\n\x0e\x46ollowerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rreceived_txid\x18\x03 \x01(\x06\x12\x14\n\x0c\x61pplied_txid\x18\x04 \x01(\x06\x12\x11\n\tlag_txids\x18\x05 \x01(\x04\x12\x0e\n\x06lag_ms\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x0c\n\x04peer\x18\x08 \x01(\t\"9\n\rArchiveStatus\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04txid\x18\x02 \x01(\x06\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x8f\x02\n\x0e\x44\x61tabaseStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12&\n\x08position\x18\x03 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\r\n\x05pages\x18\x05 \x01(\r\x12\x11\n\twal_bytes\x18\x06 \x01(\x04\x12\x11\n\tlog_bytes\x18\x07 \x01(\x04\x12\x16\n\x0elog_first_txid\x18\x08 \x01(\x06\x12*\n\x07\x61rchive\x18\t \x01(\x0b\x32\x19.walcast.v1.ArchiveStatus\x12-\n\tfollowers\x18\n \x03(\x0b\x32\x1a.walcast.v1.FollowerStatus\"j\n\x0bStatusReply\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12-\n\tdatabases\x18\x04 \x03(\x0b\x32\x1a.walcast.v1.DatabaseStatus\"I\n\x0e\x42\x61rrierRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x11\n\tfollowers\x18\x02 \x01(\r\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"o\n\x0c\x42\x61rrierReply\x12&\n\x08position\x18\x01 \x01(\x0b\x32\x14.walcast.v1.Position\x12\x11\n\tfollowers\x18\x02 \x01(\r\x12$\n\x07refusal\x18\x03 \x01(\x0b\x32\x13.walcast.v1.Refusal*\x9a\x02\n\x0bRefusalKind\x12\x1c\n\x18REFUSAL_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dREFUSAL_KIND_PROTOCOL_VERSION\x10\x01\x12!\n\x1dREFUSAL_KIND_UNKNOWN_DATABASE\x10\x02\x12\x1d\n\x19REFUSAL_KIND_LOG_MOVED_ON\x10\x03\x12\x19\n\x15REFUSAL_KIND_DIVERGED\x10\x04\x12\x19\n\x15REFUSAL_KIND_STOPPING\x10\x05\x12\x1a\n\x16REFUSAL_KIND_PAGE_SIZE\x10\x06\x12\x1b\n\x17REFUSAL_KIND_OLDER_TERM\x10\x07\x12\x19\n\x15REFUSAL_KIND_TOO_MANY\x10\x08\x32\x8f\x02\n\x0bReplication\x12\x45\n\x06Stream\x12\x1b.walcast.v1.FollowerMessage\x1a\x1a.walcast.v1.PrimaryMessage(\x01\x30\x01\x12:\n\x04\x43opy\x12\x17.walcast.v1.CopyRequest\x1a\x15.walcast.v1.CopyReply(\x01\x30\x01\x12<\n\x06Status\x12\x19.walcast.v1.StatusRequest\x1a\x17.walcast.v1.StatusReply\x12?\n\x07\x42\x61rrier\x12\x1a.walcast.v1.BarrierRequest\x1a\x18.walcast.v1.BarrierReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'replication_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSALKIND']._serialized_start=2350
-  _globals['_REFUSALKIND']._serialized_end=2632
+  _globals['_REFUSALKIND']._serialized_start=2364
+  _globals['_REFUSALKIND']._serialized_end=2646
   _globals['_POSITION']._serialized_start=33
   _globals['_POSITION']._serialized_end=89
   _globals['_REFUSAL']._serialized_start=91
@@ -46,37 +46,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=508
   _globals['_WELCOME']._serialized_end=626
   _globals['_CHUNK']._serialized_start=628
-  _globals['_CHUNK']._serialized_end=688
-  _globals['_HEARTBEAT']._serialized_start=690
-  _globals['_HEARTBEAT']._serialized_end=782
-  _globals['_PRIMARYMESSAGE']._serialized_start=785
-  _globals['_PRIMARYMESSAGE']._serialized_end=969
-  _globals['_COPYHELLO']._serialized_start=971
-  _globals['_COPYHELLO']._serialized_end=1058
-  _globals['_COPYREQUEST']._serialized_start=1060
-  _globals['_COPYREQUEST']._serialized_end=1142
-  _globals['_COPYSTART']._serialized_start=1144
-  _globals['_COPYSTART']._serialized_end=1236
-  _globals['_COPYPAGES']._serialized_start=1238
-  _globals['_COPYPAGES']._serialized_end=1318
-  _globals['_COPYEND']._serialized_start=1320
-  _globals['_COPYEND']._serialized_end=1369
-  _globals['_COPYREPLY']._serialized_start=1372
-  _globals['_COPYREPLY']._serialized_end=1547
-  _globals['_STATUSREQUEST']._serialized_start=1549
-  _globals['_STATUSREQUEST']._serialized_end=1564
-  _globals['_FOLLOWERSTATUS']._serialized_start=1567
-  _globals['_FOLLOWERSTATUS']._serialized_end=1718
-  _globals['_ARCHIVESTATUS']._serialized_start=1720
-  _globals['_ARCHIVESTATUS']._serialized_end=1777
-  _globals['_DATABASESTATUS']._serialized_start=1780
-  _globals['_DATABASESTATUS']._serialized_end=2051
-  _globals['_STATUSREPLY']._serialized_start=2053
-  _globals['_STATUSREPLY']._serialized_end=2159
-  _globals['_BARRIERREQUEST']._serialized_start=2161
-  _globals['_BARRIERREQUEST']._serialized_end=2234
-  _globals['_BARRIERREPLY']._serialized_start=2236
-  _globals['_BARRIERREPLY']._serialized_end=2347
-  _globals['_REPLICATION']._serialized_start=2635
-  _globals['_REPLICATION']._serialized_end=2906
+  _globals['_CHUNK']._serialized_end=702
+  _globals['_HEARTBEAT']._serialized_start=704
+  _globals['_HEARTBEAT']._serialized_end=796
+  _globals['_PRIMARYMESSAGE']._serialized_start=799
+  _globals['_PRIMARYMESSAGE']._serialized_end=983
+  _globals['_COPYHELLO']._serialized_start=985
+  _globals['_COPYHELLO']._serialized_end=1072
+  _globals['_COPYREQUEST']._serialized_start=1074
+  _globals['_COPYREQUEST']._serialized_end=1156
+  _globals['_COPYSTART']._serialized_start=1158
+  _globals['_COPYSTART']._serialized_end=1250
+  _globals['_COPYPAGES']._serialized_start=1252
+  _globals['_COPYPAGES']._serialized_end=1332
+  _globals['_COPYEND']._serialized_start=1334
+  _globals['_COPYEND']._serialized_end=1383
+  _globals['_COPYREPLY']._serialized_start=1386
+  _globals['_COPYREPLY']._serialized_end=1561
+  _globals['_STATUSREQUEST']._serialized_start=1563
+  _globals['_STATUSREQUEST']._serialized_end=1578
+  _globals['_FOLLOWERSTATUS']._serialized_start=1581
+  _globals['_FOLLOWERSTATUS']._serialized_end=1732
+  _globals['_ARCHIVESTATUS']._serialized_start=1734
+  _globals['_ARCHIVESTATUS']._serialized_end=1791
+  _globals['_DATABASESTATUS']._serialized_start=1794
+  _globals['_DATABASESTATUS']._serialized_end=2065
+  _globals['_STATUSREPLY']._serialized_start=2067
+  _globals['_STATUSREPLY']._serialized_end=2173
+  _globals['_BARRIERREQUEST']._serialized_start=2175
+  _globals['_BARRIERREQUEST']._serialized_end=2248
+  _globals['_BARRIERREPLY']._serialized_start=2250
+  _globals['_BARRIERREPLY']._serialized_end=2361
+  _globals['_REPLICATION']._serialized_start=2649
+  _globals['_REPLICATION']._serialized_end=2920
 # @@protoc_insertion_point(module_scope)

@@ -258,21 +258,27 @@ class Chunk(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     AGE_US_FIELD_NUMBER: _builtins.int
     POSITION_TXID_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     age_us: _builtins.int
     """how long ago the last transaction that ends in this chunk was captured"""
     position_txid: _builtins.int
     """the primary's newest TXID when this was sent"""
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """where in `data` an LTX file ends"""
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         age_us: _builtins.int = ...,
         position_txid: _builtins.int = ...,
+        ends: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "position_txid", b"position_txid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "position_txid", b"position_txid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,124 @@
+"""Make a replica where there is none, and bring one up to date that the stream cannot: from the archive or the primary.
+
+* `from_archive`: snapshot and what follows, into a new file.
+* `archived_since`: what the archive has after a replica's position, as one commit under its readers.
+* `from_primary`: the pages that differ, then the stream over them until they are one state, as one commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import lz4.block
+import numpy as np
+from numpy.typing import NDArray
+
+from follower.applier import Applier
+from follower.client import Client
+from follower.newfile import TEMPORARY, NewFile, put_in_place
+from follower.receiver import Receiver, Target
+from walcast import wire
+from walcast.archive import ArchiveEmpty, list_files, plan_restore
+from walcast.errors import Corrupt, Unavailable
+from walcast.position import Position
+from walcast.restore import pages_after, restore_to
+from walcast.store import Store
+
+log = logging.getLogger("walcast.follower")
+
+Progress = Callable[[int, int], None]
+
+
+def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress | None = None) -> bool:
+    """Make the replica at `path`; False when the archive has nothing to begin with."""
+    try:
+        plan = plan_restore(list_files(store))
+    except ArchiveEmpty:
+        return False
+    temporary = state_dir / TEMPORARY
+    try:
+        restored = restore_to(store, plan, temporary, progress=progress)
+        put_in_place(temporary, path, state_dir, restored.term, restored.position)
+    finally:
+        temporary.unlink(missing_ok=True)
+    facts = {"url": store.url, "position": str(restored.position), "files": len(plan)}
+    log.info("bootstrapped from the archive", extra=facts)
+    return True
+
+
+def archived_since(store: Store, applier: Applier) -> bool:
+    """Apply what the archive has after the replica's position, in one commit; False when it has no such chain."""
+    plan = plan_restore(list_files(store), after_txid=applier.position.txid)
+    if not plan or plan[0].min_txid != applier.position.txid + 1:
+        return False
+    applier.begin()
+    try:
+        header = None
+        for header, pages in pages_after(store, plan):  # noqa: B007 - the last one counts
+            for page in pages:
+                applier.write_pages([page.pgno], [page.data])
+        if header is None or not header.database_checksum:
+            applier.rollback()
+            return False
+        position = Position(header.max_txid, header.database_checksum)
+    except BaseException:
+        applier.rollback()
+        raise
+    applier.commit(header.term, position, header.commit_pages, header.timestamp_ms)
+    log.info("caught up from the archive", extra={"url": store.url, "position": str(position), "files": len(plan)})
+    return True
+
+
+async def from_primary(
+    client: Client, path: Path, state_dir: Path, applier: Applier | None, progress: Progress | None = None
+) -> None:
+    """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position."""
+    mine = applier.checksums if applier else None
+    sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
+    async with client.copy(applier.page_size if applier else 0, sums) as copy:
+        start = copy.start
+        target: Target = applier or NewFile(path, state_dir, start.page_size)
+        target.begin()
+        try:
+            fetched = 0
+            while (message := await copy.read()).WhichOneof("kind") == "pages":
+                fetched += _write(target, message.pages, start.page_size)
+                if progress is not None:
+                    progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
+            if message.WhichOneof("kind") != "end":
+                raise Unavailable(f"{client.primary}: a copy broke off")
+            begin, end = wire.position_of(start.position), wire.position_of(message.end.position)
+            if begin == end:
+                target.commit(start.position.term, begin, start.commit_pages)
+            else:
+                await _stream_until(client, target, begin, start.position.term, end.txid)
+        except BaseException:
+            target.rollback()
+            raise
+    facts = {"position": str(target.position), "pages": fetched, "of": start.commit_pages}
+    log.info("copied from the primary", extra=facts)
+
+
+async def _stream_until(client: Client, target: Target, start: Position, term: int, txid: int) -> None:
+    receiver = Receiver(target, start, until=txid)
+    async with client.stream(start, term) as stream:
+        while target.position != receiver.position or receiver.until:
+            message = await stream.read()
+            if message.WhichOneof("kind") == "chunk":
+                receiver.feed(message.chunk.data, message.chunk.ends)
+
+
+def _write(target: Target, message: wire.pb.CopyPages, page_size: int) -> int:
+    blocks = memoryview(message.blocks)
+    pages: list[bytes] = []
+    at = 0
+    for size in message.sizes:
+        try:
+            pages.append(lz4.block.decompress(blocks[at : at + size], uncompressed_size=page_size))
+        except lz4.block.LZ4BlockError as error:
+            raise Corrupt(f"a page of a copy does not decompress: {error}") from error
+        at += size
+    target.write_pages(list(message.pgnos), pages)
+    return len(pages)

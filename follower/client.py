@@ -1,0 +1,179 @@
+"""The follower's end of the wire: calls with bounded waits, refusals and gRPC's errors translated at the border."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from walcast import wire
+from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.position import Position
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+
+SILENCE_S = 10.0
+CHECKSUM_PIECE_BYTES = 1 << 20
+
+_FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
+_COPY = (pb.REFUSAL_KIND_LOG_MOVED_ON, pb.REFUSAL_KIND_DIVERGED)
+
+
+class MustCopy(WalcastError):
+    """The primary cannot go on from the replica's position; `diverged` tells that it never had it."""
+
+    def __init__(self, refusal: pb.Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.diverged = refusal.kind == pb.REFUSAL_KIND_DIVERGED
+
+
+def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
+    """What a refusal means for the follower."""
+    if refusal.kind in _COPY:
+        return MustCopy(refusal)
+    if refusal.kind in _FINAL:
+        return ConfigError(f"{primary}: {refusal.detail}")
+    return Unavailable(f"{primary}: {refusal.detail}")
+
+
+class Client:
+    """One primary, reached over one channel."""
+
+    def __init__(self, primary: wire.Address, tls: wire.Tls, *, database: str, follower_id: str, name: str) -> None:
+        self.primary = primary
+        self._hello = pb.Hello(
+            protocol=wire.PROTOCOL_VERSION, database=database, follower_id=follower_id, follower_name=name
+        )
+        credentials = tls.channel(primary)
+        target = str(primary)
+        # Reconnecting is paced here, not by gRPC: after a failure the next try must not wait for its back-off.
+        options = [*wire.OPTIONS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials, options=options)
+            if credentials
+            else grpc.aio.insecure_channel(target, options=options)
+        )
+        self._stub: Any = rpc.ReplicationStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    @asynccontextmanager
+    async def stream(self, position: Position, term: int) -> AsyncIterator[Stream]:
+        """Everything after `position`. MustCopy, Unavailable or ConfigError when the primary refuses."""
+        call = self._stub.Stream()
+        try:
+            with _translated(self.primary):
+                hello = pb.Hello()
+                hello.CopyFrom(self._hello)
+                hello.position.CopyFrom(wire.position_message(position, term))
+                await call.write(pb.FollowerMessage(hello=hello))
+            stream = Stream(call, self.primary)
+            welcome = await stream.read()
+            if welcome.WhichOneof("kind") != "welcome":
+                raise Unavailable(f"{self.primary}: did not begin with a welcome")
+            stream.welcome = welcome.welcome
+            yield stream
+        finally:
+            call.cancel()
+
+    @asynccontextmanager
+    async def copy(self, page_size: int, checksums: NDArray[np.uint64] | None) -> AsyncIterator[Copy]:
+        """The pages that differ from a replica's; the primary keeps its log for us as long as this is open."""
+        call = self._stub.Copy()
+        try:
+            with _translated(self.primary):
+                hello = pb.CopyHello(
+                    protocol=wire.PROTOCOL_VERSION,
+                    database=self._hello.database,
+                    follower_id=self._hello.follower_id,
+                    page_size=page_size,
+                )
+                await call.write(pb.CopyRequest(hello=hello))
+                data = b"" if checksums is None else checksums.astype("<u8").tobytes()
+                for start in range(0, len(data), CHECKSUM_PIECE_BYTES):
+                    await call.write(pb.CopyRequest(checksums=data[start : start + CHECKSUM_PIECE_BYTES]))
+                await call.done_writing()
+            copy = Copy(call, self.primary)
+            first = await copy.read()
+            if first.WhichOneof("kind") != "start":
+                raise Unavailable(f"{self.primary}: the copy did not begin with a start")
+            copy.start = first.start
+            yield copy
+        finally:
+            call.cancel()
+
+
+class Stream:
+    """An open stream: messages in, acknowledgements out."""
+
+    def __init__(self, call: Any, primary: wire.Address) -> None:
+        self.welcome = pb.Welcome()
+        self._call = call
+        self._primary = primary
+
+    async def read(self) -> pb.PrimaryMessage:
+        """The next message. A silence longer than several heartbeats is Unavailable."""
+        message: pb.PrimaryMessage = await _read(self._call, self._primary)
+        if message.WhichOneof("kind") == "refusal":
+            raise refused(message.refusal, self._primary)
+        return message
+
+    async def acknowledge(self, received_txid: int, applied_txid: int, echo_us: int) -> None:
+        """Tell the primary how far this replica is."""
+        ack = pb.Ack(received_txid=received_txid, applied_txid=applied_txid, echo_us=echo_us)
+        with _translated(self._primary):
+            async with asyncio.timeout(SILENCE_S):
+                await self._call.write(pb.FollowerMessage(ack=ack))
+
+
+class Copy:
+    """An open copy."""
+
+    def __init__(self, call: Any, primary: wire.Address) -> None:
+        self.start = pb.CopyStart()
+        self._call = call
+        self._primary = primary
+
+    async def read(self) -> pb.CopyReply:
+        """The next message."""
+        message: pb.CopyReply = await _read(self._call, self._primary)
+        if message.WhichOneof("kind") == "refusal":
+            raise refused(message.refusal, self._primary)
+        return message
+
+
+async def _read(call: Any, primary: wire.Address) -> Any:
+    with _translated(primary):
+        async with asyncio.timeout(SILENCE_S):
+            message = await call.read()
+    if message is grpc.aio.EOF:
+        code, details = await call.code(), await call.details()
+        raise Unavailable(f"{primary}: ended the call ({code.name}{': ' + details if details else ''})")
+    return message
+
+
+class _translated:  # noqa: N801 - reads as a statement
+    """gRPC's errors → ours."""
+
+    def __init__(self, primary: wire.Address) -> None:
+        self._primary = primary
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, grpc.aio.AioRpcError):
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise ConfigError(f"{self._primary}: not a walcast primary") from error
+            raise Unavailable(f"{self._primary}: {error.details() or error.code().name}") from error
+        if isinstance(error, TimeoutError):
+            raise Unavailable(f"{self._primary}: silent for {SILENCE_S:.0f} s") from error
+        if isinstance(error, grpc.aio.UsageError | asyncio.InvalidStateError):
+            raise Unavailable(f"{self._primary}: the call has ended") from error

@@ -1,0 +1,247 @@
+"""Keep a database a live replica: find out where it is, bring it up to date, stay with the primary, for ever.
+
+The ways back to the stream, each tried when the one before does not lead there:
+
+    the stream from the replica's position        the primary's log still has it
+    what the archive has after the position       the log has moved on
+    the pages that differ, from the primary       the replica diverged, was changed, or the archive does not connect
+
+All of them end in one commit under the replica's readers. Nothing else ever changes the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from follower.applier import Applier
+from follower.bootstrap import Progress, archived_since, from_archive, from_primary
+from follower.client import Client, MustCopy, Stream
+from follower.receiver import Receiver
+from follower.walkeeper import WalKeeper
+from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
+from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local
+from walcast.position import Position
+from walcast.rpc import replication_pb2 as pb
+from walcast.statedir import StateDir, state_dir
+from walcast.statusfile import State, Status, StatusWriter
+from walcast.store import Store
+
+log = logging.getLogger("walcast.follower")
+
+RETRY_FIRST_S = 0.1
+RETRY_MOST_S = 5.0
+
+
+def check_replica(path: Path) -> None:
+    """ConfigError, before anything is changed, when `path` holds something that following would destroy."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path.parent}: Permission denied")
+    if not path.exists():
+        check_local(path.parent)
+        return
+    check_database_file(path)
+    if path.stat().st_size and not (state_dir(path) / "positions").exists():
+        raise ConfigError(f"{path}: holds data and is no replica; move it away, or give --replace to overwrite it")
+
+
+class Following:
+    """One replica and its primary."""
+
+    def __init__(self, path: Path, client: Client, *, name: str, follower_id: str, store: Store | None = None) -> None:
+        self.path = path
+        self.connected = asyncio.Event()
+        self.progress: Callable[[], Progress | None] = lambda: None
+        self._client = client
+        self._store = store
+        self._state = StateDir(path)
+        self._writer = StatusWriter(self._state.path)
+        self._applier: Applier | None = None
+        self._keeper: WalKeeper | None = None
+        self._status = Status(primary=str(client.primary), name=name, follower_id=follower_id, pid=os.getpid())
+        self._retry_s = RETRY_FIRST_S
+
+    # Status
+
+    @property
+    def status(self) -> Status:
+        """What the status file says."""
+        return self._status
+
+    def _show(self, state: State, **facts: int) -> None:
+        now = time.time_ns()
+        applier = self._applier
+        position, term = (applier.position, applier.term) if applier else (Position(), 0)
+        old = self._status
+        level = now if state is State.STREAMING and position.txid >= facts.get("primary_txid", 0) else old.level_ns
+        self._status = Status(
+            state=state,
+            term=term,
+            position=position,
+            primary_txid=facts.get("primary_txid", old.primary_txid),
+            lag_us=facts.get("lag_us", old.lag_us),
+            level_ns=level,
+            written_ns=now,
+            pid=old.pid,
+            primary=old.primary,
+            name=old.name,
+            follower_id=old.follower_id,
+        )
+        self._writer.write(self._status)
+
+    # The life of a follower
+
+    async def run(self) -> None:
+        """Follow until cancelled. ConfigError when the primary says that it can never work."""
+        ticking = asyncio.create_task(self._tick())
+        try:
+            self._show(State.BOOTSTRAPPING)
+            await self._retrying(self._begin)
+            await self._retrying(self._follow)
+        finally:
+            ticking.cancel()
+            await self._close()
+
+    async def _tick(self) -> None:
+        """Show now and then that we are alive."""
+        while True:
+            await asyncio.sleep(1.0)
+            if time.time_ns() - self._status.written_ns > 0.9e9:
+                self._show(self._status.state)
+
+    async def _retrying(self, step: Callable[[], object]) -> None:
+        """Do `step` until it returns; what may pass is tried again, later each time and never at the same time as others."""
+        while True:
+            try:
+                await step()  # type: ignore[misc]
+            except (Unavailable, Corrupt, Diverged, MustCopy) as error:
+                self._lost(error)
+                await asyncio.sleep(self._retry_s * random.uniform(0.5, 1.0))  # noqa: S311
+                self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
+            else:
+                return
+
+    def _lost(self, error: WalcastError) -> None:
+        bootstrapping = self._applier is None
+        state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
+        level = logging.DEBUG if self._status.state is state and self._retry_s > 1 else logging.WARNING
+        log.log(level, "trying again", extra={"error": str(error), "database": str(self.path)})
+        self._show(state)
+
+    async def _begin(self) -> None:
+        """Have a replica, and become its writer."""
+        if not self._has_database():
+            if self._store is None or not await self._from_archive():
+                await from_primary(self._client, self.path, self._state.path, None, self.progress())
+        self._applier = await asyncio.to_thread(Applier.open, self.path, self._state.path)
+        self._keeper = WalKeeper(self._applier)
+        self._show(State.CATCHING_UP)
+        if not self._applier.position:
+            log.warning("the replica was changed by others; mending", extra={"database": str(self.path)})
+
+    def _has_database(self) -> bool:
+        try:
+            with self.path.open("rb") as file:
+                return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+        except FileNotFoundError:
+            return False
+
+    async def _from_archive(self) -> bool:
+        assert self._store is not None
+        try:
+            return await asyncio.to_thread(
+                from_archive, self._store, self.path, self._state.path, self.progress()
+            )
+        except (Unavailable, Corrupt) as error:
+            log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
+            return False
+
+    async def _follow(self) -> None:
+        """Stream for ever; when the primary cannot go on from here, catch up another way."""
+        applier = self._applier
+        assert applier is not None
+        while True:
+            try:
+                if not applier.position:
+                    await self._copy()
+                async with self._client.stream(applier.position, applier.term) as stream:
+                    self.connected.set()
+                    self._retry_s = RETRY_FIRST_S
+                    await self._receive(stream, applier)
+            except MustCopy as must:
+                log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
+                if must.diverged:
+                    self._show(State.DIVERGED)
+                if must.diverged or not await self._catch_up_from_archive():
+                    await self._copy()
+            except (Diverged, Corrupt) as error:
+                log.error("diverged; mending", extra={"position": str(applier.position), "error": str(error)})  # noqa: TRY400
+                self._show(State.DIVERGED)
+                await self._copy()
+
+    async def _copy(self) -> None:
+        applier = self._applier
+        assert applier is not None
+        await from_primary(self._client, self.path, self._state.path, applier)
+        self._show(State.CATCHING_UP)
+
+    async def _catch_up_from_archive(self) -> bool:
+        if self._store is None or self._applier is None:
+            return False
+        try:
+            return await asyncio.to_thread(archived_since, self._store, self._applier)
+        except WalcastError as error:
+            log.warning("cannot catch up from the archive", extra={"url": self._store.url, "error": str(error)})
+            return False
+
+    async def _receive(self, stream: Stream, applier: Applier) -> None:
+        """Apply what comes, acknowledge, keep the WAL short."""
+        assert self._keeper is not None
+        receiver = Receiver(applier, applier.position)
+        newest = stream.welcome.position.txid
+        echo_us = round_trip_us = 0
+        self._show(State.STREAMING if newest == applier.position.txid else State.CATCHING_UP, primary_txid=newest)
+        while True:
+            message = await stream.read()
+            began = time.monotonic_ns()
+            if message.WhichOneof("kind") == "chunk":
+                chunk = message.chunk
+                await self._keeper.make_room()
+                receiver.feed(chunk.data, chunk.ends)
+                newest = max(newest, chunk.position_txid)
+                if chunk.ends:
+                    await stream.acknowledge(receiver.position.txid, applier.position.txid, echo_us)
+                    echo_us = 0
+                    lag_us = chunk.age_us + round_trip_us // 2 + (time.monotonic_ns() - began) // 1000
+                    self._show(self._phase(applier, newest), primary_txid=newest, lag_us=lag_us)
+                    self._keeper.checkpoint_when_due()
+            elif message.WhichOneof("kind") == "heartbeat":
+                beat: pb.Heartbeat = message.heartbeat
+                newest, echo_us, round_trip_us = beat.position.txid, beat.clock_us, beat.round_trip_us
+                await stream.acknowledge(receiver.position.txid, applier.position.txid, echo_us)
+                echo_us = 0
+                self._show(self._phase(applier, newest), primary_txid=newest)
+
+    def _phase(self, applier: Applier, newest_txid: int) -> State:
+        """A replica that is level streams; one that was level stays so unless it falls far behind."""
+        behind = newest_txid - applier.position.txid
+        level = behind <= 0 or (self._status.state is State.STREAMING and behind < 1000)
+        return State.STREAMING if level else State.CATCHING_UP
+
+    async def _close(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.close()
+        if self._applier is not None:
+            self._applier.rollback()
+        self._show(State.STOPPED)
+        if self._applier is not None:
+            await asyncio.to_thread(self._applier.close)
+        self._writer.close()
+        self._state.close()

@@ -1,0 +1,145 @@
+"""`app.db-walcast/status`: what a follower says of its replica, 512 bytes, rewritten in place at every commit.
+
+Apps read it without asking anybody; a change wakes whoever watches the file. A torn read fails its CRC and is read again.
+
+    crc32 u32 · version u32 · pid u32 · state u32 · term u32 · lag µs u32 · TXID u64 · checksum u64
+    newest TXID of the primary known here u64 · written at, ns since the epoch u64 · level with the primary at, ns u64
+    primary's address, name of the database, follower's id: a length byte and UTF-8 each
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from walcast.errors import Unavailable
+from walcast.position import Position
+from walcast.statedir import state_dir
+
+SIZE = 512
+VERSION = 1
+STALE_AFTER_S = 5.0
+READ_TRIES = 100
+
+_FIXED = struct.Struct("<IIIIIIQQQQQ")
+
+
+class State(IntEnum):
+    """What a follower is doing."""
+
+    STOPPED = 0
+    BOOTSTRAPPING = 1
+    CATCHING_UP = 2
+    STREAMING = 3
+    DISCONNECTED = 4
+    DIVERGED = 5
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there was."""
+
+    state: State = State.STOPPED
+    term: int = 0
+    position: Position = Position()  # noqa: RUF009 - frozen
+    primary_txid: int = 0
+    lag_us: int = 0
+    level_ns: int = 0
+    written_ns: int = 0
+    pid: int = 0
+    primary: str = ""
+    name: str = ""
+    follower_id: str = ""
+
+    def encode(self) -> bytes:
+        """512 bytes."""
+        fixed = _FIXED.pack(
+            0,
+            VERSION,
+            self.pid,
+            self.state,
+            self.term,
+            min(self.lag_us, 0xFFFFFFFF),
+            self.position.txid,
+            self.position.checksum,
+            self.primary_txid,
+            self.written_ns,
+            self.level_ns,
+        )
+        texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id))
+        body = (fixed[4:] + texts).ljust(SIZE - 4, b"\0")
+        return zlib.crc32(body).to_bytes(4, "little") + body
+
+    @classmethod
+    def decode(cls, data: bytes) -> Status | None:
+        """None when it is torn, or of another version."""
+        if len(data) != SIZE or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+            return None
+        _, version, pid, state, term, lag_us, txid, checksum, newest, written, level = _FIXED.unpack_from(data)
+        if version != VERSION:
+            return None
+        at, texts = _FIXED.size, []
+        for _ in range(3):
+            size = data[at]
+            texts.append(data[at + 1 : at + 1 + size].decode(errors="replace"))
+            at += 1 + size
+        position = Position(txid, checksum)
+        return cls(State(state), term, position, newest, lag_us, level, written, pid, *texts)
+
+    def is_live(self, now_ns: int) -> bool:
+        """Is the process that wrote it still at it?"""
+        return self.state is not State.STOPPED and now_ns - self.written_ns < STALE_AFTER_S * 1e9
+
+    def lag_ms(self, now_ns: int) -> float:
+        """How old this replica's newest state may be: the measured lag while it is level, else the time since it was."""
+        if self.state is State.STREAMING and self.is_live(now_ns) and self.position.txid >= self.primary_txid:
+            return self.lag_us / 1000
+        return max(0, now_ns - self.level_ns) / 1e6
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()[:120]
+    return bytes([len(data)]) + data
+
+
+def status_path(database: Path) -> Path:
+    """Where a replica's status is."""
+    return state_dir(database) / "status"
+
+
+class StatusWriter:
+    """Rewrites the file in place; never fsynced, since it only says what is true now."""
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = os.open(directory / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def write(self, status: Status) -> None:
+        """Show it to whoever looks."""
+        os.pwrite(self._fd, status.encode(), 0)
+
+    def close(self) -> None:
+        """Close."""
+        os.close(self._fd)
+
+
+def read_status(database: Path) -> Status:
+    """What the follower of this replica says; Unavailable when none ever ran."""
+    path = status_path(database)
+    for _ in range(READ_TRIES):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise Unavailable(f"{database}: no follower has run here ({path} is missing)") from None
+        status = Status.decode(data)
+        if status is not None:
+            return status
+        time.sleep(0.0002)
+    raise Unavailable(f"{path}: unreadable, or written by another version")
