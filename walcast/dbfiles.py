@@ -165,6 +165,9 @@ class PageReader:
         except apsw.BusyError as error:
             self._rollback()
             raise Unavailable(f"{self._files.path}: busy") from error
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            self._rollback()
+            raise Corrupt(f"{self._files.path}: {error}") from error
         try:
             self.header, used_frames = self._state()
             self._index_frames(used_frames)
