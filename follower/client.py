@@ -44,10 +44,15 @@ def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
 class Client:
     """One primary, reached over one channel."""
 
-    def __init__(self, primary: wire.Address, tls: wire.Tls, *, database: str, follower_id: str, name: str) -> None:
+    def __init__(
+        self, primary: wire.Address, tls: wire.Tls, *, database: str, follower_id: str, guess: bool = False
+    ) -> None:
+        """`guess`: nobody gave the database's name; if the primary has only one, that is meant."""
         self.primary = primary
+        self.database = database
+        self.follower_id = follower_id
         self._hello = pb.Hello(
-            protocol=wire.PROTOCOL_VERSION, database=database, follower_id=follower_id, follower_name=name
+            protocol=wire.PROTOCOL_VERSION, database=database, follower_id=follower_id, database_is_guess=guess
         )
         credentials = tls.channel(primary)
         target = str(primary)
@@ -94,6 +99,7 @@ class Client:
                     database=self._hello.database,
                     follower_id=self._hello.follower_id,
                     page_size=page_size,
+                    database_is_guess=self._hello.database_is_guess,
                 )
                 await call.write(pb.CopyRequest(hello=hello))
                 data = b"" if checksums is None else checksums.astype("<u8").tobytes()

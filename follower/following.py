@@ -55,7 +55,7 @@ def check_replica(path: Path) -> None:
 class Following:
     """One replica and its primary."""
 
-    def __init__(self, path: Path, client: Client, *, name: str, follower_id: str, store: Store | None = None) -> None:
+    def __init__(self, path: Path, client: Client, *, store: Store | None = None) -> None:
         self.path = path
         self.connected = asyncio.Event()
         self.progress: Callable[[], Progress | None] = lambda: None
@@ -65,7 +65,9 @@ class Following:
         self._writer = StatusWriter(self._state.path)
         self._applier: Applier | None = None
         self._keeper: WalKeeper | None = None
-        self._status = Status(primary=str(client.primary), name=name, follower_id=follower_id, pid=os.getpid())
+        self._status = Status(
+            primary=str(client.primary), name=client.database, follower_id=client.follower_id, pid=os.getpid()
+        )
         self._retry_s = RETRY_FIRST_S
 
     # Status
@@ -156,9 +158,7 @@ class Following:
     async def _from_archive(self) -> bool:
         assert self._store is not None
         try:
-            return await asyncio.to_thread(
-                from_archive, self._store, self.path, self._state.path, self.progress()
-            )
+            return await asyncio.to_thread(from_archive, self._store, self.path, self._state.path, self.progress())
         except (Unavailable, Corrupt) as error:
             log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
             return False

@@ -109,6 +109,7 @@ class Capture:
             order = np.argsort(pgnos)
             sources = np.concatenate((sources, np.full(len(extra), -1)))[order]
             pgnos = pgnos[order]
+
         def page(index: int) -> ltx.Buffer:
             source = int(sources[index])
             return pages.page(source) if source >= 0 else self._database_page(int(pgnos[index]))

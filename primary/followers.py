@@ -15,7 +15,6 @@ class Follower:
     """One follower's stream, as Postgres' `pg_stat_replication` would show it. Lag is from capture to acknowledged as applied."""
 
     id: str
-    name: str
     peer: str
     state: str = "catching-up"
     sent_txid: int = 0

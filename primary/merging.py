@@ -41,4 +41,3 @@ def merge(entries: Sequence[Entry], write: Callable[[bytes], object]) -> ltx.Hea
             encoder.add_block(pgno, block, lz4.block.decompress(block, uncompressed_size=header.page_size))
     encoder.finish()
     return header
-

@@ -95,7 +95,7 @@ class Publisher(rpc.ReplicationServicer):
         for served in self._databases.values():
             served._wake()
 
-    def _find(self, protocol: int, name: str) -> Served:
+    def _find(self, protocol: int, name: str, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
             raise Refused(
                 pb.REFUSAL_KIND_PROTOCOL_VERSION,
@@ -103,9 +103,9 @@ class Publisher(rpc.ReplicationServicer):
             )
         if self._stopping.is_set():
             raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
-        if not name and len(self._databases) == 1:
-            return next(iter(self._databases.values()))
         if name not in self._databases:
+            if len(self._databases) == 1 and (guess or not name):
+                return next(iter(self._databases.values()))
             known = ", ".join(sorted(self._databases)) or "none"
             raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
         return self._databases[name]
@@ -122,7 +122,7 @@ class Publisher(rpc.ReplicationServicer):
             return
         hello = first.hello
         try:
-            served = self._find(hello.protocol, hello.database)
+            served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
             if len(served.followers.connected) >= MAX_FOLLOWERS:
                 raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
             position = wire.position_of(hello.position)
@@ -131,11 +131,11 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
-        follower = Follower(hello.follower_id, hello.follower_name, context.peer(), sent_txid=position.txid)
+        follower = Follower(hello.follower_id, context.peer(), sent_txid=position.txid)
         follower.acknowledged(position.txid, position.txid, 0)
         served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
-        log.info("follower connected", extra={"follower": follower.id, "name_": follower.name, "at": str(position)})
+        log.info("follower connected", extra={"follower": follower.id, "at": str(position)})
         try:
             yield pb.PrimaryMessage(
                 welcome=pb.Welcome(
@@ -185,10 +185,11 @@ class Publisher(rpc.ReplicationServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
         try:
-            served = self._find(first.hello.protocol, first.hello.database)
+            hello = first.hello
+            served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
             size = served.database.page_size
-            if first.hello.page_size not in (0, size):
-                detail = f"the primary's pages have {size} bytes, the copy's {first.hello.page_size}"
+            if hello.page_size not in (0, size):
+                detail = f"the primary's pages have {size} bytes, the copy's {hello.page_size}"
                 raise Refused(pb.REFUSAL_KIND_PAGE_SIZE, detail)
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)

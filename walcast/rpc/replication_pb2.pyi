@@ -137,13 +137,14 @@ class Hello(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     DATABASE_FIELD_NUMBER: _builtins.int
     FOLLOWER_ID_FIELD_NUMBER: _builtins.int
-    FOLLOWER_NAME_FIELD_NUMBER: _builtins.int
+    DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     """empty: the only one there is"""
     follower_id: _builtins.str
-    follower_name: _builtins.str
+    database_is_guess: _builtins.bool
+    """nobody named the database: where there is only one, it is meant"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -152,12 +153,12 @@ class Hello(_message.Message):
         protocol: _builtins.int = ...,
         database: _builtins.str = ...,
         follower_id: _builtins.str = ...,
-        follower_name: _builtins.str = ...,
+        database_is_guess: _builtins.bool = ...,
         position: Global___Position | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "follower_id", b"follower_id", "follower_name", b"follower_name", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,11 +354,13 @@ class CopyHello(_message.Message):
     DATABASE_FIELD_NUMBER: _builtins.int
     FOLLOWER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     follower_id: _builtins.str
     page_size: _builtins.int
     """0: no copy there yet"""
+    database_is_guess: _builtins.bool
     def __init__(
         self,
         *,
@@ -365,10 +368,11 @@ class CopyHello(_message.Message):
         database: _builtins.str = ...,
         follower_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
+        database_is_guess: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "follower_id", b"follower_id", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,7 +542,6 @@ class FollowerStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
     RECEIVED_TXID_FIELD_NUMBER: _builtins.int
     APPLIED_TXID_FIELD_NUMBER: _builtins.int
     LAG_TXIDS_FIELD_NUMBER: _builtins.int
@@ -546,7 +549,6 @@ class FollowerStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    name: _builtins.str
     received_txid: _builtins.int
     applied_txid: _builtins.int
     lag_txids: _builtins.int
@@ -557,7 +559,6 @@ class FollowerStatus(_message.Message):
         self,
         *,
         id: _builtins.str = ...,
-        name: _builtins.str = ...,
         received_txid: _builtins.int = ...,
         applied_txid: _builtins.int = ...,
         lag_txids: _builtins.int = ...,
@@ -567,7 +568,7 @@ class FollowerStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "name", b"name", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

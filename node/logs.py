@@ -1,0 +1,51 @@
+"""Log lines: one event a line, its facts behind it; for people on a terminal, JSON where a program reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+LEVELS = ("debug", "info", "warning", "error")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def _facts(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+class Human(logging.Formatter):
+    """`12:00:01.234 warning follower gone follower=edge-1`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
+        line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower()} {record.getMessage()}{facts}"
+        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+class Json(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_facts(record),
+        }
+        if record.exc_info is not None:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure(level: str, *, as_json: bool) -> None:
+    """Send walcast's log to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Json() if as_json else Human())
+    root = logging.getLogger("walcast")
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    root.propagate = False

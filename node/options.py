@@ -1,0 +1,86 @@
+"""What the commands have in common: flags that also read from WALCAST_<FLAG>, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from node.logs import LEVELS, configure
+from walcast.errors import WalcastError
+from walcast.wire import Tls
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Flag(click.Option):
+    """An option that also reads from WALCAST_<FLAG>."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.envvar is None and self.name:
+            longest = max((o for o in self.opts if o.startswith("--")), key=len, default=self.name)
+            self.envvar = "WALCAST_" + longest.lstrip("-").replace("-", "_").upper()
+
+
+def flag(*names: str, **kwargs: Any) -> Callable[[F], F]:
+    """A click option of the kind above."""
+    kwargs.setdefault("show_default", True)
+    return click.option(*names, cls=Flag, **kwargs)
+
+
+def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command with the flags that all have; walcast's errors end it with one line and exit code 1."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(*args: Any, log_level: str, log_format: str, **kwargs: Any) -> None:
+            as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty() and False)
+            configure(log_level, as_json=as_json)
+            try:
+                function(*args, **kwargs)
+            except WalcastError as error:
+                fail(str(error))
+            except OSError as error:
+                fail(f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror or error}")
+            except KeyboardInterrupt:
+                sys.exit(130)
+
+        run = flag("--log-level", type=click.Choice(LEVELS), default="info", help="How much to log.")(run)
+        run = flag("--log-format", type=click.Choice(["text", "json"]), default="text", help="How to log.")(run)
+        return group.command(name, short_help=(function.__doc__ or "").split("\n")[0])(run)
+
+    return decorate
+
+
+def fail(message: str) -> None:
+    """One line on standard error, exit code 1."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(1)
+
+
+PATH = click.Path(path_type=Path)
+
+JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")
+
+
+def tls_flags(function: F) -> F:
+    """--tls-cert, --tls-key, --tls-ca, --insecure."""
+    for option in (
+        flag("--insecure", is_flag=True, help="Allow plain text beyond this machine."),
+        flag("--tls-ca", type=PATH, default=None, help="PEM: whom to trust on the other side."),
+        flag("--tls-key", type=PATH, default=None, help="PEM: the key of --tls-cert."),
+        flag("--tls-cert", type=PATH, default=None, help="PEM: what to show the other side."),
+    ):
+        function = option(function)
+    return function
+
+
+def tls_of(tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure: bool) -> Tls:
+    """From the flags."""
+    return Tls(ca=tls_ca, cert=tls_cert, key=tls_key, insecure=insecure)

@@ -1,0 +1,136 @@
+"""What `walcast status` knows: facts of a primary (asked over gRPC) or of a replica (read from beside it), as data and as a table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.table import Table
+
+from walcast import wire
+from walcast.errors import ConfigError, Unavailable
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.statusfile import State, read_status
+
+TIMEOUT_S = 5.0
+
+Facts = dict[str, Any]
+
+
+def status_of(target: str, tls: wire.Tls) -> Facts:
+    """Of a primary, when `target` is HOST:PORT, or of the replica at that path."""
+    if ("/" not in target and ":" in target) and not Path(target).exists():
+        return primary_status(wire.Address.parse(target), tls)
+    return replica_status(Path(target))
+
+
+def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
+    """Unavailable when nobody answers, ConfigError when it is no walcast."""
+    credentials = tls.channel(address)
+    channel = (
+        grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
+        if credentials
+        else grpc.insecure_channel(str(address), options=wire.OPTIONS)
+    )
+    with channel:
+        try:
+            reply = rpc.ReplicationStub(channel).Status(pb.StatusRequest(), timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()  # type: ignore[attr-defined]
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                raise ConfigError(f"{address}: not a walcast primary") from error
+            raise Unavailable(f"{address}: {details or code.name}") from error
+    return _primary_facts(reply)
+
+
+def _primary_facts(reply: pb.StatusReply) -> Facts:
+    return {"role": reply.role, "term": reply.term, "databases": [_database_facts(d) for d in reply.databases]}
+
+
+def _database_facts(database: pb.DatabaseStatus) -> Facts:
+    archive = None
+    if database.HasField("archive"):
+        archive = {
+            "url": database.archive.url,
+            "txid": database.archive.txid,
+            "error": database.archive.error or None,
+        }
+    return {
+        "name": database.name,
+        "path": database.path,
+        "position": str(wire.position_of(database.position)),
+        "txid": database.position.txid,
+        "page_size": database.page_size,
+        "pages": database.pages,
+        "wal_bytes": database.wal_bytes,
+        "log": {"bytes": database.log_bytes, "first_txid": database.log_first_txid},
+        "archive": archive,
+        "followers": [
+            {
+                "id": f.id,
+                "received_txid": f.received_txid,
+                "applied_txid": f.applied_txid,
+                "lag_txids": f.lag_txids,
+                "lag_ms": round(f.lag_ms, 3),
+                "state": f.state,
+                "peer": f.peer,
+            }
+            for f in database.followers
+        ],
+    }
+
+
+def replica_status(path: Path) -> Facts:
+    """Unavailable when no follower ever ran there."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file")
+    status = read_status(path)
+    now = time.time_ns()
+    wal = Path(f"{path}-wal")
+    return {
+        "role": "follower",
+        "name": status.name,
+        "path": str(path.absolute()),
+        "id": status.follower_id,
+        "state": str(status.state if status.is_live(now) else State.STOPPED),
+        "term": status.term,
+        "position": str(status.position),
+        "txid": status.position.txid,
+        "primary_txid": status.primary_txid,
+        "lag_txids": max(0, status.primary_txid - status.position.txid),
+        "lag_ms": round(status.lag_ms(now), 3),
+        "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+        "primary": status.primary,
+        "pid": status.pid,
+    }
+
+
+def table(facts: Facts) -> Table:
+    """For people."""
+    return _replica_table(facts) if facts["role"] == "follower" else _primary_table(facts)
+
+
+def _primary_table(facts: Facts) -> Table:
+    shown = Table(title=f"primary, term {facts['term']}", title_justify="left")
+    for column in ("database", "follower", "state", "position", "behind", "lag ms", "WAL MB", "archive"):
+        shown.add_column(column, justify="right" if column in ("behind", "lag ms", "WAL MB") else "left")
+    for database in facts["databases"]:
+        archive = database["archive"]
+        archived = "–" if archive is None else archive["error"] or f"TXID {archive['txid']}"
+        wal = f"{database['wal_bytes'] / 1e6:.1f}"
+        shown.add_row(database["name"], "", "primary", database["position"], "", "", wal, archived)
+        for follower in database["followers"]:
+            behind, lag = str(follower["lag_txids"]), f"{follower['lag_ms']:.1f}"
+            applied = f"{follower['applied_txid']:016x}"
+            shown.add_row("", follower["id"], follower["state"], applied, behind, lag, "", "")
+    return shown
+
+
+def _replica_table(facts: Facts) -> Table:
+    shown = Table(title=f"replica {facts['path']}", title_justify="left", show_header=False)
+    for name in ("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
+        shown.add_row(name, str(facts[name]))
+    return shown
