@@ -273,8 +273,8 @@ def _connect(path: Path) -> apsw.Connection:
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = NORMAL").fetchall()
+        connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
     except apsw.CantOpenError as error:
         raise ConfigError(f"{path}: {error}") from error
     except apsw.NotADBError as error:
