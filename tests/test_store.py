@@ -114,16 +114,29 @@ def test_an_archive_that_does_not_exist_yet_lists_as_empty(store: Store) -> None
     assert list(store.list("ltx/0/")) == []
 
 
-def test_more_objects_than_one_answer_holds_are_listed_and_deleted(store: Store, tmp_path: Path) -> None:
+def test_more_objects_than_one_answer_holds_are_listed_and_deleted(
+    request: pytest.FixtureRequest, store: Store
+) -> None:
     keys = [f"many/{number:05d}" for number in range(1005)]
-    if isinstance(store, S3Store) and store.spec.endpoint:
-        put_quickly(store, keys)
-    else:
-        for key in keys:
-            store.put(key, b"", timestamp_ms=NOON_MS)
+    fill(request, store, keys)
     assert [found.key for found in store.list("many/")] == keys
     store.delete(keys[1:])
     assert [found.key for found in store.list("many/")] == keys[:1]
+
+
+def fill(request: pytest.FixtureRequest, store: Store, keys: list[str]) -> None:
+    """Many empty objects; past moto's door, where a put takes 20 ms."""
+    if not isinstance(store, S3Store):
+        for key in keys:
+            store.put(key, b"", timestamp_ms=NOON_MS)
+    elif "rclone" in request.node.name:
+        put_quickly(store, keys)
+    else:
+        from moto.s3.models import s3_backends
+
+        backend = s3_backends["123456789012"]["aws"]
+        for key in keys:
+            backend.put_object(store.spec.bucket, f"{store.spec.prefix}/{key}", b"")
 
 
 def put_quickly(store: Store, keys: list[str]) -> None:
@@ -317,10 +330,9 @@ def test_the_time_is_kept_as_litestream_keeps_it(moto: S3Server) -> None:
 
 def test_a_download_that_is_cut_goes_on_where_it_stopped() -> None:
     body = bytes(range(256)) * 40
-    with cutting_server(body, cut_after=3000) as (endpoint, requests):
-        with S3Store(S3Server(endpoint).spec()) as store:
-            assert b"".join(store.chunks("a", 1000)) == body
-            assert store.get("a", 100, 5000) == body[100:5100]
+    with cutting_server(body, cut_after=3000) as (endpoint, requests), S3Store(S3Server(endpoint).spec()) as store:
+        assert b"".join(store.chunks("a", 1000)) == body
+        assert store.get("a", 100, 5000) == body[100:5100]
     assert requests[:2] == ["", "bytes=3000-"]
 
 
@@ -332,7 +344,7 @@ def cutting_server(body: bytes, cut_after: int):  # type: ignore[no-untyped-def]
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             wanted = self.headers.get("Range", "")
             requests.append(wanted)
             first, _, last = wanted.removeprefix("bytes=").partition("-")

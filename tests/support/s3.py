@@ -17,7 +17,7 @@ from pathlib import Path
 from walcast.store import S3Spec
 
 KEY_ID = "walcast-test"
-SECRET = "walcast-test-secret"  # noqa: S105
+SECRET = "walcast-test-secret"
 BUCKET = "archive"
 
 
@@ -53,7 +53,7 @@ def rclone_s3(folder: Path) -> Iterator[S3Server]:
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).with_name("rclone")
     command = [str(program), "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", f"{KEY_ID},{SECRET}"]
-    command += ["--config", os.devnull, "--vfs-cache-mode", "off", "--dir-cache-time", "0s", str(folder)]
+    command += ["--config", os.devnull, "--vfs-cache-mode", "off", str(folder)]
     with _process(command, r"http://127\.0\.0\.1:\d+") as endpoint:
         yield S3Server(endpoint, folder)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _MULTIPART_BYTES = 8 << 20
 _MAX_PARTS = 10_000
-_DELETE_BATCH = 1000
+_DELETE_BATCH = 100  # 1000 are allowed, but some servers take a second for each hundred
 _METADATA_TIMESTAMP = "litestream-timestamp"
 
 

@@ -1,0 +1,231 @@
+"""The files of a restore plan → a database file: download in parallel, decode in order, write, prove.
+
+The files are one sequence of bytes cut into pieces of some MiB. Threads fetch the pieces a bounded way ahead, the
+calling thread decodes them in order (a later file overwrites pages of an earlier one), one thread writes the pages.
+Memory is the window of pieces, some batches of pages, and 8 bytes a page of checksums.
+
+Every file is proven by its own checksum, and the database by its checksum wherever a file carries one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from walcast.archive import ArchiveFile
+from walcast.checksum import PageChecksums
+from walcast.errors import Corrupt
+from walcast.ltx import Header, Trailer
+from walcast.position import Position, format_txid
+from walcast.restore_pages import Batch, FilePages
+from walcast.store.base import Store
+
+Progress = Callable[[int, int], None]
+
+_PIECE_BYTES = 4 << 20
+_WRITES_AHEAD = 8
+_NO_PGNOS = np.zeros(0, np.uint32)
+_NO_SUMS = np.zeros(0, np.uint64)
+
+
+class DamagedFile(Corrupt):
+    """A file of the archive is not what it must be."""
+
+    def __init__(self, file: ArchiveFile, what: str) -> None:
+        super().__init__(f"{file.key}: {what}")
+        self.file = file
+        self.what = what
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a plan made: the position is proven, its checksum computed from the pages written."""
+
+    position: Position
+    term: int
+    page_size: int
+    commit_pages: int
+    bytes_downloaded: int
+    files: int
+    checksums: PageChecksums
+    timestamp_ms: int
+
+
+def restore_to(
+    store: Store,
+    plan: Sequence[ArchiveFile],
+    target: Path,
+    *,
+    parallelism: int = 4,
+    progress: Progress | None = None,
+) -> Restored:
+    """Write the database of a plan to `target`, a temporary path, and fsync it.
+
+    A target that an error leaves behind is not a database; the caller removes it. Raises DamagedFile and ObjectMissing
+    that name the file, and whatever else the store raises.
+    """
+    if not plan or not plan[0].is_snapshot:
+        raise ValueError("a restore begins with a file that holds the whole database")
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        with _Writer(descriptor) as writer:
+            for header, trailer, file in _apply(store, plan, writer, parallelism, progress):
+                writer.file_done(header, trailer, file)
+            restored = writer.restored(plan)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return restored
+
+
+def check_header(header: Header, file: ArchiveFile) -> None:
+    """Raises DamagedFile for a file that has another's name."""
+    if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
+        raise DamagedFile(
+            file, f"holds TXIDs {format_txid(header.min_txid)}-{format_txid(header.max_txid)}, not those of its name"
+        )
+
+
+def _apply(
+    store: Store, plan: Sequence[ArchiveFile], writer: _Writer, parallelism: int, progress: Progress | None
+) -> Iterator[tuple[Header, Trailer, ArchiveFile]]:
+    """Decode the plan's files in order, hand their pages to `writer`; each file's header and trailer once proven."""
+    total = sum(file.size for file in plan)
+    done = 0
+    pages = FilePages(writer.write)
+    for file, data, is_last in _download(store, plan, parallelism):
+        try:
+            pages.feed(data)
+            if pages.header is not None:
+                check_header(pages.header, file)
+            done += len(data)
+            if progress is not None:
+                progress(done, total)
+            if not is_last:
+                continue
+            trailer = pages.finish()
+            assert pages.header is not None  # `finish` says so
+        except DamagedFile:
+            raise
+        except Corrupt as error:
+            raise DamagedFile(file, str(error)) from error
+        yield pages.header, trailer, file
+        pages = FilePages(writer.write)
+
+
+def _download(store: Store, plan: Sequence[ArchiveFile], parallelism: int) -> Iterator[tuple[ArchiveFile, bytes, bool]]:
+    """Every piece of every file, in order, fetched by `parallelism` threads at most a window ahead."""
+    pieces = (
+        (file, start, min(_PIECE_BYTES, file.size - start))
+        for file in plan
+        for start in range(0, max(file.size, 1), _PIECE_BYTES)
+    )
+    waiting: deque[tuple[ArchiveFile, int, int, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(parallelism, thread_name_prefix="walcast-restore") as pool:
+        try:
+            while True:
+                while len(waiting) < parallelism * 2 and (piece := next(pieces, None)) is not None:
+                    file, start, length = piece
+                    waiting.append((file, start, length, pool.submit(store.get, file.key, start, length)))
+                if not waiting:
+                    return
+                file, start, length, future = waiting.popleft()
+                data = future.result()
+                if len(data) != length:
+                    raise DamagedFile(file, f"ends at byte {start + len(data)} of {file.size}")
+                yield file, data, start + length >= file.size
+        finally:
+            for *_, future in waiting:
+                future.cancel()
+
+
+class _Writer:
+    """Pages → the target, one thread writing behind; keeps the page checksums and compares them with the files'."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="walcast-write")
+        self._writes: deque[Future[None]] = deque()
+        self._sums: PageChecksums | None = None
+        self._pages = 0
+        self._last: Header | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def write(self, header: Header, batch: Batch) -> None:
+        """Queue a batch; waits while too many are queued."""
+        sums = self._of_file(header)
+        sums.apply(batch.pgnos, batch.sums, header.commit_pages)
+        while len(self._writes) >= _WRITES_AHEAD:
+            self._writes.popleft().result()
+        self._writes.append(self._pool.submit(_write_pages, self._descriptor, header.page_size, batch))
+
+    def file_done(self, header: Header, trailer: Trailer, file: ArchiveFile) -> None:
+        """A proven file is all written: the database must have the checksum that the file says."""
+        sums = self._of_file(header)
+        expected = header.database_checksum if header.no_checksum else trailer.post_checksum
+        if expected and expected != sums.database:
+            raise DamagedFile(
+                file, f"database checksum {expected:016x}, but the pages restored have {sums.database:016x}"
+            )
+        self._last = header
+
+    def restored(self, plan: Sequence[ArchiveFile]) -> Restored:
+        """Wait for the last page; then the facts."""
+        self._drain()
+        last, sums = self._last, self._sums
+        assert last is not None  # a plan is not empty
+        assert sums is not None
+        return Restored(
+            position=Position(last.max_txid, sums.database),
+            term=last.term,
+            page_size=last.page_size,
+            commit_pages=last.commit_pages,
+            bytes_downloaded=sum(file.size for file in plan),
+            files=len(plan),
+            checksums=sums,
+            timestamp_ms=last.timestamp_ms,
+        )
+
+    def _of_file(self, header: Header) -> PageChecksums:
+        """Resize the target for a file: what a smaller commit cut off must not come back as it was."""
+        if self._sums is None:
+            self._sums = PageChecksums(header.page_size)
+        if header.page_size != self._sums.page_size:
+            raise Corrupt(f"page size {header.page_size} after {self._sums.page_size}")
+        if header.commit_pages != self._pages:
+            self._drain()
+            os.ftruncate(self._descriptor, header.commit_pages * header.page_size)
+            self._pages = header.commit_pages
+            self._sums.apply(_NO_PGNOS, _NO_SUMS, header.commit_pages)
+        return self._sums
+
+    def _drain(self) -> None:
+        while self._writes:
+            self._writes.popleft().result()
+
+
+def _write_pages(descriptor: int, page_size: int, batch: Batch) -> None:
+    """Each run of neighbouring pages with one call."""
+    breaks = np.flatnonzero(np.diff(batch.pgnos) != 1) + 1
+    first = 0
+    for end in [*breaks.tolist(), len(batch.pages)]:
+        run = batch.pages[first:end]
+        offset = (int(batch.pgnos[first]) - 1) * page_size
+        written = os.pwritev(descriptor, run, offset)
+        if written != page_size * len(run):
+            rest = b"".join(run)[written:]
+            while rest:
+                count = os.pwrite(descriptor, rest, offset + written)
+                rest, written = rest[count:], written + count
+        first = end
