@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import Popen
 
 import apsw
+import numpy as np
 import pytest
 from support.apply_processes import PATIENCE_SECONDS, Sql, readers, script
 from support.apply_source import Source, Transaction, copy_database
@@ -20,6 +21,7 @@ from follower.wal_writer import WalWriter
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.position import Position
+from walcast.walindex import BLOCK_SIZE, FRAMES_FIRST_BLOCK, HashBlock
 
 
 def recovered(path: Path, to: Path) -> int:
@@ -84,6 +86,26 @@ def test_killed_at_any_step_either_the_old_or_the_new_commit_is_left(tmp_path: P
     assert applier.checkpoint().complete
     applier.close()
     assert path.read_bytes() == source.close()
+
+
+def test_what_a_killed_writer_left_in_the_wal_index_is_cleaned(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    transactions = [source.transfer(), source.grow(50)]
+    (tmp_path / "transactions").write_bytes(pickle.dumps(transactions))
+    path = source.copy_to(tmp_path / "replica" / "app.db")
+    with Sql.on(path) as reader:
+        reader("SELECT 1 FROM meta")
+        arguments = (str(path), str(tmp_path / "state"), str(tmp_path / "transactions"), "inside the hashes")
+        with script("apply_victim", *arguments) as victim:
+            lines_until_dead(victim)
+        applier = Applier.open(path, tmp_path / "state")
+        pgnos = applier._files.frame_pgnos(FRAMES_FIRST_BLOCK)
+        assert len(transactions[0].pgnos) == applier.wal_frames == np.count_nonzero(pgnos)
+        fresh = HashBlock.of(memoryview(bytearray(BLOCK_SIZE)), True)
+        fresh.insert(0, pgnos[: applier.wal_frames].tolist())
+        assert applier._wal._block(0).slots == fresh.slots
+        applier.close()
+    source.close()
 
 
 def rounds(tmp_path: Path, count: int, seed: int) -> None:
