@@ -2,14 +2,19 @@
 
 The anchor keeps the app's own checkpoints from completing, so the primary has to do it:
 
-* from `PASSIVE_FRAMES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so no app
+* from `PASSIVE_BYTES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so no app
   without a busy timeout can fail because of it. It completes when no commit comes in between.
-* from `LOCKED_FRAMES` on, with the write lock held for a moment: writers wait as they would for a commit of another
+* from `LOCKED_BYTES` on, with the write lock held for a moment: writers wait as they would for a commit of another
   process. Only the pages of the last few commits are left to copy then, since a PASSIVE one without the lock goes first.
 
-Three traps, measured: SQLite's busy handler starves against a fast writer (try without sleeping, a few milliseconds, then
-give way); a checkpoint that meets the app's own answers (1, -1, -1) (try again inside the window); after a complete one the
-lock must not be taken again before the WAL has restarted or grown (writers convoy).
+The WAL restarts with the next commit when everything is copied and the anchor is at read lock 0. The write lock is taken as
+an open-file-description lock on its byte: SQLite's own way, BEGIN IMMEDIATE, would hold a read mark beyond the write lock, and a
+writer that comes in between cannot restart the WAL.
+
+Traps, measured: SQLite's busy handler starves against a fast writer (try without sleeping, a few milliseconds, then give
+way); a checkpoint that meets the app's own answers (1, -1, -1) (try again inside the window); after a complete one the lock
+must not be taken again before the WAL has restarted or grown (writers convoy); PASSIVE ones that a fast writer outruns cost
+it fsyncs (wait before the next one).
 """
 
 from __future__ import annotations
@@ -18,18 +23,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import apsw
 
 from primary.anchor import Anchor, connect
+from walcast.dbfiles import DatabaseFiles
+from walcast.locks import try_lock, unlock
+from walcast.wal import frame_offset
+from walcast.walindex import LOCK_WRITE
 
-PASSIVE_FRAMES = 1000
-LOCKED_FRAMES = 4000
-RETRY_GROWTH_FRAMES = 500
-RETRY_AFTER_S = 0.5
+PASSIVE_BYTES = 4 << 20
+LOCKED_BYTES = 16 << 20
+PASSIVE_AGAIN_S = 0.05
 LOCK_WINDOW_S = 0.004
-LOCKED_TRIES = 5
+CHECKPOINT_WINDOW_S = 0.01
+CHECKPOINT_STEP_S = 0.0002
 
 
 class Step(Enum):
@@ -42,78 +50,79 @@ class Step(Enum):
 
 @dataclass(slots=True)
 class Policy:
-    """Decides from frame counts and a clock; does nothing itself."""
+    """Decides from the WAL's size and a clock; does nothing itself."""
 
-    last_frames: int = 0
+    last_bytes: int = 0
     last_s: float = 0.0
-    last_complete: bool = False
 
-    def step(self, frames: int, now_s: float) -> Step:
-        """`frames` is the WAL's length now. Frames below the last attempt mean that it was restarted since."""
-        if frames < self.last_frames:
-            self.last_frames, self.last_complete = 0, False
-        if frames < PASSIVE_FRAMES:
+    def step(self, wal_bytes: int, now_s: float) -> Step:
+        """`wal_bytes` is the part of the WAL in use. Less than at the last attempt means that it restarted since."""
+        if wal_bytes < self.last_bytes:
+            self.last_bytes = 0
+        if wal_bytes < PASSIVE_BYTES or wal_bytes == self.last_bytes:
             return Step.NOTHING
-        grown = frames - self.last_frames
-        if self.last_frames and grown < RETRY_GROWTH_FRAMES and (not grown or now_s - self.last_s < RETRY_AFTER_S):
-            return Step.NOTHING
-        return Step.LOCKED if frames >= LOCKED_FRAMES else Step.PASSIVE
+        if wal_bytes >= LOCKED_BYTES and wal_bytes - self.last_bytes >= PASSIVE_BYTES // 2:
+            return Step.LOCKED
+        return Step.PASSIVE if not self.last_bytes or now_s - self.last_s >= PASSIVE_AGAIN_S else Step.NOTHING
 
-    def done(self, frames: int, now_s: float, *, complete: bool) -> None:
+    def done(self, wal_bytes: int, now_s: float) -> None:
         """An attempt was made."""
-        self.last_frames, self.last_s, self.last_complete = frames, now_s, complete
+        self.last_bytes, self.last_s = wal_bytes, now_s
 
 
 class Checkpointer:
-    """Carries out what the policy says, with connections of its own: SQLite checkpoints on none that holds a lock."""
+    """Carries out what the policy says. `capture` must log every committed frame."""
 
-    def __init__(self, path: Path, anchor: Anchor, capture: Callable[[], None]) -> None:
-        self._connection = connect(path)
+    def __init__(self, files: DatabaseFiles, anchor: Anchor, capture: Callable[[], object]) -> None:
+        self._files = files
+        self._connection = connect(files.path)
         self._connection.set_busy_timeout(0)
-        self._locking = connect(path)
-        self._locking.set_busy_timeout(0)
         self._anchor = anchor
         self._capture = capture
         self.policy = Policy()
 
-    def run(self, frames: int) -> None:
-        """Check the policy and act; called after every capture."""
-        step = self.policy.step(frames, time.monotonic())
+    def run(self, frames: int, page_size: int) -> None:
+        """Look at the WAL, `frames` long, and act; called after every capture."""
+        wal_bytes = frame_offset(frames + 1, page_size)
+        step = self.policy.step(wal_bytes, time.monotonic())
         if step is Step.NOTHING:
             return
         complete = self._passive()
         if not complete and step is Step.LOCKED:
-            complete = self._locked()
-        if complete:
-            self._anchor.move(self._capture)
-        self.policy.done(frames, time.monotonic(), complete=complete)
+            self._locked()
+        self.policy.done(wal_bytes, time.monotonic())
 
     def _passive(self) -> bool:
+        """Without the write lock; True when the anchor is at read lock 0, so that the next commit restarts the WAL."""
         self._anchor.move(self._capture)
-        return self._checkpoint()
+        return self._checkpoint() and self._leave()
 
     def _locked(self) -> bool:
         if not self._take_write_lock():
             return False
         try:
             self._anchor.move(self._capture)
-            complete = any(self._checkpoint() for _ in range(LOCKED_TRIES))
-            if complete:
-                self._anchor.move(self._capture)
+            give_up_s = time.monotonic() + CHECKPOINT_WINDOW_S
+            while not self._checkpoint():  # the app is in one of its own
+                if time.monotonic() >= give_up_s:
+                    return False
+                time.sleep(CHECKPOINT_STEP_S)
+            return self._leave()
         finally:
-            self._locking.execute("ROLLBACK")
-        return complete
+            unlock(self._files.shm_fd, LOCK_WRITE)
+
+    def _leave(self) -> bool:
+        """Move the anchor out of the WAL; False when a commit came first, and it is in it again."""
+        self._anchor.move(self._capture)
+        header = self._files.index_header()
+        return header is not None and self._files.checkpoint_info().backfill >= header.mx_frame
 
     def _take_write_lock(self) -> bool:
         give_up_s = time.monotonic() + LOCK_WINDOW_S
-        while True:
-            try:
-                self._locking.execute("BEGIN IMMEDIATE")
-            except apsw.BusyError:
-                if time.monotonic() >= give_up_s:
-                    return False
-            else:
-                return True
+        while not try_lock(self._files.shm_fd, LOCK_WRITE):
+            if time.monotonic() >= give_up_s:
+                return False
+        return True
 
     def _checkpoint(self) -> bool:
         """PASSIVE; True when every frame of the WAL is in the database now."""
@@ -125,5 +134,4 @@ class Checkpointer:
 
     def close(self) -> None:
         """Let go."""
-        self._locking.close()
         self._connection.close()

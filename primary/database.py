@@ -71,7 +71,7 @@ class Database:
         self._anchor = Anchor(path)
         self.files = DatabaseFiles(path)
         self._capture = Capture(self.files, self._reader, self.log, self.page_size)
-        self._checkpointer = Checkpointer(path, self._anchor, self._capture_all)
+        self._checkpointer = Checkpointer(self.files, self._anchor, self._capture_all)
         self._size = SizeWatch(self.files)
         self._wakeup = Wakeup([path, Path(f"{path}-wal")])
 
@@ -177,7 +177,7 @@ class Database:
                 future.set_result(Captured(self.log.position, self.log.checksums.commit_pages))
             if transactions:
                 looks = 0
-                self._checkpointer.run(self._capture.frame)
+                self._checkpointer.run(self._capture.frame, self.page_size)
             self._move_anchor_when_due()
             if transactions >= BUSY_COMMITS:
                 time.sleep(BUSY_PAUSE_S)  # grouping is worth more than latency now
