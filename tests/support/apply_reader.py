@@ -16,7 +16,7 @@ import sqlite3
 import sys
 import time
 
-LONG_SECONDS = 0.15
+LONG_SECONDS = 0.1
 MAX_SECONDS = 120.0
 INTEGRITY_EVERY = 7
 
