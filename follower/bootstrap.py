@@ -24,6 +24,7 @@ from walcast.archive import ArchiveEmpty, list_files, plan_restore
 from walcast.errors import Corrupt, Unavailable
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
+from walcast.rpc import replication_pb2 as pb
 from walcast.store import Store
 
 log = logging.getLogger("walcast.follower")
@@ -79,7 +80,7 @@ async def from_primary(
     sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
     async with client.copy(applier.page_size if applier else 0, sums) as copy:
         start = copy.start
-        target: Target = applier or NewFile(path, state_dir, start.page_size)
+        target: Target = applier if applier else NewFile(path, state_dir, start.page_size)
         target.begin()
         try:
             fetched = 0
@@ -104,13 +105,13 @@ async def from_primary(
 async def _stream_until(client: Client, target: Target, start: Position, term: int, txid: int) -> None:
     receiver = Receiver(target, start, until=txid)
     async with client.stream(start, term) as stream:
-        while target.position != receiver.position or receiver.until:
+        while not receiver.done:
             message = await stream.read()
             if message.WhichOneof("kind") == "chunk":
                 receiver.feed(message.chunk.data, message.chunk.ends)
 
 
-def _write(target: Target, message: wire.pb.CopyPages, page_size: int) -> int:
+def _write(target: Target, message: pb.CopyPages, page_size: int) -> int:
     blocks = memoryview(message.blocks)
     pages: list[bytes] = []
     at = 0

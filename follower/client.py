@@ -67,7 +67,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the channel."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     @asynccontextmanager
     async def stream(self, position: Position, term: int) -> AsyncIterator[Stream]:
@@ -159,7 +159,7 @@ async def _read(call: Any, primary: wire.Address) -> Any:
     with _translated(primary):
         async with asyncio.timeout(SILENCE_S):
             message = await call.read()
-    if message is grpc.aio.EOF:
+    if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
         code, details = await call.code(), await call.details()
         raise Unavailable(f"{primary}: ended the call ({code.name}{': ' + details if details else ''})")
     return message

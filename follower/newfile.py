@@ -36,7 +36,9 @@ class NewFile:
     def begin(self) -> None:
         """Nothing is visible before the one commit."""
 
-    def write_pages(self, pgnos: Sequence[int] | NDArray[np.uint32], pages: Sequence[bytes | memoryview]) -> None:
+    def write_pages(
+        self, pgnos: Sequence[int] | NDArray[np.uint32], pages: Sequence[bytes | bytearray | memoryview]
+    ) -> None:
         """Pages in any order; the last version of each counts."""
         size = self.page_size
         numbers = np.asarray(pgnos, np.uint32)

@@ -1,7 +1,7 @@
 """Bytes of the stream → transactions of a target. Sans-I/O on the network side: chunks in, commits out.
 
 Two ways: `Receiver` commits every LTX file as it ends; with `until`, everything up to that TXID becomes one commit, on top of
-what was already written in the open transaction (a fuzzy copy).
+what was already written in the open transaction (a fuzzy copy), and what comes after it is not taken.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Receiver:
 
     def __init__(self, target: Target, start: Position, *, until: int = 0) -> None:
         self.position = start
-        self.until = until
+        self.done = False
+        self._until = until
         self._target = target
         self._decoder = ltx.Decoder()
         self._header: ltx.Header | None = None
@@ -60,6 +61,8 @@ class Receiver:
         start = 0
         try:
             for end in (*ends, len(data)):
+                if self.done:
+                    break
                 self._decoder.feed(view[start:end])
                 committed += self._drain()
                 start = end
@@ -91,7 +94,7 @@ class Receiver:
         if header.term < self._target.term:
             raise Diverged(f"a transaction of term {header.term} came to a replica of term {self._target.term}")
         self._header = header
-        if not self.until:
+        if not self._until:
             self._target.begin()
 
     def _flush(self) -> None:
@@ -107,8 +110,8 @@ class Receiver:
         self._decoder.close()
         self._decoder, self._header = ltx.Decoder(), None
         self.position = Position(header.max_txid, trailer.post_checksum)
-        if header.max_txid < self.until:
+        if header.max_txid < self._until:
             return 0
         self._target.commit(header.term, self.position, header.commit_pages, header.timestamp_ms)
-        self.until = 0
+        self.done = bool(self._until)
         return header.max_txid - header.min_txid + 1

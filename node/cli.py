@@ -177,8 +177,12 @@ def verify(db: Path, primary_address: str, name: str | None, as_json: bool, **tl
 
     done = asyncio.run(run())
     if as_json:
-        facts = {"equal": True, "pages": done.pages}
-        facts |= {"position": str(done.position), "primary_position": str(done.primary_position)}
+        facts = {
+            "equal": True,
+            "pages": done.pages,
+            "position": str(done.position),
+            "primary_position": str(done.primary_position),
+        }
         click.echo(json.dumps(facts))
     else:
         click.echo(f"equal: {done.pages} pages, replica at {done.position}, primary at {done.primary_position}")

@@ -93,7 +93,7 @@ class Primary:
     def _server(self, publisher: Publisher) -> grpc.aio.Server:
         server = grpc.aio.server(options=wire.OPTIONS)
         rpc.add_ReplicationServicer_to_server(publisher, server)
-        healthy = health.aio.HealthServicer()
+        healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         self._healthy = healthy
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -39,7 +39,7 @@ def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
         try:
             reply = rpc.ReplicationStub(channel).Status(pb.StatusRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            code, details = error.code(), error.details()  # type: ignore[attr-defined]
+            code, details = error.code(), error.details()
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{address}: not a walcast primary") from error
             raise Unavailable(f"{address}: {details or code.name}") from error
@@ -101,7 +101,7 @@ def replica_status(path: Path) -> Facts:
         "txid": status.position.txid,
         "primary_txid": status.primary_txid,
         "lag_txids": max(0, status.primary_txid - status.position.txid),
-        "lag_ms": round(status.lag_ms(now), 3),
+        "lag_ms": round(status.lag_ms(now), 3) if status.level_ns else None,
         "wal_bytes": wal.stat().st_size if wal.exists() else 0,
         "primary": status.primary,
         "pid": status.pid,

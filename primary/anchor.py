@@ -35,7 +35,7 @@ class Anchor:
         self._free = connect(path)
         _begin(self._held)
 
-    def move(self, copy: Callable[[], None]) -> None:
+    def move(self, copy: Callable[[], object]) -> None:
         """Hold the newest state instead of the present one. `copy` must capture every committed frame.
 
         When `copy` or SQLite fails, the old transaction stays and the error is raised.

@@ -165,4 +165,4 @@ class _FilePages:
 
     def page(self, index: int) -> memoryview:
         frames = self._files.read_frames(self._first + index, 1, self._size)
-        return frames["page"][0].data
+        return memoryview(frames["page"][0])

@@ -8,7 +8,7 @@ on top, before showing anything, has the database at `end` or later. The log is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 
 import lz4.block
@@ -25,7 +25,7 @@ MESSAGE_BYTES = 256 << 10
 PIN_SECONDS = 30.0
 
 
-async def copy_pages(database: Database, theirs: bytes) -> AsyncIterator[pb.CopyReply]:
+async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.CopyReply, None]:
     """Start, the pages whose checksums are not in `theirs` (little-endian u64, page 1 first), end."""
     log = database.log
     checksums = np.frombuffer(theirs, "<u8", len(theirs) // 8).astype(np.uint64)

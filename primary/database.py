@@ -55,7 +55,7 @@ class Database:
         self.path = path
         self.name = name
         self.failure: WalcastError | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], object] = lambda: None
         self._barriers: list[Future[Captured]] = []
         self._barrier_lock = threading.Lock()
         self._stopping = False

@@ -18,12 +18,23 @@ HERE = Path(__file__).parent
 def generate(out: Path) -> None:
     """Write the generated modules into `out`, with imports that work inside the package."""
     sources = sorted(p.name for p in HERE.glob("*.proto"))
-    stubs = Path(sys.executable).with_name("protoc-gen-mypy")
-    outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python")] + [f"--mypy_out=quiet:{out}"]
-    arguments = ["protoc", f"-I{HERE}", f"--plugin=protoc-gen-mypy={stubs}", *outputs]
+    plugins = [
+        f"--plugin=protoc-gen-{name}={Path(sys.executable).with_name('protoc-gen-' + name)}"
+        for name in ("mypy", "mypy_grpc")
+    ]
+    outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python")] + [
+        f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")
+    ]
+    arguments = ["protoc", f"-I{HERE}", *plugins, *outputs]
     if protoc.main([*arguments, *sources]) != 0:
         sys.exit("error: protoc failed")
     for path in out.glob("*_pb2_grpc.py"):
+        text = path.read_text()
+        for source in sources:
+            module = source.removesuffix(".proto") + "_pb2"
+            text = text.replace(f"\nimport {module} as", f"\nfrom walcast.rpc import {module} as")
+        path.write_text(text)
+    for path in out.glob("*_pb2_grpc.pyi"):
         text = path.read_text()
         for source in sources:
             module = source.removesuffix(".proto") + "_pb2"
