@@ -184,7 +184,7 @@ def _check_integrity(path: Path, kind: IntegrityCheck) -> None:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
             found = [str(row[0]) for row in db.execute(f"pragma {pragma}(10)")]
     except sqlite3.Error as error:
-        raise Corrupt(f"the restored database does not open: {error}") from error
+        raise Corrupt(f"the restored database fails SQLite's {pragma}: {error}") from error
     if found != ["ok"]:
         raise Corrupt(f"the restored database fails SQLite's {pragma}: {'; '.join(found)}")
 

@@ -60,7 +60,8 @@ class DirectorySpec:
 
 @dataclass(frozen=True, slots=True)
 class S3Spec:
-    """An archive in an S3 bucket. `prefix` has no slash at either end and may be empty.
+    """An archive in an S3 bucket. `prefix` has no slash at either end and may be empty (but
+    Litestream then looks for keys that begin with "./", so that the two do not find each other's files).
 
     `access_key_id` and `secret_access_key` never come from a URL; a configuration file may set them. Without them the
     environment decides, see `walcast.store.s3`.
