@@ -1,0 +1,69 @@
+"""`python -m bench [NAME …] [--quick] [--profile]`"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+import time
+from types import FrameType
+
+from bench.harness import BenchError, Run
+from bench.report import PAGE, RESULTS, load, machine, save, table
+
+NAMES = ["lag", "flatout", "idle"]
+
+
+def main() -> int:
+    """Exit code 0 also when a floor is missed; 1 when something could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure walcast.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all when none is given")
+    parser.add_argument("--quick", action="store_true", help="short rounds; nothing is written")
+    parser.add_argument("--profile", action="store_true", help="py-spy on primary and follower; nothing is written")
+    options = parser.parse_args()
+    names = options.names or NAMES
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, _end)
+
+    results, failed = load(), False
+    for name in names:
+        module = importlib.import_module(f"bench.{name}")
+        print(f"{name}: {(module.__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
+        facts, began = machine(), time.monotonic()
+        try:
+            with Run(options.quick, options.profile) as run:
+                measures = module.run(run)
+        except BenchError as error:
+            print(f"  not measured: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        print(f"{name}, {time.monotonic() - began:.0f} s\n{table(measures)}", flush=True)
+        for process, text in run.profiles.items():
+            print(f"  profile of the {process}:\n{text}", flush=True)
+        if any(m.passed is False for m in measures) and not run.profiles:
+            print(f"  a floor is missed; where the time goes: python -m bench {name} --profile", flush=True)
+        if not options.quick and not options.profile:
+            results[name] = {
+                "command": f"python -m bench {name}",
+                "machine": facts,
+                "seconds": round(time.monotonic() - began),
+                "measures": [m.encode() for m in measures],
+            }
+            save(results, NAMES, {n: _about(n) for n in results})
+    if not options.quick and not options.profile:
+        print(f"written: {RESULTS}, {PAGE}", file=sys.stderr)
+    return int(failed)
+
+
+def _about(name: str) -> str:
+    return (importlib.import_module(f"bench.{name}").__doc__ or "").strip()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

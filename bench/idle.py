@@ -1,0 +1,42 @@
+"""Idle: processor time of primary and follower when nobody writes, and their requests to the object store.
+
+The archive is a real S3 server (`rclone serve s3`) behind a proxy that counts requests.
+"""
+
+from __future__ import annotations
+
+import time
+
+from bench.harness import Run, make_database, say, wait_for_row
+from bench.measure import Measure
+from bench.s3 import counted, rclone_s3
+
+SECONDS = 30
+SETTLE_S = 4
+
+
+def run(run: Run) -> list[Measure]:
+    """The benchmark."""
+    seconds = 10 if run.quick else SECONDS
+    with run.stage() as folder:
+        server = run.keep(rclone_s3(run, folder / "s3"))
+        proxy = run.keep(counted(server.endpoint))
+        db, replica = folder / "app.db", folder / "replica.db"
+        make_database(db)
+        url = server.url("idle", endpoint=proxy.endpoint)
+        primary, address = run.primary(db, url, env=server.environment())
+        follower = run.follower(replica, address, "--name", "app", "--archive", url, env=server.environment())
+        writer = run.worker("paced", db, 200, 200)
+        writer.go()
+        wait_for_row(replica, len(writer.json()["returned_ns"]))
+        time.sleep(SETTLE_S)
+        before, cpu = proxy.requests, (primary.cpu_s(), follower.cpu_s())
+        time.sleep(seconds)
+        used = [(primary.cpu_s() - cpu[0]) / seconds * 100, (follower.cpu_s() - cpu[1]) / seconds * 100]
+        requests = proxy.requests - before
+    say(f"{before} requests before; idle {requests} requests, primary {used[0]:.2f} %, follower {used[1]:.2f} %")
+    return [
+        Measure("processor time, primary", "% of a core", [used[0]], at_most=0.2),
+        Measure("processor time, follower", "% of a core", [used[1]], at_most=0.2),
+        Measure("requests to the object store", "", [requests], at_most=0, note=f"in {seconds} s; {before} before"),
+    ]

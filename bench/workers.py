@@ -1,0 +1,139 @@
+"""Apps: processes that write and read with stock sqlite3 and nothing of walcast. `python -m bench.workers NAME ARGS…`
+
+Each prints "ready", waits for a line, does its work, and prints its facts as one line of JSON. Clocks are
+CLOCK_MONOTONIC, ns, the same for all processes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+ROW_BYTES = 150
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """As an app would, with synchronous=NORMAL."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA synchronous=NORMAL")
+    return db
+
+
+def text(size: int, seed: int) -> bytes:
+    """`size` bytes that LZ4 halves, about: as real rows do."""
+    rng = random.Random(seed)
+    half = size // 2
+    return rng.randbytes(half) + (b'{"name": "value", "state": "open"}' * (half // 34 + 1))[: size - half]
+
+
+def ready() -> None:
+    """Wait to be told."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def paced(path: str, commits: str, per_s: str) -> dict[str, Any]:
+    """Commits of one row at a steady rate, by absolute deadlines: first id, and when each commit returned."""
+    db, row, count, step_ns = connect(path), text(ROW_BYTES, 1), int(commits), int(1e9 / float(per_s))
+    first = (db.execute("SELECT max(id) FROM t").fetchone()[0] or 0) + 1
+    returned: list[int] = []
+    ready()
+    begin_ns = time.monotonic_ns()
+    for i in range(count):
+        wait_ns = begin_ns + i * step_ns - time.monotonic_ns()
+        if wait_ns > 0:
+            time.sleep(wait_ns / 1e9)
+        db.execute("INSERT INTO t (v) VALUES (?)", (row,))
+        returned.append(time.monotonic_ns())
+    return {"first": first, "returned_ns": returned}
+
+
+def reader(path: str, last: str, pause_us: str) -> dict[str, Any]:
+    """Looks at a table again and again until row `last` is there: (newest id, when it was first seen)."""
+    db, goal, pause_s, seen = connect(path), int(last), float(pause_us) / 1e6, []
+    newest = db.execute("SELECT max(id) FROM t").fetchone()[0] or 0
+    ready()
+    give_up_ns = time.monotonic_ns() + 120 * 10**9
+    while newest < goal:
+        now = db.execute("SELECT max(id) FROM t").fetchone()[0] or 0
+        now_ns = time.monotonic_ns()
+        if now != newest:
+            seen.append((now, now_ns))
+            newest = now
+        elif now_ns > give_up_ns:
+            break
+        if pause_s:
+            time.sleep(pause_s)
+    return {"seen": seen, "cpu_s": time.process_time()}
+
+
+def flat_out(path: str, seconds: str) -> dict[str, Any]:
+    """One row a commit, as fast as stock Python can: executemany without a transaction loops in C."""
+    db, row, length_ns = connect(path), (text(ROW_BYTES, 1),), int(float(seconds) * 1e9)
+    count = longest_ns = 0
+    ready()
+    begin_ns = last_ns = time.monotonic_ns()
+    end_ns = begin_ns + length_ns
+
+    def rows() -> Iterator[tuple[bytes]]:
+        nonlocal count, longest_ns, last_ns
+        clock = time.monotonic_ns
+        while True:
+            now_ns = clock()  # the commit of the row before has returned
+            if now_ns - last_ns > longest_ns:
+                longest_ns = now_ns - last_ns
+            last_ns = now_ns
+            if now_ns >= end_ns:
+                return
+            count += 1
+            yield row
+
+    db.executemany("INSERT INTO t (v) VALUES (?)", rows())
+    return {
+        "commits": count,
+        "seconds": (last_ns - begin_ns) / 1e9,
+        "longest_ms": longest_ns / 1e6,
+        "last": db.execute("SELECT max(id) FROM t").fetchone()[0],
+        "last_ns": last_ns,
+    }
+
+
+def bulk(path: str, transactions: str, rows: str, row_bytes: str) -> dict[str, Any]:
+    """Transactions of many rows."""
+    db, size = connect(path), int(row_bytes)
+    values = [(text(size, seed),) for seed in range(64)]
+    batch = [values[i % 64] for i in range(int(rows))]
+    ready()
+    begin_ns = time.monotonic_ns()
+    for _ in range(int(transactions)):
+        db.execute("BEGIN")
+        db.executemany("INSERT INTO t (v) VALUES (?)", batch)
+        db.execute("COMMIT")
+    return {
+        "seconds": (time.monotonic_ns() - begin_ns) / 1e9,
+        "last": db.execute("SELECT max(id) FROM t").fetchone()[0],
+        "pages": db.execute("PRAGMA page_count").fetchone()[0],
+    }
+
+
+def rewrite(path: str) -> dict[str, Any]:
+    """Every row anew, in one transaction."""
+    db = connect(path)
+    ready()
+    begin_ns = time.monotonic_ns()
+    db.execute("BEGIN")
+    db.execute("UPDATE t SET v = substr(v, 2) || x'00'")
+    db.execute("INSERT INTO t (v) VALUES ('the end')")
+    db.execute("COMMIT")
+    last = db.execute("SELECT max(id) FROM t").fetchone()[0]
+    return {"seconds": (time.monotonic_ns() - begin_ns) / 1e9, "last": last}
+
+
+if __name__ == "__main__":
+    work = {f.__name__: f for f in (paced, reader, flat_out, bulk, rewrite)}[sys.argv[1]]
+    print(json.dumps(work(*sys.argv[2:])), flush=True)
