@@ -35,6 +35,7 @@ from walcast.wal import frame_offset
 RESTART_FRAMES = 1000  # a WAL shorter than this is not worth a restart
 _BUSY_TIMEOUT_MS = 1000
 _OPEN_TRIES = 5
+_FEW_PAGES = 64
 
 
 class ChecksumMismatch(Diverged):
@@ -83,6 +84,7 @@ class Applier:
         self._lock_pgno = lock_pgno(self.page_size)
         self._in_transaction = False
         self._broken = False
+        self._closed = False
         self._pgnos = array("I")
         self._sums = array("Q")
         self._new_page_one: bytes | None = None
@@ -100,17 +102,14 @@ class Applier:
         Raises Unavailable while another holds the write lock, ConfigError for a database that is not in WAL mode.
         """
         connections = (_connect(path), _connect(path))
-        files = None
+        files = wal = None
         try:
             page_size, commit_pages = _read(connections[0])
             files = DatabaseFiles(path, writable=True)
             wal = cls._take_over(files, connections[0], page_size, commit_pages)
             return cls(files, wal, Journal(state_dir), connections)
         except BaseException:
-            for connection in connections:
-                connection.close()
-            if files is not None:
-                files.close()  # also gives up the write lock
+            _close(connections, wal, files)
             raise
 
     @classmethod
@@ -128,13 +127,12 @@ class Applier:
         raise Unavailable(f"{files.path}-shm: cannot be recovered")
 
     def close(self) -> None:
-        """Roll back what is open and let others write. Connections first, then the descriptors (`walcast.dbfiles`)."""
-        self._in_transaction = False
-        for connection in self._connections:
-            connection.close()
-        self._wal.close()
-        self._files.close()
-        self._journal.close()
+        """Roll back what is open and let others write. Nothing happens the second time."""
+        if not self._closed:
+            self._closed = True
+            self.rollback()
+            _close(self._connections, self._wal, self._files)
+            self._journal.close()
 
     # The state
 
@@ -165,8 +163,9 @@ class Applier:
 
         `restart_refused` tells whether it was long and could not: a checkpoint has to finish or a reader to go.
         """
-        if self._broken:
-            raise Stopped(f"{self.path}: a commit was interrupted; open the replica again")
+        if self._broken or self._closed:
+            why = "is closed" if self._closed else "was interrupted in a commit; open it again"
+            raise Stopped(f"{self.path}: the applier {why}")
         if self._in_transaction:
             raise RuntimeError("begin: a transaction is open")
         if self.wal_frames >= self.restart_frames:
@@ -241,8 +240,8 @@ class Applier:
     def _changes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """The pages written, each once, and their checksums as of the last time."""
         pgnos, sums = np.array(self._pgnos, np.uint32), np.array(self._sums, np.uint64)
-        if len(set(self._pgnos)) == len(pgnos):
-            return pgnos, sums
+        if len(pgnos) < _FEW_PAGES and len(set(self._pgnos)) == len(pgnos):
+            return pgnos, sums  # much cheaper than a sort
         unique, index = np.unique(pgnos[::-1], return_index=True)
         return unique, sums[::-1][index]
 
@@ -267,6 +266,16 @@ class Applier:
 
 def _refuse(pgno: int, page: Page) -> NoReturn:
     raise Corrupt(f"no page of this database: number {pgno}, {len(page)} bytes")
+
+
+def _close(connections: tuple[apsw.Connection, ...], wal: WalWriter | None, files: DatabaseFiles | None) -> None:
+    """Connections first, then the descriptors: see `walcast.dbfiles`."""
+    for connection in connections:
+        connection.close()
+    if wal is not None:
+        wal.close()
+    if files is not None:
+        files.close()  # the write lock ends here at the latest
 
 
 def _connect(path: Path) -> apsw.Connection:

@@ -63,7 +63,7 @@ _RESTARTED = struct.Struct("=6I")
 class WalWriter:
     """SQLite's writer of one WAL, from the write lock on.
 
-    Everything but the constructor is for one thread. `header` is what readers see. A transaction is any number of
+    For one thread; any may ask for `backfilled_frames`. `header` is what readers see. A transaction is any number of
     `append`, then `publish` or `discard`.
     """
 
@@ -126,11 +126,6 @@ class WalWriter:
         self.unlock(self._files)
 
     # A transaction
-
-    @property
-    def frames(self) -> int:
-        """Frames that the transaction has so far."""
-        return len(self._pgnos)
 
     def append(self, pgno: int, page: Page) -> None:
         """One more frame. Bounded memory: a full buffer is written, but for its last frame."""

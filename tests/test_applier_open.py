@@ -12,6 +12,7 @@ from support.apply_source import Source
 
 from follower.applier import Applier
 from follower.wal_writer import WalWriter
+from walcast.dbfiles import PageReader
 from walcast.errors import ConfigError, Corrupt, Stopped
 from walcast.position import Position
 
@@ -42,6 +43,27 @@ def test_a_replica_is_recognised_by_its_content(source: Source, tmp_path: Path) 
     assert (changed.position, changed.term) == (Position(), 0)
     assert scan(changed) == changed.checksums.database
     changed.close()
+
+
+def test_an_open_that_fails_leaves_nothing_behind(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source.copy_to(tmp_path / "replica" / "app.db")
+
+    def fail(*_: object) -> None:
+        raise Corrupt("a page cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PageReader, "read", fail)
+        with pytest.raises(Corrupt):
+            Applier.open(path, tmp_path / "state")
+    with Sql.on(path) as app:
+        assert app("UPDATE accounts SET balance = balance") == []
+    applier = Applier.open(path, tmp_path / "state")
+    applier.close()
+    applier.close()
+    with pytest.raises(Stopped):
+        applier.begin()
 
 
 def test_a_second_applier_is_refused(source: Source, tmp_path: Path) -> None:
