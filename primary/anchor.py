@@ -21,10 +21,15 @@ BUSY_TIMEOUT_MS = 100
 def connect(path: Path) -> apsw.Connection:
     """A connection of the primary: it never creates a file and never checkpoints on its own."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    prepare(connection, BUSY_TIMEOUT_MS)
+    return connection
+
+
+def prepare(connection: apsw.Connection, busy_timeout_ms: int) -> None:
+    """Make it such a connection. Reads the schema, so it raises for what is locked or no database."""
+    connection.set_busy_timeout(busy_timeout_ms)
     connection.execute("PRAGMA wal_autocheckpoint=0")
     connection.execute("PRAGMA synchronous=NORMAL")
-    return connection
 
 
 class Anchor:

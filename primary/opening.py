@@ -7,7 +7,7 @@ from pathlib import Path
 
 import apsw
 
-from primary.anchor import connect
+from primary.anchor import prepare
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file
 
@@ -19,9 +19,9 @@ SWITCH_TIMEOUT_MS = 5000
 def open_database(path: Path) -> apsw.Connection:
     """A connection on the database, in WAL mode. ConfigError, one line, when that cannot be had."""
     check_database_file(path)
-    connection = connect(path)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        connection.set_busy_timeout(SWITCH_TIMEOUT_MS)
+        prepare(connection, SWITCH_TIMEOUT_MS)
         mode = connection.pragma("journal_mode")
         if mode != "wal":
             if connection.execute("PRAGMA journal_mode=WAL").get != "wal":
