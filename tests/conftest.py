@@ -1,0 +1,16 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed, shown when the test fails; WALCAST_TEST_SEED=N repeats one."""
+    value = int(os.environ.get("WALCAST_TEST_SEED") or random.randrange(1 << 32))
+    print(f"WALCAST_TEST_SEED={value}")
+    return value
