@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from node.options import CONFIG, JSON, PATH, command, fail, flag, tls_flags, tls_of
+from node.archive_commands import parse_txid, restore_command
+from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
+from node.primary_command import DEFAULT_LISTEN, primary_command
 from node.process import run_until_signal
 from walcast import wire
-from walcast.errors import ConfigError, StaleReplica
-
-DEFAULT_LISTEN = "127.0.0.1:7420"
+from walcast.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -26,62 +28,13 @@ def main() -> None:
     """Live read replicas, an archive and failover for SQLite, without changing the app."""
 
 
-def example(*lines: str) -> str:
-    """An epilog that shows how a command is typed."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command of `walcast`, whose help ends with how it is typed."""
+    epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in examples)
+    return main.command(name, cls=Command, epilog=epilog)
 
 
-@command(main, "primary")
-@click.argument("db", type=PATH, required=False)
-@click.argument("archive_url", required=False)
-@flag("--listen", default=DEFAULT_LISTEN, help="HOST:PORT for followers; port 0 lets the system choose.")
-@flag("--name", default=None, help="Name of the database; the file's stem when not given.")
-@flag("--log-max-bytes", default=256 << 20, type=click.IntRange(min=1 << 20), help="Bound of the transaction log.")
-@flag("--log-max-age", default=3600.0, type=click.FloatRange(min=1), help="Bound of the transaction log, seconds.")
-@tls_flags
-@CONFIG
-@JSON
-def primary(
-    db: Path | None,
-    archive_url: str | None,
-    listen: str,
-    name: str | None,
-    log_max_bytes: int,
-    log_max_age: float,
-    config: Path | None,
-    as_json: bool,
-    **tls: Any,
-) -> None:
-    """Serve a database to followers, and archive it."""
-    from node.primary_role import DatabaseSettings, Primary, PrimarySettings
-
-    if config is not None:
-        raise ConfigError("--config: not yet")
-    if db is None:
-        raise click.UsageError("give a database, or --config FILE")
-    databases = [DatabaseSettings(db, name or db.stem, archive_url)]
-    settings = PrimarySettings(
-        databases,
-        wire.Address.parse(listen),
-        tls_of(**tls),
-        log_bytes=log_max_bytes,
-        log_age_s=log_max_age,
-    )
-
-    def ready(role: Primary) -> None:
-        names = [d.name for d in databases]
-        if as_json:
-            click.echo(json.dumps({"role": "primary", "listen": str(role.listening), "databases": names}))
-        else:
-            click.echo(f"serving {', '.join(names)} on {role.listening}")
-
-    async def role(stop: asyncio.Event) -> None:
-        await Primary(settings).run(stop, ready)
-
-    run_until_signal(role)
-
-
-@command(main, "follower")
+@command("follower", "walcast follower /edge/app.db --primary 10.0.0.1:7420 --archive s3://bucket/app")
 @click.argument("db", type=PATH)
 @flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary.")
 @flag("--archive", default=None, help="URL to bootstrap from.")
@@ -114,7 +67,7 @@ def follower(
     run_until_signal(lambda stop: run_follower(settings, stop, ready))
 
 
-@command(main, "status")
+@command("status", "walcast status 127.0.0.1:7420", "walcast status /edge/app.db --json")
 @click.argument("target", default=DEFAULT_LISTEN)
 @flag("--watch", is_flag=True, help="Show it again and again, until interrupted.")
 @flag("--interval", default=0.5, type=click.FloatRange(min=0.05), help="Seconds between two looks.")
@@ -142,18 +95,23 @@ def status(target: str, watch: bool, interval: float, as_json: bool, **tls: Any)
             live.update(table(status_of(target, credentials)), refresh=True)
 
 
-@command(main, "wait")
+@command("wait", "walcast wait /edge/app.db 00000000000004d2 --timeout 5")
 @click.argument("db", type=PATH)
 @click.argument("txid")
 @flag("--timeout", default=10.0, type=click.FloatRange(min=0), help="Seconds to wait at most.")
 def wait(db: Path, txid: str, timeout: float) -> None:
-    """Wait until a replica has applied a TXID or token."""
+    """Wait until a replica has applied a TXID (16 hex digits), a position or a token."""
     from walcast.replica import Replica
+    from walcast.position import Position
 
-    Replica(db).wait_for(txid, timeout=timeout)
+    try:
+        token = txid if "-" in txid or "/" in txid else Position(parse_txid(txid))
+        Replica(db).wait_for(token, timeout=timeout)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
-@command(main, "verify")
+@command("verify", "walcast verify /edge/app.db --primary 127.0.0.1:7420")
 @click.argument("db", type=PATH)
 @flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary to compare with.")
 @flag("--name", default=None, help="Name of the database at the primary; the file's stem when not given.")
@@ -186,6 +144,21 @@ def verify(db: Path, primary_address: str, name: str | None, as_json: bool, **tl
         click.echo(json.dumps(facts))
     else:
         click.echo(f"equal: {done.pages} pages, replica at {done.position}, primary at {done.primary_position}")
+
+
+main.add_command(primary_command)
+main.add_command(restore_command)
+
+
+@command("demo", "walcast demo", "walcast demo --seconds 30 --keep")
+@flag("--seconds", default=18.0, type=click.FloatRange(min=1, max=3600), help="How long the app writes, about.")
+@flag("--keep", is_flag=True, help="Keep the folder with databases, archive and logs, and say where it is.")
+@JSON
+def demo(seconds: float, keep: bool, as_json: bool) -> None:
+    """Show it: an app writing, a primary, two followers, a SIGKILL, a byte-for-byte comparison. Ends by itself."""
+    from node.demo import run_demo
+
+    sys.exit(0 if run_demo(seconds=seconds, keep=keep, as_json=as_json) else 1)
 
 
 if __name__ == "__main__":

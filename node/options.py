@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,28 +32,29 @@ def flag(*names: str, **kwargs: Any) -> Callable[[F], F]:
     return click.option(*names, cls=Flag, **kwargs)
 
 
-def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
+class Command(click.Command):
     """A command with the flags that all have; walcast's errors end it with one line and exit code 1."""
 
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        @functools.wraps(function)
-        def run(*args: Any, log_level: str, log_format: str, **kwargs: Any) -> None:
-            as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty() and False)
-            configure(log_level, as_json=as_json)
-            try:
-                function(*args, **kwargs)
-            except WalcastError as error:
-                fail(str(error))
-            except OSError as error:
-                fail(f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror or error}")
-            except KeyboardInterrupt:
-                sys.exit(130)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            Flag(
+                ["--log-level"], type=click.Choice(LEVELS), default="info", show_default=True, help="How much to log."
+            ),
+            Flag(["--log-format"], type=click.Choice(["text", "json"]), default="text", show_default=True),
+        ]
 
-        run = flag("--log-level", type=click.Choice(LEVELS), default="info", help="How much to log.")(run)
-        run = flag("--log-format", type=click.Choice(["text", "json"]), default="text", help="How to log.")(run)
-        return group.command(name, short_help=(function.__doc__ or "").split("\n")[0])(run)
-
-    return decorate
+    def invoke(self, ctx: click.Context) -> Any:
+        configure(ctx.params.pop("log_level"), as_json=ctx.params.pop("log_format") == "json")
+        try:
+            return super().invoke(ctx)
+        except WalcastError as error:
+            fail(str(error))
+        except OSError as error:
+            where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+            fail(f"{where}{error.strerror or error}")
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def fail(message: str) -> None:

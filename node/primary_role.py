@@ -12,6 +12,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from node.http import Facts, HttpServer
+from node.status import primary_facts
 from primary.archiver import Archiver
 from primary.database import Database
 from primary.publisher import Publisher, Served
@@ -20,12 +22,13 @@ from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
-from walcast.store import Store, open_store
+from walcast.store import Store, StoreSpec, open_store
 
 log = logging.getLogger("walcast.primary")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 GRACE_S = 1.0
+STATUS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class DatabaseSettings:
 
     path: Path
     name: str
-    archive: str | None = None
+    archive: str | StoreSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class PrimarySettings:
     databases: list[DatabaseSettings]
     listen: wire.Address
     tls: wire.Tls = field(default_factory=wire.Tls)
+    http: wire.Address | None = None
     log_bytes: int = 256 << 20
     log_age_s: float = 3600.0
 
@@ -54,6 +58,7 @@ class Primary:
     def __init__(self, settings: PrimarySettings) -> None:
         self.settings = settings
         self.listening: wire.Address = settings.listen
+        self.http_listening: wire.Address | None = None
         self._stores: dict[str, Store] = {}
         self._archivers: dict[str, Archiver] = {}
         self._served: dict[str, Served] = {}
@@ -70,6 +75,7 @@ class Primary:
                 self._stores[database.name] = open_store(database.archive)
         publisher = Publisher(self._served, self.status)
         server = self._server(publisher)
+        http = self._http()
         try:
             for settings in self.settings.databases:
                 await self._open(settings)
@@ -78,6 +84,8 @@ class Primary:
             ready(self)
             await _first(stop, self._failed)
         finally:
+            if http is not None:
+                await asyncio.to_thread(http.close)
             publisher.stop()
             await server.stop(GRACE_S)
             for archiver in self._archivers.values():
@@ -111,6 +119,23 @@ class Primary:
             raise ConfigError(f"cannot listen on {address}: the port is taken, or the address is not this machine's")
         self.listening = wire.Address(address.host, port)
         return server
+
+    def _http(self) -> HttpServer | None:
+        if self.settings.http is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        async def facts() -> Facts:
+            return primary_facts(self.status())
+
+        def failure() -> str | None:
+            return next((str(s.database.failure) for s in self._served.values() if s.database.failure), None)
+
+        http = HttpServer(
+            self.settings.http, lambda: asyncio.run_coroutine_threadsafe(facts(), loop).result(STATUS_S), failure
+        )
+        self.http_listening = http.listening
+        return http
 
     async def _open(self, settings: DatabaseSettings) -> None:
         database = await asyncio.to_thread(

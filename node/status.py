@@ -1,4 +1,4 @@
-"""What `walcast status` knows: facts of a primary (asked over gRPC) or of a replica (read from beside it), as data and as a table."""
+"""What `walcast status` knows of a primary (asked over gRPC) or a replica (read beside it), as data and as a table."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{address}: not a walcast primary") from error
             raise Unavailable(f"{address}: {details or code.name}") from error
-    return _primary_facts(reply)
+    return primary_facts(reply)
 
 
-def _primary_facts(reply: pb.StatusReply) -> Facts:
+def primary_facts(reply: pb.StatusReply) -> Facts:
+    """What the Status call answered, as data."""
     return {"role": reply.role, "term": reply.term, "databases": [_database_facts(d) for d in reply.databases]}
 
 
@@ -119,7 +120,7 @@ def _primary_table(facts: Facts) -> Table:
         shown.add_column(column, justify="right" if column in ("behind", "lag ms", "WAL MB") else "left")
     for database in facts["databases"]:
         archive = database["archive"]
-        archived = "–" if archive is None else archive["error"] or f"TXID {archive['txid']}"
+        archived = "none" if archive is None else archive["error"] or f"TXID {archive['txid']}"
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
         shown.add_row(database["name"], "", "primary", database["position"], "", "", wal, archived)
         for follower in database["followers"]:

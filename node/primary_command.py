@@ -1,0 +1,93 @@
+"""`walcast primary`: flags and configuration file → settings → a running primary."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.config import Config, load_config
+from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
+from node.primary_role import DatabaseSettings, Primary, PrimarySettings
+from node.process import run_until_signal
+from walcast import wire
+from walcast.wire import Address
+
+log = logging.getLogger("walcast.primary")
+
+DEFAULT_LISTEN = "127.0.0.1:7420"
+DEFAULT_LOG_BYTES = 256 << 20
+DEFAULT_LOG_AGE_S = 3600.0
+
+EXAMPLES = """\b
+Example:
+  walcast primary app.db s3://bucket/app
+  walcast primary app.db /backup/app --listen 127.0.0.1:7420
+  walcast primary --config walcast.yml"""
+
+
+@click.command("primary", cls=Command, epilog=EXAMPLES)
+@click.argument("db", type=PATH, required=False)
+@click.argument("archive_url", required=False)
+@flag("--listen", default=None, help=f"HOST:PORT for followers; port 0: any.  [default: {DEFAULT_LISTEN}]")
+@flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given.")
+@flag("--name", default=None, help="Name of the database; the file's stem when not given.")
+@flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
+@flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
+@tls_flags
+@CONFIG
+@JSON
+def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **flags: Any) -> None:
+    """Serve databases to followers, and archive them."""
+    settings = _settings(db, archive_url, **flags)
+
+    def ready(role: Primary) -> None:
+        facts = {
+            "role": "primary",
+            "listen": str(role.listening),
+            "http": str(role.http_listening) if role.http_listening else None,
+            "databases": [d.name for d in settings.databases],
+        }
+        words = f"serving {', '.join(d.name for d in settings.databases)} on {role.listening}"
+        click.echo(json.dumps(facts) if as_json else words)
+
+    async def role(stop: asyncio.Event) -> None:
+        await Primary(settings).run(stop, ready)
+
+    run_until_signal(role)
+
+
+def _settings(
+    db: Path | None,
+    archive_url: str | None,
+    *,
+    config: Path | None,
+    listen: str | None,
+    http: str | None,
+    name: str | None,
+    log_max_bytes: int | None,
+    log_max_age: float | None,
+    **tls: Any,
+) -> PrimarySettings:
+    """Flags win over the file, the file over the defaults."""
+    told = load_config(config) if config else Config(Path())
+    for ignored in told.ignored:
+        log.info("not used by walcast", extra={"key": ignored.key, "line": ignored.line, "file": str(told.path)})
+    databases = [DatabaseSettings(d.path, d.name, d.archive) for d in told.dbs]
+    if db is not None:
+        databases = [DatabaseSettings(db, name or db.stem, archive_url)]
+    if not databases:
+        raise click.UsageError("give a database, or --config FILE with some")
+    flags = tls_of(**tls)
+    return PrimarySettings(
+        databases,
+        Address.parse(listen) if listen else told.listen or Address.parse(DEFAULT_LISTEN),
+        tls=flags if flags != wire.Tls() else told.tls,
+        http=Address.parse(http) if http else told.http,
+        log_bytes=log_max_bytes or told.log_max_bytes or DEFAULT_LOG_BYTES,
+        log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
+    )
