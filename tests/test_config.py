@@ -1,0 +1,272 @@
+"""The configuration file: Litestream's and walcast's keys, and errors that name file and line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from node.config import Config, Ignored, load_config
+from walcast.errors import ConfigError
+from walcast.store import DirectorySpec, S3Spec
+from walcast.wire import Address, Tls
+
+SECRETS = {"KEY_ID": "AKIA", "SECRET": "s3cr3t: #x", "BUCKET": "backups", "PORT": "7420"}
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    file = tmp_path / "walcast.yml"
+    file.write_text(text)
+    return load_config(file, SECRETS)
+
+
+def refused(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    prefix = f"{tmp_path / 'walcast.yml'}:"
+    assert message.startswith(prefix)
+    assert "\n" not in message
+    return message.removeprefix(prefix)
+
+
+def test_walcasts_own_keys_are_read(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+listen: 127.0.0.1:${PORT}
+http: "[::1]:7421"
+log-level: WARNING
+insecure: yes
+tls: {ca: /pem/ca, cert: /pem/cert, key: /pem/key}
+log-max-bytes: 512MiB
+log-max-age: 1h30m
+dbs:
+  - path: /data/app.db
+    archive: s3://bucket/app?endpoint=minio:9000
+  - path: /data/users.sqlite
+    name: people
+    archive: /backups/users
+  - path: /data/plain.db
+""",
+    )
+    assert config.listen == Address("127.0.0.1", 7420)
+    assert config.http == Address("[::1]", 7421)
+    assert config.log_level == "warning"
+    assert config.tls == Tls(Path("/pem/ca"), Path("/pem/cert"), Path("/pem/key"), insecure=True)
+    assert config.log_max_bytes == 512 << 20
+    assert config.log_max_age_s == 5400
+    assert [(db.path, db.name, db.line) for db in config.dbs] == [
+        (Path("/data/app.db"), "app", 10),
+        (Path("/data/users.sqlite"), "people", 12),
+        (Path("/data/plain.db"), "plain", 15),
+    ]
+    assert [db.archive for db in config.dbs] == [
+        S3Spec("bucket", "app", endpoint="https://minio:9000", path_style=True),
+        DirectorySpec(Path("/backups/users")),
+        None,
+    ]
+    assert config.ignored == ()
+
+
+def test_a_litestream_file_is_accepted_as_it_is(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """\
+access-key-id: ${KEY_ID}
+secret-access-key: $SECRET
+region: eu-central-1
+addr: ":9090"
+exec: "app -dsn $UNSET_HERE"
+logging: {level: debug, type: json, stderr: true}
+snapshot:
+  interval: 4h
+  retention: 24h
+levels: [{interval: 30s}, {interval: 5m}]
+socket: {enabled: true, path: /run/l.sock, permissions: 0600}
+mcp-addr: ":3001"
+dbs:
+  - path: sqlite:///data/app.db
+    monitor-interval: 1s
+    replica:
+      type: s3
+      bucket: ${BUCKET}
+      path: app
+      endpoint: fly.storage.tigris.dev
+      region: auto
+      sync-interval: 10s
+      part-size: 5MB
+  - path: /data/other.db
+    replica:
+      url: s3://${BUCKET}/other?region=us-east-1
+      force-path-style: true
+      skip-verify: true
+  - path: /data/third.db
+    replicas:
+      - path: /mnt/third
+        retention: 72h
+""",
+    )
+    keys = {"access_key_id": "AKIA", "secret_access_key": "s3cr3t: #x"}
+    assert [db.archive for db in config.dbs] == [
+        S3Spec("backups", "app", endpoint="https://fly.storage.tigris.dev", region="auto", path_style=True, **keys),
+        S3Spec("backups", "other", region="eu-central-1", path_style=True, skip_verify=True, **keys),
+        DirectorySpec(Path("/mnt/third")),
+    ]
+    assert config.dbs[0].path == Path("/data/app.db")
+    assert config.ignored[0] == Ignored("addr", 4)
+    assert {(found.key, found.line) for found in config.ignored} >= {
+        ("exec", 5),
+        ("snapshot", 7),
+        ("dbs.monitor-interval", 15),
+        ("dbs.replica.sync-interval", 22),
+        ("dbs.replica.retention", 32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dbs:\n- pth: /a.db\n", "2: unknown key 'pth'; did you mean 'path'?"),
+        ("frobnicate: 1\n", "1: unknown key 'frobnicate'"),
+        ("tls:\n  cart: x\n", "2: unknown key 'cart'; did you mean 'cert'?"),
+        ("dbs:\n- path: /a\n  replica:\n    buket: b\n", "4: unknown key 'buket'; did you mean 'bucket'?"),
+        ("listen: ${NOWHERE}:1\n", "1: the environment variable 'NOWHERE' is not set; write $$ for a dollar sign"),
+        ("\nlisten: $NOWHERE\n", "2: the environment variable 'NOWHERE' is not set; write $$ for a dollar sign"),
+        ("listen: ${PORT\n", "1: '${PORT' is not a variable; write $$ for a dollar sign"),
+        ("listen: 7420\n", "1: '7420' is not HOST:PORT"),
+        ("listen: [a]\n", "1: a single value belongs here, not a list"),
+        ("insecure: maybe\n", "1: true or false belongs here, not 'maybe'"),
+        ("log-level: loud\n", "1: 'loud' is not a log level; they are debug, info, warning, error"),
+        ("log-max-bytes: lots\n", "1: 'lots' is not a size, as in 256MiB"),
+        ("log-max-age: 90\n", "1: '90' is not a duration, as in 90s or 1h30m"),
+        ("dbs: /a.db\n", "1: a list belongs here, not a single value"),
+        ("dbs:\n- /a.db\n", "2: a mapping belongs here, not a single value"),
+        ("- a\n", "1: a mapping belongs here, not a list"),
+        ("dbs:\n- name: a\n", "2: a database needs a 'path'"),
+        ("listen: a:1\nhttp: a:2\nlisten: a:3\n", "3: 'listen' is already in line 1"),
+        ("tls:\n  cert: /c\n", "2: tls: 'cert' and 'key' go together"),
+        ("listen: 'a\n", "2: found unexpected end of stream"),
+        (
+            "dbs:\n- dir: /data\n  pattern: '*.db'\n",
+            "2: 'dir': a directory of databases is not supported yet; list them",
+        ),
+        (
+            "dbs:\n- path: /a.db\n- path: /x/../a.db\n  name: b\n",
+            "3: the path /a.db is already that of the one in line 2",
+        ),
+        (
+            "dbs:\n- path: /a.db\n- path: /b/a.db\n",
+            "3: the name a is already that of the one in line 2; give them different ones with 'name'",
+        ),
+        ("dbs:\n- path: /a\n  archive: /x\n  replica: {path: /y}\n", "4: 'archive' and 'replica': give one of them"),
+        ("dbs:\n- path: /a\n  archive: gs://b/p\n", "3: archives of type 'gs' are not supported; file and s3 are"),
+        (
+            "dbs:\n- path: /a\n  replica:\n    type: sftp\n",
+            "4: archives of type 'sftp' are not supported; file and s3 are",
+        ),
+        ("dbs:\n- path: /a\n  replica:\n    type: s3\n", "4: an archive in S3 needs a 'bucket' or a 'url'"),
+        ("dbs:\n- path: /a\n  replica:\n    path: s3://b/p\n", "4: 'path' is a directory; give a URL as 'url'"),
+        (
+            "dbs:\n- path: /a\n  replica:\n    url: s3://b1b/p\n    bucket: b1b\n",
+            "5: 'bucket' and 'url': give one of them",
+        ),
+        (
+            "dbs:\n- path: /a\n  replicas:\n  - path: /x\n  - path: /y\n",
+            "5: several replicas of one database are not supported; keep one",
+        ),
+        (
+            "sse-kms-key-id: k\ndbs:\n- path: /a\n  archive: /x\n",
+            "1: 'sse-kms-key-id' is not supported: the archive would not be encrypted so",
+        ),
+        (
+            "access-key-id: k\ndbs:\n- path: /a\n  archive: s3://bucket/p\n",
+            "1: 'access-key-id' and 'secret-access-key' go together",
+        ),
+        (
+            "dbs:\n- path: /a\n  replica: {type: s3, bucket: bucket, path: /app}\n",
+            "3: '/app': slashes at an end or doubled are not supported here",
+        ),
+        ("tls: &a\n  <<: *a\n", "1: '<<' merges a mapping into itself"),
+    ],
+)
+def test_an_error_names_the_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert refused(tmp_path, text) == expected
+
+
+def test_a_store_url_that_is_wrong_is_an_error_of_its_line(tmp_path: Path) -> None:
+    message = refused(tmp_path, "dbs:\n- path: /a\n  archive: s3://bucket/p?endpont=x\n")
+    assert message.startswith("3: archive URL")
+    assert "endpont" in message
+
+
+def test_a_secret_is_not_in_an_error_nor_in_the_repr(tmp_path: Path) -> None:
+    text = "access-key-id: ${KEY_ID}\nsecret-access-key: ${SECRET}\ndbs:\n- path: /a\n  archive: s3://bucket/p\n"
+    assert "s3cr3t" not in repr(load(tmp_path, text))
+    assert "s3cr3t" not in refused(tmp_path, text + "  nam: ${SECRET}\n")
+
+
+def test_a_variable_cannot_change_the_structure(tmp_path: Path) -> None:
+    config = load(tmp_path, "dbs:\n- path: /a/${SECRET}/$$x\n")
+    assert config.dbs[0].path == Path("/a/s3cr3t: #x/$x")
+
+
+def test_anchors_and_merges_work_as_in_yaml(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+dbs:
+  - path: /a.db
+    replica: &store {type: s3, bucket: backups, path: a, region: auto}
+  - path: /b.db
+    replica: {<<: *store, path: b}
+""",
+    )
+    assert [db.archive for db in config.dbs] == [
+        S3Spec("backups", "a", region="auto"),
+        S3Spec("backups", "b", region="auto"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "dbs:\nlisten:\n", "dbs: []\n"])
+def test_a_key_without_a_value_is_not_given(tmp_path: Path, text: str) -> None:
+    config = load(tmp_path, text)
+    assert (config.dbs, config.listen) == ((), None)
+
+
+def test_a_path_may_begin_at_home_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/app")
+    monkeypatch.chdir(tmp_path)
+    config = load(tmp_path, "dbs:\n- path: ~/app.db\n- path: here.db\n  archive: there\n")
+    assert [db.path for db in config.dbs] == [Path("/home/app/app.db"), tmp_path / "here.db"]
+    assert config.dbs[1].archive == DirectorySpec(tmp_path / "there")
+
+
+def test_a_link_to_the_same_database_is_the_same_database(tmp_path: Path) -> None:
+    (tmp_path / "app.db").touch()
+    (tmp_path / "link.db").symlink_to("app.db")
+    text = f"dbs:\n- path: {tmp_path}/app.db\n- path: {tmp_path}/link.db\n"
+    assert refused(tmp_path, text) == f"3: the path {tmp_path}/app.db is already that of the one in line 2"
+
+
+def test_the_environment_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "/somewhere")
+    file = tmp_path / "walcast.yml"
+    file.write_text("dbs: [{path: '${WHERE}/app.db'}]\n")
+    assert load_config(file).dbs[0].path == Path("/somewhere/app.db")
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yml: No such file"):
+        load_config(tmp_path / "nowhere.yml")
+    file = tmp_path / "bad.yml"
+    file.write_bytes(b"listen: a:1\nhttp: \xff\n")
+    with pytest.raises(ConfigError, match=r"bad\.yml:2: not UTF-8"):
+        load_config(file)
+    file.write_bytes(b"listen: \x00\n")
+    with pytest.raises(ConfigError, match=r"bad\.yml"):
+        load_config(file)
+    file.write_bytes(os.urandom(1) * (2 << 20))
+    with pytest.raises(ConfigError, match="larger than"):
+        load_config(file)

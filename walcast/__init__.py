@@ -1,0 +1,79 @@
+"""What apps import: `Replica` reads a replica on this host, `Primary` asks a primary for a position to wait for.
+
+    replica = walcast.Replica("/edge/app.db")
+    with replica.connect() as db:
+        rows = db.execute("select …").fetchall()
+
+    token = walcast.Primary("127.0.0.1:7420", name="app").barrier()
+    replica.wait_for(token, timeout=2.0)
+
+Names are loaded when they are first asked for: `import walcast` costs next to nothing, and gRPC comes only with the
+first call of a `Primary`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from walcast.errors import (
+        ConfigError,
+        Corrupt,
+        Diverged,
+        LostContinuity,
+        Stopped,
+        Unavailable,
+        WalcastError,
+    )
+    from walcast.position import Position
+    from walcast.primary import Primary
+    from walcast.replica import Lag, Replica
+    from walcast.token import NotEnoughFollowers, StaleReplica, Token
+
+    __version__: str
+
+__all__ = [
+    "ConfigError",
+    "Corrupt",
+    "Diverged",
+    "Lag",
+    "LostContinuity",
+    "NotEnoughFollowers",
+    "Position",
+    "Primary",
+    "Replica",
+    "StaleReplica",
+    "Stopped",
+    "Token",
+    "Unavailable",
+    "WalcastError",
+    "__version__",
+]
+
+_ELSEWHERE = {
+    "Lag": "walcast.replica",
+    "NotEnoughFollowers": "walcast.token",
+    "Position": "walcast.position",
+    "Primary": "walcast.primary",
+    "Replica": "walcast.replica",
+    "StaleReplica": "walcast.token",
+    "Token": "walcast.token",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("walcast")
+    elif name in __all__:
+        value = getattr(import_module(_ELSEWHERE.get(name, "walcast.errors")), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
