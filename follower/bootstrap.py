@@ -104,7 +104,7 @@ async def from_primary(
 
 async def _stream_until(client: Client, target: Target, start: Position, term: int, txid: int) -> None:
     receiver = Receiver(target, start, until=txid)
-    async with client.stream(start, term) as stream:
+    async with client.stream(start, term, observer=True) as stream:
         while not receiver.done:
             message = await stream.read()
             if message.WhichOneof("kind") == "chunk":

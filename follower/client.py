@@ -70,13 +70,14 @@ class Client:
         await self._channel.close(None)
 
     @asynccontextmanager
-    async def stream(self, position: Position, term: int) -> AsyncIterator[Stream]:
-        """Everything after `position`. MustCopy, Unavailable or ConfigError when the primary refuses."""
+    async def stream(self, position: Position, term: int, *, observer: bool = False) -> AsyncIterator[Stream]:
+        """Everything after `position`; an `observer` is no replica that is there already. MustCopy, Unavailable or ConfigError when the primary refuses."""
         call = self._stub.Stream()
         try:
             with _translated(self.primary):
                 hello = pb.Hello()
                 hello.CopyFrom(self._hello)
+                hello.observer = observer
                 hello.position.CopyFrom(wire.position_message(position, term))
                 await call.write(pb.FollowerMessage(hello=hello))
             stream = Stream(call, self.primary)

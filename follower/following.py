@@ -69,6 +69,7 @@ class Following:
             primary=str(client.primary), name=client.database, follower_id=client.follower_id, pid=os.getpid()
         )
         self._retry_s = RETRY_FIRST_S
+        self._stopping = False
 
     # Status
 
@@ -108,6 +109,7 @@ class Following:
             await self._retrying(self._begin)
             await self._retrying(self._follow)
         finally:
+            self._stopping = True
             ticking.cancel()
             await self._close()
 
@@ -141,12 +143,24 @@ class Following:
         """Have a replica, and become its writer."""
         if not self._has_database():
             if self._store is None or not await self._from_archive():
-                await from_primary(self._client, self.path, self._state.path, None, self.progress())
+                await from_primary(self._client, self.path, self._state.path, None, self._progress())
         self._applier = await asyncio.to_thread(Applier.open, self.path, self._state.path)
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
         if not self._applier.position:
             log.warning("the replica was changed by others; mending", extra={"database": str(self.path)})
+
+    def _progress(self) -> Progress:
+        """Shows the progress, and ends what runs in a thread when we are to stop."""
+        show = self.progress()
+
+        def progress(done: int, total: int) -> None:
+            if self._stopping:
+                raise Unavailable("stopping")
+            if show is not None:
+                show(done, total)
+
+        return progress
 
     def _has_database(self) -> bool:
         try:
@@ -158,7 +172,7 @@ class Following:
     async def _from_archive(self) -> bool:
         assert self._store is not None
         try:
-            return await asyncio.to_thread(from_archive, self._store, self.path, self._state.path, self.progress())
+            return await asyncio.to_thread(from_archive, self._store, self.path, self._state.path, self._progress())
         except (Unavailable, Corrupt) as error:
             log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
             return False

@@ -120,7 +120,7 @@ async def _stream(client: Client, replica: ChecksumsOnly, until: int | None = No
     if until is not None and replica.position.txid >= until:
         return
     receiver = Receiver(replica, replica.position)
-    async with client.stream(replica.position, 0) as stream:
+    async with client.stream(replica.position, 0, observer=True) as stream:
         goal = stream.welcome.position.txid if until is None else until
         while replica.position.txid < goal:
             message = await stream.read()

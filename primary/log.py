@@ -118,12 +118,13 @@ class TransactionLog:
             log._replay(checksums, position)
         except Corrupt:
             log.checksums = None
+            log.position = max(log.position, position)  # no TXID is given twice
         return log
 
     def _load_segments(self) -> None:
-        paths = sorted(self.directory.glob(f"*{SUFFIX}"))
-        for path in paths:
+        for path in sorted(self.directory.glob(f"*{SUFFIX}")):
             segment = Segment.load(path)
+            self._check_contiguous(segment)
             last = self._segments[-1].entry(-1) if self._segments else None
             if not len(segment):
                 path.unlink()
@@ -132,8 +133,6 @@ class TransactionLog:
             if last and (first.min_txid, first.pre_checksum) != (last.max_txid + 1, last.post_checksum):
                 self._drop_all()
             self._segments.append(segment)
-        for segment in self._segments:
-            self._check_contiguous(segment)
         if self._segments:
             self._segments[-1].seal()
             entry = self._segments[-1].entry(-1)
@@ -154,23 +153,24 @@ class TransactionLog:
                 return
 
     def _replay(self, checksums: PageChecksums, position: Position) -> None:
-        """Bring the saved checksums up to the log's end; whatever does not decode ends the log."""
-        last = self._segments[-1]
-        if position.txid < last.min_txids[0] - 1:
-            raise Corrupt("the saved checksums are older than the newest segment")
-        for i in range(len(last)):
-            entry = last.entry(i)
-            if entry.max_txid <= position.txid:
-                continue
+        """Bring the saved checksums up to the log's end; what does not decode was never published and ends the log."""
+        while position != self.position:
+            entry = self.after(position.txid)
+            if entry is None or entry.pre_checksum != position.checksum:
+                raise Corrupt("the log does not go on from the saved checksums")
             try:
                 _replay_entry(entry, checksums)
             except Corrupt:
-                last.cut(i)
+                self._cut_from(entry)
                 break
-        self.position = last.entry(-1).position if len(last) else Position(position.txid, checksums.database)
-        if checksums.database != self.position.checksum:
-            raise Corrupt("the replayed checksums are not the log's")
-        self.checksums = checksums
+            position = entry.position
+        self.position, self.checksums = position, checksums
+
+    def _cut_from(self, entry: Entry) -> None:
+        """Forget an entry and all after it."""
+        while self._segments[-1] is not entry.segment:
+            self._segments.pop().path.unlink()
+        entry.segment.cut(entry.segment.min_txids.index(entry.min_txid))
 
     def start(self, checksums: PageChecksums, position: Position) -> None:
         """Begin anew at a state of the database; older entries no longer connect and go."""

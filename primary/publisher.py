@@ -30,6 +30,7 @@ log = logging.getLogger("walcast.primary")
 CHUNK_BYTES = 256 << 10
 HEARTBEAT_S = 1.0
 MAX_FOLLOWERS = 1000
+MAX_CHECKSUM_BYTES = 1 << 30
 BARRIER_TIMEOUT_S = 30.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -132,10 +133,12 @@ class Publisher(rpc.ReplicationServicer):
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
         follower = Follower(hello.follower_id, context.peer(), sent_txid=position.txid)
-        follower.acknowledged(position.txid, position.txid, 0)
-        served.followers.add(follower)
+        if not hello.observer:
+            follower.acknowledged(position.txid, position.txid, 0)
+            served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
-        log.info("follower connected", extra={"follower": follower.id, "at": str(position)})
+        level = logging.DEBUG if hello.observer else logging.INFO
+        log.log(level, "follower connected", extra={"follower": follower.id, "at": str(position)})
         try:
             yield pb.PrimaryMessage(
                 welcome=pb.Welcome(
@@ -152,8 +155,9 @@ class Publisher(rpc.ReplicationServicer):
             yield pb.PrimaryMessage(refusal=refused.refusal)
         finally:
             reading.cancel()
-            served.followers.remove(follower)
-            log.info("follower gone", extra={"follower": follower.id, "applied_txid": follower.applied_txid})
+            if not hello.observer:
+                served.followers.remove(follower)
+            log.log(level, "follower gone", extra={"follower": follower.id, "applied_txid": follower.applied_txid})
 
     async def _send_from(self, served: Served, follower: Follower, txid: int) -> AsyncIterator[pb.PrimaryMessage]:
         """Everything after `txid`, for ever; a heartbeat whenever there was none for a while."""
@@ -196,9 +200,8 @@ class Publisher(rpc.ReplicationServicer):
             return
         theirs = bytearray()
         async for request in request_iterator:
-            theirs += request.checksums
-            if len(theirs) > 8 << 32:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "more checksums than SQLite has pages")
+            if len(theirs) < MAX_CHECKSUM_BYTES:  # of a longer file nothing more can be the same
+                theirs += request.checksums
         async with contextlib.aclosing(copy_pages(served.database, bytes(theirs))) as replies:
             async for reply in replies:
                 yield reply

@@ -139,12 +139,15 @@ class Hello(_message.Message):
     FOLLOWER_ID_FIELD_NUMBER: _builtins.int
     DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    OBSERVER_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     """empty: the only one there is"""
     follower_id: _builtins.str
     database_is_guess: _builtins.bool
     """nobody named the database: where there is only one, it is meant"""
+    observer: _builtins.bool
+    """takes the stream without being a replica at `position`: nobody may count it as one"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -155,10 +158,11 @@ class Hello(_message.Message):
         follower_id: _builtins.str = ...,
         database_is_guess: _builtins.bool = ...,
         position: Global___Position | None = ...,
+        observer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
