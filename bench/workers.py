@@ -121,6 +121,20 @@ def bulk(path: str, transactions: str, rows: str, row_bytes: str) -> dict[str, A
     }
 
 
+def build(path: str, pages: str) -> dict[str, Any]:
+    """A database of so many pages, quickly: one 3,900-byte row a page, nothing synced."""
+    db, count = connect(path), int(pages)
+    values = [(text(3900, seed),) for seed in range(64)]
+    ready()
+    db.execute("PRAGMA journal_mode=OFF")
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute("BEGIN")
+    db.executemany("INSERT INTO t (v) VALUES (?)", (values[i % 64] for i in range(count)))
+    db.execute("COMMIT")
+    db.execute("PRAGMA journal_mode=WAL")
+    return {"last": count}
+
+
 def rewrite(path: str) -> dict[str, Any]:
     """Every row anew, in one transaction."""
     db = connect(path)
@@ -135,5 +149,5 @@ def rewrite(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    work = {f.__name__: f for f in (paced, reader, flat_out, bulk, rewrite)}[sys.argv[1]]
+    work = {f.__name__: f for f in (paced, reader, flat_out, bulk, build, rewrite)}[sys.argv[1]]
     print(json.dumps(work(*sys.argv[2:])), flush=True)
