@@ -1,0 +1,415 @@
+"""`walcast demo`: the main job on this machine, with real processes in a temporary folder, and a plain verdict.
+
+An app writes with stock sqlite3. A primary streams its commits to two followers, which began from the archive, a
+folder. A reader on each replica keeps one stock connection and checks an invariant all along, also while its follower
+is killed and comes back. At the end the files are compared byte for byte, and with what the archive restores to.
+
+First what people see (facts in, text out), then the processes and the scenario.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from node.demo_app import Child, checkpoint, first_difference, integrity
+from node.status import primary_status
+from walcast import wire
+from walcast.errors import Unavailable, WalcastError
+from walcast.restore import restore
+from walcast.statusfile import State, Status, read_status
+from walcast.store import open_store
+
+FOLLOWERS = ("edge-1", "edge-2")
+VICTIM = "edge-2"
+COMMITS_PER_S = 200
+PATIENCE_S = 15.0
+LOOK_EVERY_S = 0.05
+ASK_EVERY_S = 0.1
+DRAW_EVERY_S = 0.2
+LINE_EVERY_S = 1.0
+WIDE = 96
+
+PHASES = {
+    "start": "an app writes app.db with stock sqlite3; a primary starts beside it",
+    "bootstrap": "edge-1 and edge-2 copy the archive, then join the stream",
+    "write": "the app goes on writing; a reader on each replica checks what it sees",
+    "kill": f"SIGKILL for {VICTIM}; the app and both readers go on",
+    "return": f"{VICTIM} starts again and catches up",
+    "level": "the app stops; both replicas reach its last commit",
+    "compare": "all processes stop; their files and a restore are compared",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; None where a column has no meaning."""
+
+    node: str
+    state: str
+    position: str = ""
+    behind: int | None = None
+    lag_ms: float | None = None
+    rows: int | None = None
+    wal_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the demo found; `--json` prints it."""
+
+    passed: bool = False
+    failure: str | None = None
+    seconds: float = 0.0
+    commits: int = 0
+    longest_commit_ms: float = 0.0
+    position: str = ""
+    longest_lag_ms: float = 0.0
+    killed: str = VICTIM
+    down_s: float = 0.0
+    behind_txids: int = 0
+    level_again_s: float = 0.0
+    checks: int = 0
+    longest_read_ms: float = 0.0
+    broken: list[str] = field(default_factory=list)
+    equal: list[str] = field(default_factory=list)
+    bytes: int = 0
+    folder: str | None = None
+
+
+def screen(phases: Sequence[str], passed: bool, rows: Sequence[Row], width: int) -> RenderableType:
+    """The phases in words, the last of them going on until all is passed, and the table below them."""
+    done = len(phases) if passed else len(phases) - 1
+    lines = [Text(f"✓ {PHASES[phase]}", style="green") for phase in phases[:done]]
+    lines += [Text(f"▸ {PHASES[phase]}", style="bold") for phase in phases[done:]]
+    return Group(*lines, table(rows, wide=width >= WIDE))
+
+
+def table(rows: Sequence[Row], *, wide: bool) -> Table:
+    """Positions go without their leading zeros where the screen is narrow."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, least in (("node", 7), ("state", 13), ("position", 33 if wide else 21)):
+        shown.add_column(name, min_width=least, no_wrap=True)
+    for name in ("behind", "lag ms", "rows", "WAL MB"):
+        shown.add_column(name, min_width=6, justify="right", no_wrap=True)
+    for row in rows:
+        style = {"killed": "red", "catching-up": "yellow", "streaming": "green"}.get(row.state)
+        numbers = _number(row.behind), _number(row.lag_ms, 1), _number(row.rows)
+        wal_mb = _number(None if row.wal_bytes is None else row.wal_bytes / 1e6, 1)
+        position = row.position if wide else row.position.lstrip("0")
+        shown.add_row(row.node, Text(row.state, style or ""), position, *numbers, wal_mb)
+    return shown
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits if value < 1000 else 0}f}"
+
+
+def plain_line(elapsed_s: float, rows: Sequence[Row]) -> str:
+    """The table as one line, where there is no terminal."""
+    texts = []
+    for row in rows:
+        count = f", {row.behind:,} behind" if row.behind is not None else ""
+        count = f", {row.rows:,} rows" if row.node == "app" else count
+        texts.append(f"{row.node} {row.state}{count}")
+    return f"{elapsed_s:5.1f} s    {'; '.join(texts)}"
+
+
+def verdict(facts: Facts, log_lines: Sequence[str] = ()) -> list[str]:
+    """What was proven, or what failed."""
+    if not facts.passed:
+        return [f"FAILED after {facts.seconds:.1f} s: {facts.failure}", *(f"  | {line}" for line in log_lines)]
+    return [
+        f"PASSED in {facts.seconds:.1f} s",
+        f"  {facts.commits:,} commits of an unchanged app, the longest {facts.longest_commit_ms:.1f} ms",
+        f"  longest lag seen of a streaming replica: {facts.longest_lag_ms:.1f} ms",
+        f"  {facts.killed}: killed, {facts.down_s:.1f} s down, {facts.behind_txids:,} commits behind, "
+        f"level {facts.level_again_s:.1f} s after its start",
+        f"  {facts.checks:,} checks by readers that never reconnected: none blocked, torn or older",
+        f"  equal byte for byte, {facts.bytes / 1e6:.2f} MB, integrity ok: {', '.join(facts.equal)}",
+    ]
+
+
+def follower_row(name: str, status: Status | None, pid: int | None, primary_txid: int, now_ns: int) -> Row:
+    """A follower; `pid` is None when it has no process: a status other than `stopped` then says that it was killed."""
+    if status is None:
+        return Row(name, "starting" if pid else "")
+    if pid is None:
+        state = "stopped" if status.state is State.STOPPED else "killed"
+    else:
+        state = str(status.state) if status.pid == pid else "starting"
+    behind = max(0, primary_txid - status.position.txid)
+    lag_ms: float | None = None
+    if state != "stopped":
+        lag_ms = status.lag_ms(now_ns) if status.pid == pid else max(0, now_ns - status.level_ns) / 1e6
+    return Row(name, state, str(status.position), behind, lag_ms)
+
+
+class DemoError(WalcastError):
+    """What was promised did not happen; the log of `child` may say why."""
+
+    def __init__(self, what: str, child: Child | None = None) -> None:
+        super().__init__(what)
+        self.child = child
+
+
+class Demo:
+    """The processes, and what they show. Every wait is bounded, and sees a child die."""
+
+    def __init__(self, folder: Path, console: Console, facts: Facts) -> None:
+        self.folder, self.console, self.facts = folder, console, facts
+        self.archive = str(folder / "archive")
+        self.children: dict[str, Child] = {}  # those that must be alive
+        self.said: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, Row] = {"app": Row("app", "starting"), "primary": Row("primary", "")}
+        self.level: set[str] = set()
+        self.txid = self.archived_txid = 0
+        self.interrupted = False
+        self.began_s = time.monotonic()
+        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._phases: list[str] = []
+        self._asked_s = self._drawn_s = 0.0
+
+    def interrupt(self, *_: object) -> None:
+        """A signal: the next look ends the demo."""
+        self.interrupted = True
+
+    def database(self, node: str) -> Path:
+        """The file of the app, which is the primary's, or of a follower."""
+        return self.folder / node / "app.db"
+
+    def start(self, name: str, *arguments: str | Path) -> None:
+        """A process that must live until it is stopped."""
+        self.children[name] = Child(name, self.folder, *map(str, arguments))
+
+    def follow(self, name: str) -> None:
+        """Start a follower."""
+        address = self.children["primary"].said["listen"]
+        flags = ("--primary", address, "--archive", self.archive, "--id", name, "--json")
+        self.start(name, "node.cli", "follower", self.database(name), *flags)
+
+    def stop(self, *names: str) -> None:
+        """End them in an orderly way."""
+        stopping = [self.children.pop(name) for name in names]
+        for child in stopping:
+            child.ask_to_stop()
+        for child in stopping:
+            code = child.wait(PATIENCE_S)
+            self.said[child.name] = child.said
+            if code:
+                raise DemoError(f"{child.name} did not stop cleanly: exit code {code}", child)
+
+    def begin(self, phase: str) -> None:
+        """Tell people what comes now."""
+        self._phases.append(phase)
+        if self.live is None:
+            self.console.print(f"{time.monotonic() - self.began_s:5.1f} s  {PHASES[phase]}", soft_wrap=True)
+        self.look(draw=True)
+
+    def until(self, what: str, condition: Callable[[], object], of: str) -> None:
+        """Look, and show, until it is so."""
+        self.pause(PATIENCE_S, condition)
+        if not condition():
+            raise DemoError(f"{what}: not within {PATIENCE_S:.0f} s", self.children.get(of))
+
+    def pause(self, seconds: float, condition: Callable[[], object] = lambda: False) -> None:
+        """Look, and show, for so long."""
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s and not condition():
+            time.sleep(LOOK_EVERY_S)
+            self.look()
+
+    def look(self, *, draw: bool = False) -> None:
+        """Are all alive, is every reader content? Then show where they are."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        for child in self.children.values():
+            self.said[child.name] = child.said
+            if broken := child.said.get("broken"):
+                raise DemoError(f"{child.name}: {broken[0]}", child)
+            if (code := child.process.poll()) is not None:
+                raise DemoError(f"{child.name} ended by itself with exit code {code}", child)
+        now_s = time.monotonic()
+        due = draw or now_s - self._drawn_s >= (DRAW_EVERY_S if self.live else LINE_EVERY_S)
+        app_rows = self.said.get("app", {}).get("rows")
+        self.rows["app"] = Row("app", "writing" if "app" in self.children else "stopped", rows=app_rows)
+        if draw or now_s - self._asked_s >= ASK_EVERY_S:
+            self._asked_s = now_s
+            self._ask_primary()
+        for name in FOLLOWERS:
+            self._see_follower(name)
+        if not due:
+            return
+        self._drawn_s = now_s
+        rows = list(self.rows.values())
+        if self.live:
+            self.live.update(screen(self._phases, self.facts.passed, rows, self.console.width), refresh=True)
+        elif not draw:
+            self.console.print(plain_line(now_s - self.began_s, rows), soft_wrap=True)
+
+    def _ask_primary(self) -> None:
+        primary = self.children.get("primary")
+        if primary is None:
+            self.rows["primary"] = replace(self.rows["primary"], state="stopped" if self.txid else "")
+        elif "listen" not in primary.said:
+            self.rows["primary"] = Row("primary", "starting")
+        else:
+            (facts,) = primary_status(wire.Address.parse(primary.said["listen"]), wire.Tls())["databases"]
+            self.txid, self.archived_txid = facts["txid"], facts["archive"]["txid"]
+            self.rows["primary"] = Row("primary", "serving", facts["position"], wal_bytes=facts["wal_bytes"])
+
+    def _see_follower(self, name: str) -> None:
+        child, rows = self.children.get(name), self.said.get(f"reader-{name}", {}).get("rows")
+        try:
+            status = read_status(self.database(name))
+        except Unavailable:
+            status = None
+        row = follower_row(name, status, child.process.pid if child else None, self.txid, time.time_ns())
+        wal = Path(f"{self.database(name)}-wal")
+        self.rows[name] = replace(row, rows=rows, wal_bytes=wal.stat().st_size if wal.exists() else None)
+        if name in self.level:
+            self.facts.longest_lag_ms = max(self.facts.longest_lag_ms, round(row.lag_ms or 0.0, 1))
+
+    def play(self, seconds: float) -> None:
+        """The scenario."""
+        for node in ("app", *FOLLOWERS):
+            self.database(node).parent.mkdir()
+        self.begin("start")
+        self.start("app", "node.demo_app", "write", self.database("app"), str(COMMITS_PER_S))
+        self.until("the app's first commits", lambda: self.said.get("app"), "app")
+        listen = ("--listen", "127.0.0.1:0", "--json")
+        self.start("primary", "node.cli", "primary", self.database("app"), self.archive, *listen)
+        self.until("a snapshot in the archive", lambda: self.archived_txid, "primary")
+        self.begin("bootstrap")
+        for name in FOLLOWERS:
+            self.follow(name)
+        for name in FOLLOWERS:
+            self.join(name)
+            if "bootstrapped from the archive" not in self.children[name].log_path.read_text():
+                raise DemoError(f"{name} did not begin from the archive", self.children[name])
+            self.start(f"reader-{name}", "node.demo_app", "read", self.database(name))
+        self.begin("write")
+        self.pause(seconds / 3)
+        self.kill_and_return(seconds / 3)
+        self.pause(seconds / 3)
+        self.begin("level")
+        self.stop("app")
+        app = self.said["app"]
+        self.facts.commits, self.facts.longest_commit_ms = app["commits"], round(app["longest_commit_ms"], 1)
+        for name in FOLLOWERS:
+            self.until(f"{name} at the last commit", partial(self.is_at_the_end, name, app["rows"]), name)
+        self.end_readers()
+        self.stop(*FOLLOWERS)
+        self.stop("primary")
+        self.begin("compare")
+        self.compare()
+        self.facts.passed = True
+        self.look(draw=True)
+
+    def join(self, name: str) -> None:
+        """Until a follower has caught up and streams; from then on its lag counts."""
+        self.until(f"{name} level", lambda: self.rows[name].state == "streaming" and not self.rows[name].behind, name)
+        self.level.add(name)
+
+    def kill_and_return(self, seconds: float) -> None:
+        """SIGKILL a follower under its reader, leave it dead for a while, start it again."""
+        self.level.discard(VICTIM)
+        self.children.pop(VICTIM).kill()
+        killed_s, reader = time.monotonic(), self.children[f"reader-{VICTIM}"]
+        self.begin("kill")
+        self.pause(seconds)
+        rows, checks = reader.said["rows"], reader.said["checks"]
+        self.until("the reader of the dead replica reads on", lambda: reader.said["checks"] > checks, reader.name)
+        started_s = time.monotonic()
+        self.facts.down_s, self.facts.behind_txids = round(started_s - killed_s, 1), self.rows[VICTIM].behind or 0
+        self.follow(VICTIM)
+        self.begin("return")
+        self.join(VICTIM)
+        self.facts.level_again_s = round(time.monotonic() - started_s, 1)
+        self.until("the reader sees the new commits", lambda: reader.said["rows"] > rows, reader.name)
+
+    def is_at_the_end(self, name: str, rows: int) -> bool:
+        """Has a follower the primary's last position, and does its reader see all rows?"""
+        row, self.facts.position = self.rows[name], self.rows["primary"].position
+        return row.position == self.facts.position and row.rows == rows
+
+    def end_readers(self) -> None:
+        """What they found, to their last check."""
+        names = [f"reader-{name}" for name in FOLLOWERS]
+        self.stop(*names)
+        for said in (self.said[name] for name in names):
+            self.facts.checks += said["checks"]
+            self.facts.longest_read_ms = max(self.facts.longest_read_ms, round(said["longest_read_ms"], 1))
+            if said["broken"]:
+                raise DemoError(f"a reader: {said['broken'][0]}")
+
+    def compare(self) -> None:
+        """The files of all three, and what the archive restores to. Nobody has them open any more."""
+        files = {node: self.database(node) for node in ("app", *FOLLOWERS)}
+        for database in files.values():
+            checkpoint(database)
+        files["restored"] = self.folder / "restored.db"
+        with closing(open_store(self.archive)) as store:
+            restore(store, files["restored"])
+        for name, database in files.items():
+            if (at := first_difference(files["app"], database)) is not None:
+                raise DemoError(f"{name}: byte {at:,} differs from the app's database", self.children.get(name))
+            if (found := integrity(database)) != "ok":
+                raise DemoError(f"{name}: integrity_check says {found}")
+        self.facts.equal, self.facts.bytes = list(files), files["app"].stat().st_size
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        for child in self.children.values():
+            child.kill()
+
+
+def run_demo(*, seconds: float, keep: bool, as_json: bool) -> bool:
+    """Play it, print the verdict, leave nothing behind; False when something failed."""
+    facts, console = Facts(), Console(stderr=as_json, highlight=False)
+    demo = Demo(Path(tempfile.mkdtemp(prefix="walcast-demo-")), console, facts)
+    log_lines: list[str] = []
+    before = {
+        number: signal.signal(number, demo.interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        with demo.live or nullcontext():
+            demo.play(seconds)
+    except DemoError as error:
+        facts.failure, log_lines = str(error), error.child.last_lines() if error.child else []
+    except (WalcastError, OSError, sqlite3.Error, subprocess.TimeoutExpired) as error:
+        facts.failure = f"{type(error).__name__}: {error}"
+    finally:
+        demo.close()
+        if not keep:
+            shutil.rmtree(demo.folder)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    facts.seconds = round(time.monotonic() - demo.began_s, 1)
+    facts.folder = str(demo.folder) if keep else None
+    first, *others = verdict(facts, log_lines)
+    console.print(first, soft_wrap=True, markup=False, style="bold green" if facts.passed else "bold red")
+    for line in others:
+        console.print(line, soft_wrap=True, markup=False)
+    if keep:
+        console.print(f"  kept: {demo.folder}", soft_wrap=True)
+    if as_json:
+        print(json.dumps(asdict(facts)))
+    return facts.passed
