@@ -59,8 +59,9 @@ def timed(run: Run, server: S3Server, what: str, target: Path) -> float:
     command = [sys.executable, "-m", "bench.bootstrap", what, server.endpoint, str(target)]
     child = run.start(what, command, env=server.environment())
     child.line()
-    child.go()
-    return float(child.json(300)["seconds"])
+    with run.profiled(*([child] if what == "bootstrap" else [])):
+        child.go()
+        return float(child.json(300)["seconds"])
 
 
 def litestream(server: S3Server, target: Path) -> float:
@@ -150,6 +151,7 @@ def main() -> None:
     began_s = time.monotonic()
     {"download": _download, "bootstrap": _bootstrap}[sys.argv[1]](server, Path(sys.argv[3]))
     print(json.dumps({"seconds": time.monotonic() - began_s}), flush=True)
+    sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ class Child:
         """Processor time used so far, user and system: its CPU clock, to the nanosecond (/proc counts in 10 ms)."""
         return time.clock_gettime((~self.pid << 3) | 2)  # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
 
+    def threads(self) -> dict[str, tuple[float, int]]:
+        """Of each thread: processor time in s, and how often it went to sleep."""
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                name = f"{(task / 'comm').read_text().strip()} {task.name}"
+                asleep = (task / "status").read_text().rpartition("\nvoluntary_ctxt_switches:")[2].split()[0]
+                found[name] = (int((task / "schedstat").read_text().split()[0]) / 1e9, int(asleep))
+        return found
+
     def memory(self) -> Memory:
         """As it is now."""
         facts = dict(
@@ -182,26 +192,43 @@ class Run:
 
     @contextlib.contextmanager
     def profiled(self, *children: Child) -> Iterator[None]:
-        """py-spy on these, if it was asked for and is there. It costs what it watches a few percent."""
-        program = shutil.which("py-spy") if self.profile else None
+        """If a profile was asked for: the threads of these, and py-spy, if it is there. It costs them a few percent."""
+        if not self.profile:
+            yield
+            return
+        program = shutil.which("py-spy")
         watching: list[tuple[Child, Child, Path]] = []
         for child in children if program else ():
             raw = self.folder / f"{child.name}-{child.pid}.raw"
-            command = [str(program), "record", "--rate", "200", "--threads", "--format", "raw"]
+            command = [str(program), "record", "--nonblocking", "--rate", "200", "--threads", "--format", "raw"]
             command += ["--output", str(raw), "--pid", str(child.pid)]
             watching.append((child, Child("py-spy", command, self.folder), raw))
-        if watching:
-            time.sleep(1.0)
+        time.sleep(1.0)
+        begin_s, before = time.monotonic(), [child.threads() for child in children]
         try:
             yield
         finally:
+            seconds = time.monotonic() - begin_s
+            for child, then in zip(children, before, strict=True):
+                self.profiles[child.name] = busy_threads(then, child.threads(), seconds)
             for child, spy, raw in watching:
                 spy.signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     spy._process.wait(STOP_TIMEOUT_S)
                 spy.stop()
                 if raw.exists():
-                    self.profiles[child.name] = hot_functions(raw.read_text())
+                    self.profiles[child.name] += "\n" + hot_functions(raw.read_text())
+
+
+def busy_threads(before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]], seconds: float) -> str:
+    """What each thread used of a core, and how often a second it went to sleep."""
+    rows = []
+    for name, (cpu_s, asleep) in after.items():
+        cpu0_s, asleep0 = before.get(name, (0.0, 0))
+        rows.append(((cpu_s - cpu0_s) / seconds, (asleep - asleep0) / seconds, name))
+    lines = ["    threads: share of a core, sleeps a second"]
+    lines += [f"    {cores:7.2%} {sleeps:8.1f}  {name}" for cores, sleeps, name in sorted(rows, reverse=True)[:8]]
+    return "\n".join(lines)
 
 
 OURS = ("(primary/", "(follower/", "(walcast/", "(grpc/")

@@ -31,12 +31,20 @@ def run(run: Run) -> list[Measure]:
         wait_for_row(replica, len(writer.json()["returned_ns"]))
         time.sleep(SETTLE_S)
         before, cpu = proxy.requests, (primary.cpu_s(), follower.cpu_s())
-        time.sleep(seconds)
+        sleeps = [sum(n for _, n in child.threads().values()) for child in (primary, follower)]
+        with run.profiled(primary, follower):
+            time.sleep(seconds)
         used = [(primary.cpu_s() - cpu[0]) / seconds * 100, (follower.cpu_s() - cpu[1]) / seconds * 100]
         requests = proxy.requests - before
+        woken = [
+            (sum(n for _, n in child.threads().values()) - n0) / seconds
+            for child, n0 in zip((primary, follower), sleeps, strict=True)
+        ]
     say(f"{before} requests before; idle {requests} requests, primary {used[0]:.2f} %, follower {used[1]:.2f} %")
     return [
         Measure("processor time, primary", "% of a core", [used[0]], at_most=0.2),
         Measure("processor time, follower", "% of a core", [used[1]], at_most=0.2),
         Measure("requests to the object store", "", [requests], at_most=0, note=f"in {seconds} s; {before} before"),
+        Measure("wake-ups, primary", "a second", [woken[0]], note="all threads"),
+        Measure("wake-ups, follower", "a second", [woken[1]], note="all threads"),
     ]
