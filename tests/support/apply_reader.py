@@ -17,7 +17,7 @@ import sys
 import time
 
 LONG_SECONDS = 0.1
-MAX_SECONDS = 120.0
+MAX_SECONDS = 900.0
 INTEGRITY_EVERY = 7
 
 

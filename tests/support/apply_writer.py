@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import time
 
-MAX_SECONDS = 120.0
+MAX_SECONDS = 900.0
 
 
 def main() -> None:
