@@ -221,7 +221,7 @@ class Applier:
             self._broken = False  # raised before the header moved
             self.rollback()
             raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
-        self.checksums.apply(pgnos, sums, commit_pages)
+        self.checksums.apply(pgnos, sums, commit_pages, actual)
         self._page_one = page_one
         self.term, self.position = term, position
         self._broken = False

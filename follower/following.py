@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from follower.acknowledger import Acknowledger
 from follower.applier import Applier
 from follower.bootstrap import Progress, archived_since, from_archive, from_primary
 from follower.client import Client, MustCopy, Stream
@@ -219,8 +220,9 @@ class Following:
         """Apply what comes, acknowledge, keep the WAL short."""
         assert self._keeper is not None
         receiver = Receiver(applier, applier.position)
+        acks = Acknowledger(stream, applier)
         newest = stream.welcome.position.txid
-        echo_us = round_trip_us = 0
+        round_trip_us = 0
         self._show(State.STREAMING if newest == applier.position.txid else State.CATCHING_UP, primary_txid=newest)
         while True:
             message = await stream.read()
@@ -231,16 +233,14 @@ class Following:
                 receiver.feed(chunk.data, chunk.ends)
                 newest = max(newest, chunk.position_txid)
                 if chunk.ends:
-                    await stream.acknowledge(receiver.position.txid, applier.position.txid, echo_us)
-                    echo_us = 0
                     lag_us = chunk.age_us + round_trip_us // 2 + (time.monotonic_ns() - began) // 1000
+                    await acks.applied(lag_us)
                     self._show(self._phase(applier, newest), primary_txid=newest, lag_us=lag_us)
                     self._keeper.checkpoint_when_due()
             elif message.WhichOneof("kind") == "heartbeat":
                 beat: pb.Heartbeat = message.heartbeat
-                newest, echo_us, round_trip_us = beat.position.txid, beat.clock_us, beat.round_trip_us
-                await stream.acknowledge(receiver.position.txid, applier.position.txid, echo_us)
-                echo_us = 0
+                newest, round_trip_us = beat.position.txid, beat.round_trip_us
+                await acks.heartbeat(beat.clock_us)
                 self._show(self._phase(applier, newest), primary_txid=newest)
 
     def _phase(self, applier: Applier, newest_txid: int) -> State:

@@ -40,6 +40,7 @@ class Capture:
         self.page_size = page_size
         self.frame = 0
         self.salt = (0, 0)
+        self.lowest_pages = 0
         self.reader = reader
         self.frame_size = FRAME_HEADER_SIZE + page_size
         self._batch_frames = max(1, BATCH_BYTES // self.frame_size)
@@ -49,6 +50,13 @@ class Capture:
     def seek(self, frame: int, salt: tuple[int, int]) -> None:
         """Everything up to `frame` of the WAL with `salt` is in the log."""
         self.frame, self.salt = frame, salt
+
+    def forget_lowest_pages(self) -> int:
+        """The smallest commit size, pages, since the last call; 0 when commits went by that were not seen."""
+        lowest = self.lowest_pages
+        assert self.log.checksums is not None
+        self.lowest_pages = self.log.checksums.commit_pages
+        return lowest
 
     def capture(self) -> int:
         """Log every commit there is; the number of transactions. LostContinuity when the WAL does not connect."""
@@ -75,6 +83,7 @@ class Capture:
             self._log_group(found, pages)
         else:
             self._log_group(found, _BufferPages(self._view, self.page_size))
+        self.lowest_pages = min(self.lowest_pages, found.lowest_pages)
         self.frame += found.frame_count
         return found.commits
 

@@ -1,4 +1,4 @@
-"""What the primary knows of its followers: positions acknowledged, and lag measured on its own clock."""
+"""What the primary knows of its followers: positions acknowledged, and how far they are behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_UNACKNOWLEDGED = 1024
 
 @dataclass(slots=True)
 class Follower:
-    """One follower's stream, as Postgres' `pg_stat_replication` would show it. Lag is from capture to acknowledged as applied."""
+    """One follower's stream, as Postgres' `pg_stat_replication` would show it. Lag is from capture to visible."""
 
     id: str
     peer: str
@@ -21,7 +21,8 @@ class Follower:
     received_txid: int = 0
     applied_txid: int = 0
     round_trip_us: int = 0
-    _lag_ns: int = 0
+    reply_requested: bool = False
+    _lag_us: int = 0
     _sent: deque[tuple[int, int]] = field(default_factory=deque)
 
     def sent(self, txid: int, captured_ns: int) -> None:
@@ -30,20 +31,21 @@ class Follower:
         if captured_ns and len(self._sent) < MAX_UNACKNOWLEDGED:
             self._sent.append((txid, captured_ns))
 
-    def acknowledged(self, received_txid: int, applied_txid: int, echo_us: int) -> None:
+    def acknowledged(self, received_txid: int, applied_txid: int, echo_us: int = 0, lag_us: int = 0) -> None:
         """The follower says how far it is."""
         now = time.monotonic_ns()
         self.received_txid = max(self.received_txid, min(received_txid, self.sent_txid))
         self.applied_txid = max(self.applied_txid, min(applied_txid, self.sent_txid))
         while self._sent and self._sent[0][0] <= self.applied_txid:
-            self._lag_ns = now - self._sent.popleft()[1]
+            self._sent.popleft()
+            self._lag_us = lag_us
         if echo_us:
             self.round_trip_us = max(0, now // 1000 - echo_us)
 
     def lag_ms(self) -> float:
         """The newest measured lag, or how long the oldest transaction not applied has been waiting, if that is more."""
         waiting = time.monotonic_ns() - self._sent[0][1] if self._sent else 0
-        return max(self._lag_ns, waiting) / 1e6
+        return max(self._lag_us / 1e3, waiting / 1e6)
 
 
 class Followers:
@@ -72,6 +74,8 @@ class Followers:
 
     async def wait_applied(self, txid: int, count: int, timeout_s: float) -> int:
         """Until `count` followers have applied `txid`, or the time is over; how many have."""
+        for follower in self.connected:
+            follower.reply_requested = follower.applied_txid < txid
         try:
             async with asyncio.timeout(timeout_s):
                 while self.applied(txid) < count:

@@ -23,19 +23,20 @@ def check_same_files(files: DatabaseFiles) -> None:
 
 
 class SizeWatch:
-    """Notices a database file that somebody truncated: SQLite shrinks it only in a checkpoint, to the commit size."""
+    """Notices a database file that somebody truncated: SQLite shrinks it only in a checkpoint, to what was the commit
+    size at that moment, so never below the smallest commit since the last look."""
 
     def __init__(self, files: DatabaseFiles) -> None:
         self._files = files
-        self._size = os.fstat(files.db_fd).st_size
+        self._size = 0
 
-    def check(self) -> None:
-        """Stopped when the file shrank to a size that no checkpoint gives it."""
-        size = os.fstat(self._files.db_fd).st_size
-        if size < self._size:
-            header = self._files.index_header()
-            if header is None:
-                return
-            if size != header.commit_pages * header.page_size:
-                raise Stopped(f"{self._files.path} was truncated from {self._size} to {size} bytes under us")
+    @property
+    def size(self) -> int:
+        """Bytes that the file has now."""
+        return os.fstat(self._files.db_fd).st_size
+
+    def check(self, size: int, smallest: int) -> None:
+        """Stopped when the file shrank to `size`, below the commit size of every commit up to now, `smallest` bytes."""
+        if size < self._size and size < smallest:
+            raise Stopped(f"{self._files.path} was truncated from {self._size} to {size} bytes under us")
         self._size = size

@@ -212,7 +212,7 @@ class TransactionLog:
         """Make the entry durable, then move the position and tell the listeners."""
         assert self.checksums is not None
         writer.finish(header, trailer.size)
-        self.checksums.apply(pgnos, sums, header.commit_pages)
+        self.checksums.apply(pgnos, sums, header.commit_pages, trailer.post_checksum)
         with self._lock:
             self._segments[-1].append(header, trailer.post_checksum, trailer.size, time.monotonic_ns())
             self.position = Position(header.max_txid, trailer.post_checksum)

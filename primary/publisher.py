@@ -134,7 +134,7 @@ class Publisher(rpc.ReplicationServicer):
             return
         follower = Follower(hello.follower_id, context.peer(), sent_txid=position.txid)
         if not hello.observer:
-            follower.acknowledged(position.txid, position.txid, 0)
+            follower.acknowledged(position.txid, position.txid)
             served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
         level = logging.DEBUG if hello.observer else logging.INFO
@@ -164,7 +164,8 @@ class Publisher(rpc.ReplicationServicer):
         beat_s = 0.0
         while True:
             now = time.monotonic()
-            if now - beat_s >= HEARTBEAT_S:
+            asked = follower.reply_requested and served.log.position.txid == txid
+            if asked or now - beat_s >= HEARTBEAT_S:
                 beat_s = now
                 yield _heartbeat(served, follower)
             if self._stopping.is_set():
@@ -228,7 +229,10 @@ class Publisher(rpc.ReplicationServicer):
         position = captured.position
         applied = served.followers.applied(position.txid)
         if request.followers:
-            applied = await served.followers.wait_applied(position.txid, request.followers, timeout_s)
+            waiting = asyncio.create_task(served.followers.wait_applied(position.txid, request.followers, timeout_s))
+            await asyncio.sleep(0)
+            served._wake()  # have the streams ask for a reply
+            applied = await waiting
         return pb.BarrierReply(position=wire.position_message(position, served.log.term), followers=applied)
 
 
@@ -250,13 +254,15 @@ def _check_term(transactions: TransactionLog, term: int) -> None:
 async def _read_acks(requests: AsyncIterator[pb.FollowerMessage], served: Served, follower: Follower) -> None:
     async for message in requests:
         ack = message.ack
-        follower.acknowledged(ack.received_txid, ack.applied_txid, ack.echo_us)
+        follower.acknowledged(ack.received_txid, ack.applied_txid, ack.echo_us, ack.lag_us)
         served.followers.progressed()
 
 
 def _heartbeat(served: Served, follower: Follower) -> pb.PrimaryMessage:
+    asked, follower.reply_requested = follower.reply_requested, False
     return pb.PrimaryMessage(
         heartbeat=pb.Heartbeat(
+            reply_requested=asked,
             position=wire.position_message(served.log.position, served.log.term),
             clock_us=time.monotonic_ns() // 1000,
             round_trip_us=follower.round_trip_us,

@@ -51,6 +51,7 @@ def compare(capture: Capture) -> int | None:
         else:
             changed = _log_difference(capture, reader, now)
         capture.seek(reader.header.mx_frame, reader.header.salt)
+        capture.lowest_pages = 0
     return changed
 
 

@@ -18,6 +18,8 @@ from walcast.position import CHECKSUM_FLAG
 
 PENDING_BYTE = 0x40000000
 
+FEW_PAGES = 16  # below, plain integers are faster than arrays
+
 crc64_go_iso = crc64.go_iso
 
 
@@ -78,20 +80,37 @@ class PageChecksums:
 
         Changes nothing. Pages past `commit_pages` among `pgnos` are ignored, as SQLite truncates them away.
         """
-        inside = pgnos <= commit_pages
-        if not inside.all():
-            pgnos, sums = pgnos[inside], sums[inside]
-        known = pgnos[pgnos <= self.commit_pages]
-        value = self.database ^ int(np.bitwise_xor.reduce(self.pages[known - 1])) ^ int(np.bitwise_xor.reduce(sums))
+        if len(pgnos) <= FEW_PAGES:
+            value = self._after_few(pgnos.tolist(), sums.tolist(), commit_pages)
+        else:
+            value = self._after_many(pgnos, sums, commit_pages)
         if commit_pages < self.commit_pages:
             value ^= int(np.bitwise_xor.reduce(self.pages[commit_pages : self.commit_pages]))
         return value | CHECKSUM_FLAG
 
-    def apply(self, pgnos: NDArray[np.uint32], sums: NDArray[np.uint64], commit_pages: int) -> None:
-        """Make it so: `database` becomes what `after` answers for the same arguments."""
-        self.database = self.after(pgnos, sums, commit_pages)
+    def _after_few(self, pgnos: list[int], sums: list[int], commit_pages: int) -> int:
+        value, pages, count = self.database, self.pages, self.commit_pages
+        for pgno, checksum in zip(pgnos, sums, strict=True):
+            if pgno <= commit_pages:
+                value ^= checksum
+                if pgno <= count:
+                    value ^= int(pages[pgno - 1])
+        return value
+
+    def _after_many(self, pgnos: NDArray[np.uint32], sums: NDArray[np.uint64], commit_pages: int) -> int:
         inside = pgnos <= commit_pages
         if not inside.all():
+            pgnos, sums = pgnos[inside], sums[inside]
+        known = pgnos[pgnos <= self.commit_pages]
+        return self.database ^ int(np.bitwise_xor.reduce(self.pages[known - 1])) ^ int(np.bitwise_xor.reduce(sums))
+
+    def apply(
+        self, pgnos: NDArray[np.uint32], sums: NDArray[np.uint64], commit_pages: int, after: int | None = None
+    ) -> None:
+        """Make it so: `database` becomes what `after` answers for the same arguments, or has answered already."""
+        self.database = self.after(pgnos, sums, commit_pages) if after is None else after
+        if len(pgnos) and int(pgnos.max()) > commit_pages:
+            inside = pgnos <= commit_pages
             pgnos, sums = pgnos[inside], sums[inside]
         if commit_pages > len(self.pages):
             grown = np.zeros(commit_pages + commit_pages // 8 + 64, np.uint64)

@@ -170,27 +170,33 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """All TXIDs up to `received` are held, all up to `applied` are visible to readers."""
+    """All TXIDs up to `received` are held, all up to `applied` are visible to readers. Sent some ten milliseconds after a
+    transaction at the latest, and at once in answer to a heartbeat that asks for it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIVED_TXID_FIELD_NUMBER: _builtins.int
     APPLIED_TXID_FIELD_NUMBER: _builtins.int
     ECHO_US_FIELD_NUMBER: _builtins.int
+    LAG_US_FIELD_NUMBER: _builtins.int
     received_txid: _builtins.int
     applied_txid: _builtins.int
     echo_us: _builtins.int
     """the newest Heartbeat.clock_us seen, for the round trip"""
+    lag_us: _builtins.int
+    """from capture to visible, of the newest transaction applied"""
     def __init__(
         self,
         *,
         received_txid: _builtins.int = ...,
         applied_txid: _builtins.int = ...,
         echo_us: _builtins.int = ...,
+        lag_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "echo_us", b"echo_us", "received_txid", b"received_txid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "echo_us", b"echo_us", "lag_us", b"lag_us", "received_txid", b"received_txid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,9 +302,12 @@ class Heartbeat(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     CLOCK_US_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_US_FIELD_NUMBER: _builtins.int
+    REPLY_REQUESTED_FIELD_NUMBER: _builtins.int
     clock_us: _builtins.int
     """the primary's monotonic clock; only to be echoed"""
     round_trip_us: _builtins.int
+    reply_requested: _builtins.bool
+    """somebody waits for the acknowledgement"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -307,10 +316,11 @@ class Heartbeat(_message.Message):
         position: Global___Position | None = ...,
         clock_us: _builtins.int = ...,
         round_trip_us: _builtins.int = ...,
+        reply_requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "position", b"position", "round_trip_us", b"round_trip_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
