@@ -12,7 +12,7 @@ from types import FrameType
 from bench.harness import BenchError, Run
 from bench.report import PAGE, RESULTS, load, machine, save, table
 
-NAMES = ["lag", "flatout", "bulk", "decode", "memory", "idle", "bootstrap", "fanout"]
+NAMES = ["lag", "flatout", "bulk", "decode", "memory", "idle", "bootstrap", "fanout", "peers"]
 
 
 def main() -> int:

@@ -53,23 +53,35 @@ def paced(path: str, commits: str, per_s: str) -> dict[str, Any]:
     return {"first": first, "returned_ns": returned}
 
 
-def reader(path: str, last: str, pause_us: str) -> dict[str, Any]:
-    """Looks at a table again and again until row `last` is there: (newest id, when it was first seen)."""
-    db, goal, pause_s, seen = connect(path), int(last), float(pause_us) / 1e6, []
+def reader(path: str, last: str, pause_us: str, reopen: str = "0") -> dict[str, Any]:
+    """Looks at a table again and again until row `last` is there: (newest id, when it was first seen).
+
+    `reopen` = 1: each look by a connection of its own; what it cannot read counts as an error and is looked at again.
+    """
+    db, goal, pause_s, seen, errors = connect(path), int(last), float(pause_us) / 1e6, [], 0
     newest = db.execute("SELECT max(id) FROM t").fetchone()[0] or 0
     ready()
     give_up_ns = time.monotonic_ns() + 120 * 10**9
     while newest < goal:
-        now = db.execute("SELECT max(id) FROM t").fetchone()[0] or 0
+        try:
+            if reopen == "1":
+                db.close()
+                db = sqlite3.connect(path, isolation_level=None)
+            now = db.execute("SELECT max(id) FROM t").fetchone()[0] or 0
+        except sqlite3.Error:
+            errors += 1
+            if reopen != "1":
+                raise
+            now = newest
         now_ns = time.monotonic_ns()
-        if now != newest:
+        if now > newest:
             seen.append((now, now_ns))
             newest = now
         elif now_ns > give_up_ns:
             break
         if pause_s:
             time.sleep(pause_s)
-    return {"seen": seen, "cpu_s": time.process_time()}
+    return {"seen": seen, "errors": errors, "cpu_s": time.process_time()}
 
 
 def flat_out(path: str, seconds: str) -> dict[str, Any]:
