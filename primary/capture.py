@@ -4,9 +4,10 @@ What is committed is read from the wal-index's header; the frames up to there st
 `Capture` remembers one place, `frame` of the WAL with `salt`: everything before it is in the log.
 
 * same salts, higher mxFrame: new commits;
-* other salts: the WAL was restarted, and by the anchor's invariant only after all its frames were captured. How they changed
-  proves nothing: a restart adds one to salt-1, but a connection that finds the WAL truncated picks both at random. What could
-  break the invariant is somebody removing the files under us, so that is looked for at each such change.
+* other salts: the WAL was restarted, and by the anchor's invariant only after all its frames were captured. How they
+  changed proves nothing: a restart adds one to salt-1, but a connection that finds the WAL truncated picks both at
+  random. What could break the invariant is somebody removing the files under us, so that is looked for at each such
+  change.
 
 A WAL that is shorter than what was captured from it has lost its connection: `primary.resume` compares all pages then.
 """

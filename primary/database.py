@@ -1,7 +1,7 @@
 """One served database: the thread that captures, checkpoints and answers barriers.
 
-The thread owns the connections, the anchor and the capture; others reach it by `barrier` and by the log, which any thread may
-read. It ends by `stop`, or by itself when going on would publish something wrong; then `failure` says why.
+The thread owns the connections, the anchor and the capture; others reach it by `barrier` and by the log, which any
+thread may read. It ends by `stop`, or by itself when going on would publish something wrong; then `failure` says why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Where a primary goes on: behind the log's last entry when the WAL still has it, else with the difference of the pages.
+"""Where a primary goes on: behind the log's last entry when the WAL still has it, else with the difference of the
+pages.
 
 No follower needs a new copy because a primary restarted, or because somebody wrote while it was down.
 """
