@@ -170,7 +170,7 @@ def test_the_checker_finds_a_torn_apply(
     applier = replica_of(source, tmp_path)
     with readers(applier.path, tmp_path, ("short", "short")) as found:
         # A reader makes a check at least while the bug shows.
-        monkeypatch.setattr(writer, "pause", staticmethod(lambda: found.wait(1, 0.2)))
+        monkeypatch.setattr(writer, "pause", staticmethod(lambda: found.wait(1, 5.0)))
         for _ in range(3):
             source.grow().apply(applier)
             source.transfer().apply(applier)

@@ -40,9 +40,12 @@ class Reader:
             ("ok",)
         ]:
             self.violations.append(f"version {version}: {bad[0][0][:200]}")
+        self.count()
+        return version, rows, size
+
+    def count(self) -> None:
         self.checks += 1
         os.pwrite(self.progress_fd, self.checks.to_bytes(8, "little"), 0)
-        return version, rows, size
 
     def snapshot(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -55,6 +58,7 @@ class Reader:
             self.db.execute("COMMIT")
         except sqlite3.Error as error:
             self.violations.append(f"{type(error).__name__}: {error}")
+            self.count()
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             return
