@@ -1,7 +1,7 @@
 """Acknowledgements: soon after what was applied, at once when asked, and not one for every commit.
 
-An acknowledgement costs both sides as much as a small transaction. A primary that waits for one asks by a heartbeat, which
-comes behind the transactions; everybody else is served by one every few milliseconds.
+An acknowledgement costs both sides as much as a small transaction. A primary that waits for one asks by a heartbeat,
+which comes behind the transactions; everybody else is served by one every few milliseconds.
 """
 
 from __future__ import annotations

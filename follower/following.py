@@ -122,13 +122,13 @@ class Following:
                 self._show(self._status.state)
 
     async def _retrying(self, step: Callable[[], object]) -> None:
-        """Do `step` until it returns; what may pass is tried again, later each time and never at the same time as others."""
+        """Do `step` until it returns; what may pass is tried again, later each time, at times of its own."""
         while True:
             try:
                 await step()  # type: ignore[misc]
             except (Unavailable, Corrupt, Diverged, MustCopy) as error:
                 self._lost(error)
-                await asyncio.sleep(self._retry_s * random.uniform(0.5, 1.0))  # noqa: S311
+                await asyncio.sleep(self._retry_s * random.uniform(0.5, 1.0))
                 self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
             else:
                 return
@@ -142,9 +142,8 @@ class Following:
 
     async def _begin(self) -> None:
         """Have a replica, and become its writer."""
-        if not self._has_database():
-            if self._store is None or not await self._from_archive():
-                await from_primary(self._client, self.path, self._state.path, None, self._progress())
+        if not self._has_database() and not await self._from_archive():
+            await from_primary(self._client, self.path, self._state.path, None, self._progress())
         self._applier = await asyncio.to_thread(Applier.open, self.path, self._state.path)
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
@@ -171,7 +170,8 @@ class Following:
             return False
 
     async def _from_archive(self) -> bool:
-        assert self._store is not None
+        if self._store is None:
+            return False
         try:
             return await asyncio.to_thread(from_archive, self._store, self.path, self._state.path, self._progress())
         except (Unavailable, Corrupt) as error:

@@ -1,7 +1,7 @@
 """Bytes of the stream → transactions of a target. Sans-I/O on the network side: chunks in, commits out.
 
-Two ways: `Receiver` commits every LTX file as it ends; with `until`, everything up to that TXID becomes one commit, on top of
-what was already written in the open transaction (a fuzzy copy), and what comes after it is not taken.
+Two ways: `Receiver` commits every LTX file as it ends; with `until`, everything up to that TXID becomes one commit,
+on top of what was already written in the open transaction (a fuzzy copy), and what comes after it is not taken.
 """
 
 from __future__ import annotations

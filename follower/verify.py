@@ -1,7 +1,8 @@
 """Prove a replica equal to its primary: page by page, against what the primary's files hold, under load too.
 
 1. Read all pages of the replica in one snapshot: their checksums name its position in the journal.
-2. Take the stream from there to the primary's newest position, keeping only checksums: that is what a replica would hold.
+2. Take the stream from there to the primary's newest position, keeping only checksums: that is what a replica would
+   hold.
 3. Have the primary compare its real pages with those. A page may differ only if the stream says that it changed since.
 """
 

@@ -1,4 +1,6 @@
-"""Keep the replica's WAL short: checkpoints beside the applying, and room for a restart when readers overlap for ever."""
+"""Keep the replica's WAL short: checkpoints beside the applying, and room for a restart when readers overlap for
+ever.
+"""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ def status(target: str, watch: bool, interval: float, as_json: bool, **tls: Any)
 @flag("--timeout", default=10.0, type=click.FloatRange(min=0), help="Seconds to wait at most.")
 def wait(db: Path, txid: str, timeout: float) -> None:
     """Wait until a replica has applied a TXID (16 hex digits), a position or a token."""
-    from walcast.replica import Replica
     from walcast.position import Position
+    from walcast.replica import Replica
 
     try:
         token = txid if "-" in txid or "/" in txid else Position(parse_txid(txid))

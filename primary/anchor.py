@@ -1,9 +1,9 @@
 """The anchor: a read transaction of ours that is open at every moment, so that no frame is overwritten unseen.
 
 Invariant: everything committed while the anchor is held can still be read. A read mark other than zero keeps the WAL
-from being restarted at all. Read lock 0, which SQLite gives when the WAL is copied back completely, lets a writer restart
-it once; but no checkpoint can copy back under it, so what is written after that restart stays too. Therefore the salts may
-change under the anchor only at a moment when all frames before were captured.
+from being restarted at all. Read lock 0, which SQLite gives when the WAL is copied back completely, lets a writer
+restart it once; but no checkpoint can copy back under it, so what is written after that restart stays too. Therefore
+the salts may change under the anchor only at a moment when all frames before were captured.
 
 Source: sqlite.org/walformat.html, "WAL read locks"; `walTryBeginRead`, `walRestartLog` in wal.c.
 """

@@ -1,7 +1,8 @@
 """The log → the archive: at most one upload a second, none when nothing was committed, never in the stream's way.
 
-Each upload merges the entries since the last one. An archive without a beginning, or that the log does not connect with any
-more (it was away for longer than the log reaches), gets a snapshot. One LIST at the start; after that nothing is asked.
+Each upload merges the entries since the last one. An archive without a beginning, or that the log does not connect
+with any more (it was away for longer than the log reaches), gets a snapshot. One LIST at the start; after that
+nothing is asked.
 """
 
 from __future__ import annotations

@@ -2,19 +2,20 @@
 
 The anchor keeps the app's own checkpoints from completing, so the primary has to do it:
 
-* from `PASSIVE_BYTES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so no app
-  without a busy timeout can fail because of it. It completes when no commit comes in between.
+* from `PASSIVE_BYTES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so
+  no app without a busy timeout can fail because of it. It completes when no commit comes in between.
 * from `LOCKED_BYTES` on, with the write lock held for a moment: writers wait as they would for a commit of another
-  process. Only the pages of the last few commits are left to copy then, since a PASSIVE one without the lock goes first.
+  process. Only the pages of the last few commits are left to copy then, since a PASSIVE one without the lock goes
+  first.
 
-The WAL restarts with the next commit when everything is copied and the anchor is at read lock 0. The write lock is taken as
-an open-file-description lock on its byte: SQLite's own way, BEGIN IMMEDIATE, would hold a read mark beyond the write lock, and a
-writer that comes in between cannot restart the WAL.
+The WAL restarts with the next commit when everything is copied and the anchor is at read lock 0. The write lock is
+taken as an open-file-description lock on its byte: SQLite's own way, BEGIN IMMEDIATE, would hold a read mark beyond
+the write lock, and a writer that comes in between cannot restart the WAL.
 
-Traps, measured: SQLite's busy handler starves against a fast writer (try without sleeping, a few milliseconds, then give
-way); a checkpoint that meets the app's own answers (1, -1, -1) (try again inside the window); after a complete one the lock
-must not be taken again before the WAL has restarted or grown (writers convoy); PASSIVE ones that a fast writer outruns cost
-it fsyncs (wait before the next one).
+Traps, measured: SQLite's busy handler starves against a fast writer (try without sleeping, a few milliseconds, then
+give way); a checkpoint that meets the app's own answers (1, -1, -1) (try again inside the window); after a complete
+one the lock must not be taken again before the WAL has restarted or grown (writers convoy); PASSIVE ones that a fast
+writer outruns cost it fsyncs (wait before the next one).
 """
 
 from __future__ import annotations

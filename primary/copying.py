@@ -1,8 +1,8 @@
 """Send a copy of the database, or of the pages in which another copy differs, without a point in time.
 
-Each piece is read in a short read transaction of its own, at some state from `start` on, so writers and the WAL never wait for the
-receiver. Every page that changed after it was read is in the stream between `start` and `end`: whoever applies that
-on top, before showing anything, has the database at `end` or later. The log is pinned meanwhile.
+Each piece is read in a short read transaction of its own, at some state from `start` on, so writers and the WAL never
+wait for the receiver. Every page that changed after it was read is in the stream between `start` and `end`: whoever
+applies that on top, before showing anything, has the database at `end` or later. The log is pinned meanwhile.
 """
 
 from __future__ import annotations

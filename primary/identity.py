@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import Stopped
@@ -14,7 +15,7 @@ def check_same_files(files: DatabaseFiles) -> None:
     for suffix, fd in (("", files.db_fd), ("-wal", files.wal_fd), ("-shm", files.shm_fd)):
         name = f"{files.path}{suffix}"
         try:
-            there = os.stat(name)
+            there = Path(name).stat()
         except FileNotFoundError:
             raise Stopped(f"{name} was removed while it was being replicated") from None
         mine = os.fstat(fd)

@@ -1,7 +1,8 @@
 """The replication service: the log, sent to every follower that asks, from where each one is.
 
-A follower is a cursor into the log, nothing more: what it has not taken stays in the log (one encoding for all), never in a queue
-here. gRPC's flow control stops the sending; when the log has moved past a slow follower's cursor it is told so and ends.
+A follower is a cursor into the log, nothing more: what it has not taken stays in the log (one encoding for all),
+never in a queue here. gRPC's flow control stops the sending; when the log has moved past a slow follower's cursor it
+is told so and ends.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BARRIER_TIMEOUT_S = 30.0
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """Ends a call with a Refusal message."""
 
     def __init__(self, kind: pb.RefusalKind.ValueType, detail: str, position: Position | None = None) -> None:
@@ -98,10 +99,8 @@ class Publisher(rpc.ReplicationServicer):
 
     def _find(self, protocol: int, name: str, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
-            raise Refused(
-                pb.REFUSAL_KIND_PROTOCOL_VERSION,
-                f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older side",
-            )
+            detail = f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older"
+            raise Refused(pb.REFUSAL_KIND_PROTOCOL_VERSION, detail)
         if self._stopping.is_set():
             raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
         if name not in self._databases:
@@ -176,7 +175,8 @@ class Publisher(rpc.ReplicationServicer):
                 follower.state = "streaming"
                 await served.grown(max(0.0, beat_s + HEARTBEAT_S - time.monotonic()))
                 continue
-            async for message, txid in _chunks(served.log, follower, txid):  # noqa: B020, PLW2901
+            async for message, reached in _chunks(served.log, follower, txid):
+                txid = reached
                 yield message
 
     # Copy

@@ -2,8 +2,9 @@
 
     magic "WLTX" · CRC-32 of (size ‖ LTX header), u32 · size of the LTX file, u64     big-endian, then the LTX file
 
-The file is allocated ahead in steps, so that a `fdatasync` has no metadata to write; the zeros after the last record are
-no prefix and end it. A prefix alone proves nothing after a power loss: whoever opens the newest segment decodes its tail.
+The file is allocated ahead in steps, so that a `fdatasync` has no metadata to write; the zeros after the last record
+are no prefix and end it. A prefix alone proves nothing after a power loss: whoever opens the newest segment decodes
+its tail.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Wake up when something may have been committed: inotify on the `-wal` and the database, and a call from other threads.
+"""Wake up when something may have been committed: inotify on the `-wal` and the database, and a call from other
+threads.
 
-A write to the `-wal` comes before the commit shows in the wal-index, with synchronous=FULL by an fsync. So after a wake-up
-that found nothing new the caller looks again soon, a little later each time; where there is no inotify, always.
+A write to the `-wal` comes before the commit shows in the wal-index, with synchronous=FULL by an fsync. So after a
+wake-up that found nothing new the caller looks again soon, a little later each time; where there is no inotify,
+always.
 """
 
 from __future__ import annotations

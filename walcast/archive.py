@@ -25,7 +25,7 @@ LEVELS = range(SNAPSHOT_LEVEL + 1)
 _HEADER_THREADS = 16
 
 
-class ArchiveEmpty(ConfigError):  # noqa: N818 - named after what is, as all of walcast.errors
+class ArchiveEmpty(ConfigError):
     """Nothing to restore from: no snapshot, and no file that begins at TXID 1."""
 
 
@@ -40,7 +40,7 @@ class ArchiveGap(Unavailable):
         self.next_min = next_min
 
 
-class TxidNotAvailable(ConfigError):  # noqa: N818
+class TxidNotAvailable(ConfigError):
     """The archive cannot restore to exactly this TXID or time."""
 
     def __init__(self, message: str, *, txid: int | None = None, reached: int = 0) -> None:

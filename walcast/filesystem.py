@@ -8,10 +8,11 @@ from pathlib import Path
 from walcast.errors import ConfigError
 
 SQLITE_MAGIC = b"SQLite format 3\0"
-NETWORK_TYPES = frozenset(
+_NETWORK_TYPES = (
     "9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 "
-    "ocfs2 orangefs smb3 smbfs".split()
+    "ocfs2 orangefs smb3 smbfs"
 )
+NETWORK_TYPES = frozenset(_NETWORK_TYPES.split())
 
 
 def check_database_file(path: Path) -> None:
@@ -39,7 +40,7 @@ def check_local(path: Path) -> None:
 def filesystem_type(path: Path, mountinfo: str | None = None) -> str | None:
     """The type of the file system that `path` is on, by the longest mount point above it; None when unknown.
 
-    `mountinfo` is the text of /proc/self/mountinfo (proc(5)): field 5 the mount point, octal escapes, the type behind " - ".
+    `mountinfo` is the text of /proc/self/mountinfo (proc(5)): field 5 is the mount point, the type stands behind " - ".
     """
     if mountinfo is None:
         try:

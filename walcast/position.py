@@ -1,7 +1,7 @@
 """TXIDs, checksums and positions: the vocabulary of LTX (superfly/ltx, `ltx.go`).
 
-A TXID counts commits from 1. A checksum is 64 bits with the top bit set, so that none is ever zero; zero means
-"not known". A position is a TXID and the database checksum after it: two copies at one position are equal byte for byte.
+A TXID counts commits from 1. A checksum is 64 bits with the top bit set, so that none is ever zero; zero means "not
+known". A position is a TXID and the database checksum after it: two copies at one position are equal byte for byte.
 """
 
 from __future__ import annotations

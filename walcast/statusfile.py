@@ -1,6 +1,7 @@
 """`app.db-walcast/status`: what a follower says of its replica, 512 bytes, rewritten in place at every commit.
 
-Apps read it without asking anybody; a change wakes whoever watches the file. A torn read fails its CRC and is read again.
+Apps read it without asking anybody; a change wakes whoever watches the file. A torn read fails its CRC and is read
+again.
 
     crc32 u32 · version u32 · pid u32 · state u32 · term u32 · lag µs u32 · TXID u64 · checksum u64
     newest TXID of the primary known here u64 · written at, ns since the epoch u64 · level with the primary at, ns u64
@@ -45,7 +46,7 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there was."""
+    """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there is."""
 
     state: State = State.STOPPED
     term: int = 0
@@ -99,7 +100,7 @@ class Status:
         return self.state is not State.STOPPED and now_ns - self.written_ns < STALE_AFTER_S * 1e9
 
     def lag_ms(self, now_ns: int) -> float:
-        """How old this replica's newest state may be: the measured lag while it is level, else the time since it was."""
+        """How old this replica's newest state may be: the measured lag while it is level, else the time since then."""
         if self.state is State.STREAMING and self.is_live(now_ns) and self.position.txid >= self.primary_txid:
             return self.lag_us / 1000
         return max(0, now_ns - self.level_ns) / 1e6

@@ -79,7 +79,7 @@ class Tls:
         if self.cert is None and self.key is None:
             if not address.is_loopback and not self.insecure:
                 raise ConfigError(
-                    f"listening on {address} lets others read the database: give --tls-cert and --tls-key, or --insecure"
+                    f"listening on {address} lets others read the data: give --tls-cert and --tls-key, or --insecure"
                 )
             return None
         if self.cert is None or self.key is None:

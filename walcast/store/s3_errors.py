@@ -13,7 +13,7 @@ from walcast.store.base import ObjectMissing
 from walcast.store.url import S3Spec
 
 
-class PastTheEnd(Exception):  # noqa: N818 - an answer, not an error
+class PastTheEnd(Exception):
     """The range starts at or after the end of the object."""
 
 
