@@ -21,8 +21,8 @@ from typing import NamedTuple
 from walcast.position import Position
 
 RECORD_SIZE = 40
-COMPACT_BYTES = 64 * 1024
-KEEP_RECORDS = 512
+COMPACT_BYTES = 1 << 20
+KEEP_RECORDS = 8192
 
 _BODY = struct.Struct(">IIQQQ")
 _CRC = struct.Struct(">II")

@@ -13,9 +13,9 @@ from follower.applier import Applier
 log = logging.getLogger("walcast.follower")
 
 CHECKPOINT_FRAMES = 1000
-HOLD_BYTES = 32 << 20
+HOLD_BYTES = 16 << 20
 HOLD_S = 0.1
-HOLD_EVERY_S = 2.0
+HOLD_EVERY_S = 0.25
 HOLD_STEP_S = 0.002
 REPORT_BYTES = 256 << 20
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ class DatabaseFiles:
         self.writable = writable
         mode = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         self._blocks: list[mmap.mmap] = []
+        self._mapping = threading.Lock()
         # The order matters only for a failure half way: -wal carries no locks, so its close is harmless.
         self.wal_fd = self._open(f"{path}-wal", mode)
         self.shm_fd = self._open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)  # a write lock needs a writable descriptor
@@ -81,13 +83,18 @@ class DatabaseFiles:
 
     def block(self, index: int) -> mmap.mmap:
         """The wal-index's 32 KiB block `index` (from 0), mapped when first asked for; Corrupt when it is not there."""
-        while len(self._blocks) <= index:
-            offset = len(self._blocks) * BLOCK_SIZE
-            if os.fstat(self.shm_fd).st_size < offset + BLOCK_SIZE:
-                raise Corrupt(f"{self.path}-shm: no block {len(self._blocks)}")
-            prot = mmap.PROT_READ | (mmap.PROT_WRITE if self.writable else 0)
-            self._blocks.append(mmap.mmap(self.shm_fd, BLOCK_SIZE, mmap.MAP_SHARED, prot, offset=offset))
+        if len(self._blocks) <= index:
+            with self._mapping:  # several threads read pages
+                while len(self._blocks) <= index:
+                    self._map(len(self._blocks))
         return self._blocks[index]
+
+    def _map(self, index: int) -> None:
+        offset = index * BLOCK_SIZE
+        if os.fstat(self.shm_fd).st_size < offset + BLOCK_SIZE:
+            raise Corrupt(f"{self.path}-shm: no block {index}")
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if self.writable else 0)
+        self._blocks.append(mmap.mmap(self.shm_fd, BLOCK_SIZE, mmap.MAP_SHARED, prot, offset=offset))
 
     def extend_index(self, blocks: int) -> None:
         """Make the wal-index at least `blocks` long (writer only), allocated: no SIGBUS on a full disk later."""
