@@ -7,6 +7,7 @@ import importlib
 import signal
 import sys
 import time
+import traceback
 from types import FrameType
 
 from bench.harness import BenchError, Run
@@ -26,35 +27,38 @@ def main() -> int:
     if unknown := set(names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, _end)
-
-    results, failed = load(), False
-    for name in names:
-        module = importlib.import_module(f"bench.{name}")
-        print(f"{name}: {(module.__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
-        facts, began = machine(), time.monotonic()
-        try:
-            with Run(options.quick, options.profile) as run:
-                measures = module.run(run)
-        except BenchError as error:
-            print(f"  not measured: {error}", file=sys.stderr, flush=True)
-            failed = True
-            continue
-        print(f"{name}, {time.monotonic() - began:.0f} s\n{table(measures)}", flush=True)
-        for process, text in run.profiles.items():
-            print(f"  profile of the {process}:\n{text}", flush=True)
-        if any(m.passed is False for m in measures) and not run.profiles:
-            print(f"  a floor is missed; where the time goes: python -m bench {name} --profile", flush=True)
-        if not options.quick and not options.profile:
-            results[name] = {
-                "command": f"python -m bench {name}",
-                "machine": facts,
-                "seconds": round(time.monotonic() - began),
-                "measures": [m.encode() for m in measures],
-            }
-            save(results, NAMES, {n: _about(n) for n in results})
+    failed = [name for name in names if not measure(name, options)]
     if not options.quick and not options.profile:
         print(f"written: {RESULTS}, {PAGE}", file=sys.stderr)
-    return int(failed)
+    return int(bool(failed))
+
+
+def measure(name: str, options: argparse.Namespace) -> bool:
+    """One benchmark, printed and written down; False when it could not be carried out."""
+    module = importlib.import_module(f"bench.{name}")
+    print(f"{name}: {(module.__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
+    facts, began_s = machine(), time.monotonic()
+    try:
+        with Run(options.quick, options.profile) as run:
+            measures = module.run(run)
+    except BenchError as error:
+        print(f"  not measured: {error}", file=sys.stderr, flush=True)
+        return False
+    except Exception:  # noqa: BLE001 - one that is broken must not cost the others
+        traceback.print_exc()
+        return False
+    seconds = round(time.monotonic() - began_s)
+    print(f"{name}, {seconds} s\n{table(measures)}", flush=True)
+    for process, text in run.profiles.items():
+        print(f"  profile of the {process}:\n{text}", flush=True)
+    if any(m.passed is False for m in measures) and not run.profiles:
+        print(f"  a floor is missed; where the time goes: python -m bench {name} --profile", flush=True)
+    if not options.quick and not options.profile:
+        command = f"python -m bench {name}"
+        result = {"command": command, "machine": facts, "seconds": seconds, "measures": [m.encode() for m in measures]}
+        results = load() | {name: result}
+        save(results, NAMES, {n: _about(n) for n in results})
+    return True
 
 
 def _about(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from bench.harness import Run, make_database, say, wait_for_row
+from bench.harness import BenchError, Run, make_database, say, wait_for_row
 from bench.measure import Measure, quantile
 
 COMMITS = 2000
@@ -20,6 +20,9 @@ ROUNDS = 3
 
 def lags_ms(returned_ns: list[int], first: int, seen: list[tuple[int, int]]) -> list[float]:
     """Per commit, from the returns of the commits of rows `first`… and from when which newest row was seen."""
+    newest = seen[-1][0] if seen else 0
+    if newest < first + len(returned_ns) - 1:
+        raise BenchError(f"the reader saw nothing new for long after row {newest} of {first + len(returned_ns) - 1}")
     lags, at = [], 0
     for i, committed_ns in enumerate(returned_ns):
         while seen[at][0] < first + i:

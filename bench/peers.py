@@ -39,12 +39,18 @@ REOPEN = 1
 def run(run: Run) -> list[Measure]:
     """The benchmark."""
     commits = 600 if run.quick else COMMITS
+    steps: list[Callable[[], list[Measure]]] = [
+        lambda: litestream_lag(run, "default intervals", "", commits),
+        lambda: litestream_lag(run, "10 ms everywhere", "10ms", commits),
+        lambda: litestream_flat_out(run, 2.0 if run.quick else FLAT_S),
+        lambda: postgres_lag(run, commits),
+    ]
     measures = []
-    for name, interval in (("default intervals", ""), ("10 ms everywhere", "10ms")):
-        measures += litestream_lag(run, name, interval, commits)
-    measures += litestream_flat_out(run, 2.0 if run.quick else FLAT_S)
-    with contextlib.suppress(PostgresMissing):
-        measures += postgres_lag(run, commits)
+    for step in steps:
+        try:
+            measures += step()
+        except BenchError as error:
+            say(f"not measured: {error}")
     return measures
 
 
@@ -124,17 +130,12 @@ def litestream_flat_out(run: Run, seconds: float) -> list[Measure]:
 # PostgreSQL
 
 
-class PostgresMissing(Exception):  # noqa: N818
-    """Not on this machine."""
-
-
 def postgres_program(name: str) -> str:
     """One of its programs."""
     places = [os.environ.get("PATH", ""), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
-        say(f"PostgreSQL is not measured: no {name}")
-        raise PostgresMissing
+        raise BenchError(f"PostgreSQL is not here: no {name}")
     return found
 
 
@@ -151,8 +152,7 @@ def as_user() -> dict[str, object]:
     try:
         user = pwd.getpwnam("postgres")
     except KeyError:
-        say("PostgreSQL is not measured: it refuses root, and there is no user postgres")
-        raise PostgresMissing from None
+        raise BenchError("PostgreSQL refuses root, and there is no user postgres") from None
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 ROW_BYTES = 150
+GIVE_UP_NS = 20 * 10**9  # without a new row
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -61,7 +62,7 @@ def reader(path: str, last: str, pause_us: str, reopen: str = "0") -> dict[str, 
     db, goal, pause_s, seen, errors = connect(path), int(last), float(pause_us) / 1e6, [], 0
     newest = db.execute("SELECT max(id) FROM t").fetchone()[0] or 0
     ready()
-    give_up_ns = time.monotonic_ns() + 120 * 10**9
+    give_up_ns = time.monotonic_ns() + GIVE_UP_NS
     while newest < goal:
         try:
             if reopen == "1":
@@ -77,6 +78,7 @@ def reader(path: str, last: str, pause_us: str, reopen: str = "0") -> dict[str, 
         if now > newest:
             seen.append((now, now_ns))
             newest = now
+            give_up_ns = now_ns + GIVE_UP_NS
         elif now_ns > give_up_ns:
             break
         if pause_s:
