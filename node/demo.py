@@ -82,6 +82,7 @@ class Facts:
     longest_commit_ms: float = 0.0
     position: str = ""
     longest_lag_ms: float = 0.0
+    disconnects: int = 0
     killed: str = VICTIM
     down_s: float = 0.0
     behind_txids: int = 0
@@ -110,7 +111,9 @@ def table(rows: Sequence[Row], *, wide: bool) -> Table:
     for name in ("behind", "lag ms", "rows", "WAL MB"):
         shown.add_column(name, min_width=6, justify="right", no_wrap=True)
     for row in rows:
-        style = {"killed": "red", "catching-up": "yellow", "streaming": "green"}.get(row.state)
+        style = {"killed": "red", "catching-up": "yellow", "disconnected": "yellow", "streaming": "green"}.get(
+            row.state
+        )
         numbers = _number(row.behind), _number(row.lag_ms, 1), _number(row.rows)
         wal_mb = _number(None if row.wal_bytes is None else row.wal_bytes / 1e6, 1)
         position = row.position if wide else row.position.lstrip("0")
@@ -139,7 +142,8 @@ def verdict(facts: Facts, log_lines: Sequence[str] = ()) -> list[str]:
     return [
         f"PASSED in {facts.seconds:.1f} s",
         f"  {facts.commits:,} commits of an unchanged app, the longest {facts.longest_commit_ms:.1f} ms",
-        f"  longest lag seen of a streaming replica: {facts.longest_lag_ms:.1f} ms",
+        f"  longest lag seen of a streaming replica: {facts.longest_lag_ms:.1f} ms"
+        + (f"; streams seen broken: {facts.disconnects}" if facts.disconnects else ""),
         f"  {facts.killed}: killed, {facts.down_s:.1f} s down, {facts.behind_txids:,} commits behind, "
         f"level {facts.level_again_s:.1f} s after its start",
         f"  {facts.checks:,} checks by readers that never reconnected: none blocked, torn or older",
@@ -150,7 +154,7 @@ def verdict(facts: Facts, log_lines: Sequence[str] = ()) -> list[str]:
 def follower_row(name: str, status: Status | None, pid: int | None, primary_txid: int, now_ns: int) -> Row:
     """A follower; `pid` is None when it has no process: a status other than `stopped` then says that it was killed."""
     if status is None:
-        return Row(name, "starting" if pid else "")
+        return Row(name, "starting" if pid else "waiting")
     if pid is None:
         state = "stopped" if status.state is State.STOPPED else "killed"
     else:
@@ -178,7 +182,7 @@ class Demo:
         self.archive = str(folder / "archive")
         self.children: dict[str, Child] = {}  # those that must be alive
         self.said: dict[str, dict[str, Any]] = {}
-        self.rows: dict[str, Row] = {"app": Row("app", "starting"), "primary": Row("primary", "")}
+        self.rows: dict[str, Row] = {node: Row(node, "waiting") for node in ("app", "primary", *FOLLOWERS)}
         self.level: set[str] = set()
         self.txid = self.archived_txid = 0
         self.interrupted = False
@@ -207,14 +211,17 @@ class Demo:
 
     def stop(self, *names: str) -> None:
         """End them in an orderly way."""
-        stopping = [self.children.pop(name) for name in names]
-        for child in stopping:
-            child.ask_to_stop()
-        for child in stopping:
-            code = child.wait(PATIENCE_S)
-            self.said[child.name] = child.said
+        for name in names:
+            self.children[name].ask_to_stop()
+        for name in names:
+            child = self.children[name]
+            try:
+                code = child.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                raise DemoError(f"{name} did not stop within {PATIENCE_S:.0f} s", child) from None
             if code:
-                raise DemoError(f"{child.name} did not stop cleanly: exit code {code}", child)
+                raise DemoError(f"{name} did not stop cleanly: exit code {code}", child)
+            self.said[name] = self.children.pop(name).said
 
     def begin(self, phase: str) -> None:
         """Tell people what comes now."""
@@ -267,11 +274,16 @@ class Demo:
     def _ask_primary(self) -> None:
         primary = self.children.get("primary")
         if primary is None:
-            self.rows["primary"] = replace(self.rows["primary"], state="stopped" if self.txid else "")
+            self.rows["primary"] = replace(self.rows["primary"], state="stopped" if self.txid else "waiting")
         elif "listen" not in primary.said:
             self.rows["primary"] = Row("primary", "starting")
         else:
-            (facts,) = primary_status(wire.Address.parse(primary.said["listen"]), wire.Tls())["databases"]
+            try:
+                (facts,) = primary_status(wire.Address.parse(primary.said["listen"]), wire.Tls())["databases"]
+            except Unavailable as error:
+                code = primary.exit_code(LOOK_EVERY_S)
+                what = f": {error}" if code is None else f" ended by itself with exit code {code}"
+                raise DemoError(f"primary{what}", primary) from error
             self.txid, self.archived_txid = facts["txid"], facts["archive"]["txid"]
             self.rows["primary"] = Row("primary", "serving", facts["position"], wal_bytes=facts["wal_bytes"])
 
@@ -282,9 +294,10 @@ class Demo:
         except Unavailable:
             status = None
         row = follower_row(name, status, child.process.pid if child else None, self.txid, time.time_ns())
-        wal = Path(f"{self.database(name)}-wal")
+        wal, before = Path(f"{self.database(name)}-wal"), self.rows[name].state
         self.rows[name] = replace(row, rows=rows, wal_bytes=wal.stat().st_size if wal.exists() else None)
         if name in self.level:
+            self.facts.disconnects += row.state == "disconnected" and before != "disconnected"
             self.facts.longest_lag_ms = max(self.facts.longest_lag_ms, round(row.lag_ms or 0.0, 1))
 
     def play(self, seconds: float) -> None:
@@ -394,7 +407,7 @@ def run_demo(*, seconds: float, keep: bool, as_json: bool) -> bool:
             demo.play(seconds)
     except DemoError as error:
         facts.failure, log_lines = str(error), error.child.last_lines() if error.child else []
-    except (WalcastError, OSError, sqlite3.Error, subprocess.TimeoutExpired) as error:
+    except (WalcastError, OSError, sqlite3.Error) as error:
         facts.failure = f"{type(error).__name__}: {error}"
     finally:
         demo.close()

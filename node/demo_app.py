@@ -204,6 +204,13 @@ class Child:
         self.process.stdout.close()
         return code
 
+    def exit_code(self, timeout_s: float) -> int | None:
+        """None while it still runs after so long."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()

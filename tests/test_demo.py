@@ -53,6 +53,13 @@ def follow(self, name):
 demo.Demo.follow = follow
 """
 
+KILLED_PRIMARY = """
+def kill_primary(self, seconds):
+    self.children["primary"].process.kill()
+    self.pause(10)
+demo.Demo.kill_and_return = kill_primary
+"""
+
 BROKEN_INVARIANT = """
 def start(self, name, *arguments, start=demo.Demo.start):
     if name == "reader-edge-1":
@@ -119,6 +126,7 @@ def test_proves_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, envir
     [
         pytest.param(FLIPPED_BYTE, "edge-2: byte 5,000 differs", id="a changed byte"),
         pytest.param(LOST_ARCHIVE_FILE, "restored: ", id="an archive that lost its last file"),
+        pytest.param(KILLED_PRIMARY, "primary ended by itself with exit code -9", id="a primary that dies"),
         pytest.param(DYING_FOLLOWER, "ended by itself with exit code 1", id="a follower that dies early"),
         pytest.param(
             BROKEN_INVARIANT, "reader-edge-1: at 2000 orders the balances add up to 100001", id="broken invariant"
@@ -158,7 +166,7 @@ def test_a_status_that_is_not_stopped_without_a_process_means_killed() -> None:
     killed = follower_row("edge-2", status, None, 100, now_ns)
     assert killed == Row("edge-2", "killed", f"{90:016x}/8000000000000000", 10, 2000.0)
     assert follower_row("edge-2", status, 8, 100, now_ns).state == "starting"
-    assert follower_row("edge-2", None, None, 100, now_ns) == Row("edge-2", "")
+    assert follower_row("edge-2", None, None, 100, now_ns) == Row("edge-2", "waiting")
 
 
 def test_the_table_fits_80_columns() -> None:
