@@ -129,6 +129,7 @@ class Stream:
         self.welcome = pb.Welcome()
         self._call = call
         self._primary = primary
+        self._writing = asyncio.Lock()
         self._reading_since_s = math.inf
         self._silent = False
         self._watching = asyncio.create_task(self._watch())
@@ -161,8 +162,9 @@ class Stream:
 
     async def acknowledge(self, ack: pb.Ack) -> None:
         """Tell the primary how far this replica is."""
-        with _translated(self._primary):
-            await self._call.write(pb.FollowerMessage(ack=ack))
+        async with self._writing:  # gRPC takes one write at a time
+            with _translated(self._primary):
+                await self._call.write(pb.FollowerMessage(ack=ack))
 
 
 class Copy:

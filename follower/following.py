@@ -188,6 +188,8 @@ class Following:
                     await self._copy()
                 async with self._client.stream(applier.position, applier.term) as stream:
                     self.connected.set()
+                    facts = {"primary": str(self._client.primary), "position": str(applier.position)}
+                    log.info("streaming", extra=facts)
                     self._retry_s = RETRY_FIRST_S
                     await self._receive(stream, applier)
             except MustCopy as must:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from walcast import wire
@@ -115,23 +116,24 @@ def table(facts: Facts) -> Table:
 
 
 def _primary_table(facts: Facts) -> Table:
-    shown = Table(title=f"primary, term {facts['term']}", title_justify="left")
-    for column in ("database", "follower", "state", "position", "behind", "lag ms", "WAL MB", "archive"):
-        shown.add_column(column, justify="right" if column in ("behind", "lag ms", "WAL MB") else "left")
+    shown = Table(title=f"primary, term {facts['term']}", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("node", "state", "TXID", "behind", "lag ms", "WAL MB", "archived"):
+        shown.add_column(
+            column, justify="left" if column in ("node", "state") else "right", no_wrap=column != "archived"
+        )
     for database in facts["databases"]:
         archive = database["archive"]
-        archived = "none" if archive is None else archive["error"] or f"TXID {archive['txid']}"
+        archived = "" if archive is None else archive["error"] or str(archive["txid"])
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
-        shown.add_row(database["name"], "", "primary", database["position"], "", "", wal, archived)
+        shown.add_row(database["name"], "primary", str(database["txid"]), "", "", wal, archived)
         for follower in database["followers"]:
             behind, lag = str(follower["lag_txids"]), f"{follower['lag_ms']:.1f}"
-            applied = f"{follower['applied_txid']:016x}"
-            shown.add_row("", follower["id"], follower["state"], applied, behind, lag, "", "")
+            shown.add_row(f"  {follower['id']}", follower["state"], str(follower["applied_txid"]), behind, lag, "", "")
     return shown
 
 
 def _replica_table(facts: Facts) -> Table:
-    shown = Table(title=f"replica {facts['path']}", title_justify="left", show_header=False)
+    shown = Table(title=f"replica {facts['path']}", title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for name in ("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
         shown.add_row(name, str(facts[name]))
     return shown

@@ -90,7 +90,8 @@ class Archiver:
             self._position = self._archived()
         if self._position is None or self._database.log.knows(self._position) is not Known.YES:
             self._upload_snapshot()
-        while self._position != self._database.log.position:
+        goal = self._database.log.position  # what comes meanwhile is for the next turn
+        while self._position is None or self._position.txid < goal.txid:
             entries = self._next_entries()
             if not entries:
                 self._upload_snapshot()

@@ -78,7 +78,7 @@ class Database:
     def start(self) -> None:
         """Find where to go on, then capture in the background."""
         if not resume(self._capture):
-            self._compare("the WAL does not continue the log")
+            self._compare("the WAL does not continue the log" if self.log.position else "no log yet")
         self._thread.start()
 
     def barrier(self) -> Future[Captured]:

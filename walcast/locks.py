@@ -36,6 +36,12 @@ def try_lock(fd: int, start: int, length: int = 1, exclusive: bool = True) -> bo
     return True
 
 
+def is_locked(fd: int, start: int, length: int = 1) -> bool:
+    """Does another open file, or process, hold a lock on any of these bytes? Asks only."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
 def unlock(fd: int, start: int, length: int = 1) -> None:
     """Give up what this open file holds of these bytes; nothing happens where it holds nothing."""
     _set(fd, fcntl.F_UNLCK, start, length)

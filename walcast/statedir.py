@@ -6,12 +6,26 @@ import os
 from pathlib import Path
 
 from walcast.errors import ConfigError
-from walcast.locks import try_lock
+from walcast.locks import is_locked, try_lock
 
 
 def state_dir(database: Path) -> Path:
     """Where walcast keeps its state for a database."""
     return database.with_name(database.name + "-walcast")
+
+
+def in_use(database: Path) -> bool | None:
+    """Does a process hold the state of this database? None when that cannot be told: another user's file."""
+    try:
+        fd = os.open(state_dir(database) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        return is_locked(fd, 0)
+    finally:
+        os.close(fd)
 
 
 class StateDir:
@@ -21,7 +35,7 @@ class StateDir:
         self.path = state_dir(database)
         try:
             self.path.mkdir(mode=0o755, exist_ok=True)
-            self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigError(f"cannot keep state in {self.path}: {error.strerror}") from error
         if not try_lock(self._fd, 0):

@@ -14,13 +14,13 @@ import os
 import struct
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
 from walcast.errors import Unavailable
 from walcast.position import Position
-from walcast.statedir import state_dir
+from walcast.statedir import in_use, state_dir
 
 SIZE = 512
 VERSION = 1
@@ -141,6 +141,7 @@ def read_status(database: Path) -> Status:
             raise Unavailable(f"{database}: no follower has run here ({path} is missing)") from None
         status = Status.decode(data)
         if status is not None:
-            return status
+            # A follower that was killed cannot say so: its lock is gone.
+            return status if in_use(database) is not False else replace(status, state=State.STOPPED)
         time.sleep(0.0002)
     raise Unavailable(f"{path}: unreadable, or written by another version")
