@@ -21,6 +21,7 @@ import pytest
 import walcast
 import walcast.errors
 import walcast.replica
+from walcast.statedir import StateDir
 from walcast.statusfile import State, Status, StatusWriter
 
 ROOT = Path(__file__).parent.parent
@@ -72,9 +73,7 @@ def replica(path: Path) -> walcast.Replica:
 
 @pytest.fixture
 def writer(path: Path) -> Iterator[StatusWriter]:
-    folder = path.with_name("app.db-walcast")
-    folder.mkdir()
-    with closing(StatusWriter(folder)) as writer:
+    with closing(StateDir(path)) as state, closing(StatusWriter(state.path)) as writer:
         yield writer
 
 
@@ -229,6 +228,13 @@ def test_lag_counts_from_when_the_replica_was_level(replica: walcast.Replica, wr
     assert 250 <= lag.ms < 250 + PATIENCE_S * 1000
     writer.write(replace(status, state=State.BOOTSTRAPPING, level_ns=0))
     assert replica.lag().ms == math.inf
+
+
+def test_a_follower_that_was_killed_is_stopped_at_once(path: Path, replica: walcast.Replica) -> None:
+    with closing(StateDir(path)) as state, closing(StatusWriter(state.path)) as writer:
+        writer.write(streaming(10))
+        assert replica.state() == "streaming"
+    assert replica.state() == "stopped"
 
 
 def test_a_follower_that_died_is_stopped(replica: walcast.Replica, writer: StatusWriter) -> None:
