@@ -171,7 +171,7 @@ def test_a_flipped_bit_further_back_ends_the_log_there_or_costs_its_checksums(
         damaged[at] ^= 1 << rng.randrange(8)
         log = after_damage(directory, tmp_path / "copy", bytes(damaged))
         if log.checksums is not None:
-            assert log.position in known[:-1], at
+            assert log.position in known, at
             assert log.checksums.database == log.position.checksum
 
 

@@ -30,7 +30,8 @@ TESTS = Path(__file__).parent.parent
 PATIENCE_S = 60.0
 LOOPBACK = "127.0.0.1:0"
 # What a shell may have set must not change what the tests start.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WALCAST_")} | {"PYTHONPATH": str(TESTS)}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WALCAST_")}
+ENVIRONMENT["PYTHONPATH"] = f"{TESTS.parent}:{TESTS}"
 
 
 def poll(what: Callable[[], Any], seconds: float = PATIENCE_S, every_s: float = 0.005) -> Any:
@@ -143,7 +144,8 @@ class Node:
         return self.wait()
 
     def end(self) -> None:
-        """At the end of a test, whatever state it is in."""
+        """At the end of a test, whatever state it is in. What it said is shown when the test fails."""
+        print(f"--- {self.name} in {self.directory}:\n{self.err.read_text()[-4000:]}")
         if self._process is not None:
             if self.running:
                 self.signal(signal.SIGCONT)

@@ -152,7 +152,7 @@ class Readers:
 def readers(db: Path, directory: Path, modes: tuple[str, ...] = ("short", "long", "new")) -> Iterator[Readers]:
     """Readers of `db` until `stop`, their histories in `directory`."""
     with ExitStack() as stack:
-        files = [directory / f"{db.stem}-{i}-{mode}.history" for i, mode in enumerate(modes)]
+        files = [directory / f"{db.parent.name}-{i}-{mode}.history" for i, mode in enumerate(modes)]
         for file in files:
             file.touch()
         children = [
