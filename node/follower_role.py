@@ -34,6 +34,7 @@ async def run_follower(settings: FollowerSettings, stop: asyncio.Event, ready: C
     """Follow until `stop` is set. Settings that cannot work are found out before anything is changed on disk."""
     if not settings.replace:
         check_replica(settings.path)
+    settings.tls.channel(settings.primary)
     store = open_store(settings.archive) if settings.archive else None
     client = Client(
         settings.primary,
