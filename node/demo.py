@@ -3,8 +3,6 @@
 An app writes with stock sqlite3. A primary streams its commits to two followers, which began from the archive, a
 folder. A reader on each replica keeps one stock connection and checks an invariant all along, also while its follower
 is killed and comes back. At the end the files are compared byte for byte, and with what the archive restores to.
-
-First what people see (facts in, text out), then the processes and the scenario.
 """
 
 from __future__ import annotations
@@ -16,154 +14,32 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from node.demo_app import Child, checkpoint, first_difference, integrity
+from node.demo_screen import PHASES, VICTIM, Facts, Row, follower_row, plain_line, screen, verdict
 from node.status import primary_status
 from walcast import wire
 from walcast.errors import Unavailable, WalcastError
 from walcast.restore import restore
-from walcast.statusfile import State, Status, read_status
+from walcast.statusfile import read_status
 from walcast.store import open_store
 
 FOLLOWERS = ("edge-1", "edge-2")
-VICTIM = "edge-2"
 COMMITS_PER_S = 200
 PATIENCE_S = 15.0
 LOOK_EVERY_S = 0.05
 ASK_EVERY_S = 0.1
 DRAW_EVERY_S = 0.2
 LINE_EVERY_S = 1.0
-WIDE = 96
-
-PHASES = {
-    "start": "an app writes app.db with stock sqlite3; a primary starts beside it",
-    "bootstrap": "edge-1 and edge-2 copy the archive, then join the stream",
-    "write": "the app goes on writing; a reader on each replica checks what it sees",
-    "kill": f"SIGKILL for {VICTIM}; the app and both readers go on",
-    "return": f"{VICTIM} starts again and catches up",
-    "level": "the app stops; both replicas reach its last commit",
-    "compare": "all processes stop; their files and a restore are compared",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table; None where a column has no meaning."""
-
-    node: str
-    state: str
-    position: str = ""
-    behind: int | None = None
-    lag_ms: float | None = None
-    rows: int | None = None
-    wal_bytes: int | None = None
-
-
-@dataclass(slots=True)
-class Facts:
-    """What the demo found; `--json` prints it."""
-
-    passed: bool = False
-    failure: str | None = None
-    seconds: float = 0.0
-    commits: int = 0
-    longest_commit_ms: float = 0.0
-    position: str = ""
-    longest_lag_ms: float = 0.0
-    disconnects: int = 0
-    killed: str = VICTIM
-    down_s: float = 0.0
-    behind_txids: int = 0
-    level_again_s: float = 0.0
-    checks: int = 0
-    longest_read_ms: float = 0.0
-    broken: list[str] = field(default_factory=list)
-    equal: list[str] = field(default_factory=list)
-    bytes: int = 0
-    folder: str | None = None
-
-
-def screen(phases: Sequence[str], passed: bool, rows: Sequence[Row], width: int) -> RenderableType:
-    """The phases in words, the last of them going on until all is passed, and the table below them."""
-    done = len(phases) if passed else len(phases) - 1
-    lines = [Text(f"✓ {PHASES[phase]}", style="green") for phase in phases[:done]]
-    lines += [Text(f"▸ {PHASES[phase]}", style="bold") for phase in phases[done:]]
-    return Group(*lines, table(rows, wide=width >= WIDE))
-
-
-def table(rows: Sequence[Row], *, wide: bool) -> Table:
-    """Positions go without their leading zeros where the screen is narrow."""
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name, least in (("node", 7), ("state", 13), ("position", 33 if wide else 21)):
-        shown.add_column(name, min_width=least, no_wrap=True)
-    for name in ("behind", "lag ms", "rows", "WAL MB"):
-        shown.add_column(name, min_width=6, justify="right", no_wrap=True)
-    for row in rows:
-        style = {"killed": "red", "catching-up": "yellow", "disconnected": "yellow", "streaming": "green"}.get(
-            row.state
-        )
-        numbers = _number(row.behind), _number(row.lag_ms, 1), _number(row.rows)
-        wal_mb = _number(None if row.wal_bytes is None else row.wal_bytes / 1e6, 1)
-        position = row.position if wide else row.position.lstrip("0")
-        shown.add_row(row.node, Text(row.state, style or ""), position, *numbers, wal_mb)
-    return shown
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits if value < 1000 else 0}f}"
-
-
-def plain_line(elapsed_s: float, rows: Sequence[Row]) -> str:
-    """The table as one line, where there is no terminal."""
-    texts = []
-    for row in rows:
-        count = f", {row.behind:,} behind" if row.behind is not None else ""
-        count = f", {row.rows:,} rows" if row.node == "app" else count
-        texts.append(f"{row.node} {row.state}{count}")
-    return f"{elapsed_s:5.1f} s    {'; '.join(texts)}"
-
-
-def verdict(facts: Facts, log_lines: Sequence[str] = ()) -> list[str]:
-    """What was proven, or what failed."""
-    if not facts.passed:
-        return [f"FAILED after {facts.seconds:.1f} s: {facts.failure}", *(f"  | {line}" for line in log_lines)]
-    return [
-        f"PASSED in {facts.seconds:.1f} s",
-        f"  {facts.commits:,} commits of an unchanged app, the longest {facts.longest_commit_ms:.1f} ms",
-        f"  longest lag seen of a streaming replica: {facts.longest_lag_ms:.1f} ms"
-        + (f"; streams seen broken: {facts.disconnects}" if facts.disconnects else ""),
-        f"  {facts.killed}: killed, {facts.down_s:.1f} s down, {facts.behind_txids:,} commits behind, "
-        f"level {facts.level_again_s:.1f} s after its start",
-        f"  {facts.checks:,} checks by readers that never reconnected: none blocked, torn or older",
-        f"  equal byte for byte, {facts.bytes / 1e6:.2f} MB, integrity ok: {', '.join(facts.equal)}",
-    ]
-
-
-def follower_row(name: str, status: Status | None, pid: int | None, primary_txid: int, now_ns: int) -> Row:
-    """A follower; `pid` is None when it has no process: a status other than `stopped` then says that it was killed."""
-    if status is None:
-        return Row(name, "starting" if pid else "waiting")
-    if pid is None:
-        state = "stopped" if status.state is State.STOPPED else "killed"
-    else:
-        state = str(status.state) if status.pid == pid else "starting"
-    behind = max(0, primary_txid - status.position.txid)
-    lag_ms: float | None = None
-    if state != "stopped":
-        lag_ms = status.lag_ms(now_ns) if status.pid == pid else max(0, now_ns - status.level_ns) / 1e6
-    return Row(name, state, str(status.position), behind, lag_ms)
 
 
 class DemoError(WalcastError):
@@ -184,6 +60,7 @@ class Demo:
         self.said: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, Row] = {node: Row(node, "waiting") for node in ("app", "primary", *FOLLOWERS)}
         self.level: set[str] = set()
+        self.killed: set[str] = set()  # and not started again
         self.txid = self.archived_txid = 0
         self.interrupted = False
         self.began_s = time.monotonic()
@@ -293,7 +170,8 @@ class Demo:
             status = read_status(self.database(name))
         except Unavailable:
             status = None
-        row = follower_row(name, status, child.process.pid if child else None, self.txid, time.time_ns())
+        pid, killed = child.process.pid if child else None, name in self.killed
+        row = follower_row(name, status, pid, self.txid, time.time_ns(), killed=killed)
         wal, before = Path(f"{self.database(name)}-wal"), self.rows[name].state
         self.rows[name] = replace(row, rows=rows, wal_bytes=wal.stat().st_size if wal.exists() else None)
         if name in self.level:
@@ -345,6 +223,7 @@ class Demo:
         """SIGKILL a follower under its reader, leave it dead for a while, start it again."""
         self.level.discard(VICTIM)
         self.children.pop(VICTIM).kill()
+        self.killed.add(VICTIM)
         killed_s, reader = time.monotonic(), self.children[f"reader-{VICTIM}"]
         self.begin("kill")
         self.pause(seconds)
@@ -352,6 +231,7 @@ class Demo:
         self.until("the reader of the dead replica reads on", lambda: reader.said["checks"] > checks, reader.name)
         started_s = time.monotonic()
         self.facts.down_s, self.facts.behind_txids = round(started_s - killed_s, 1), self.rows[VICTIM].behind or 0
+        self.killed.discard(VICTIM)
         self.follow(VICTIM)
         self.begin("return")
         self.join(VICTIM)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from node.demo import FOLLOWERS, PHASES, VICTIM, Facts, Row, follower_row, plain_line, table, verdict
+from node.demo import FOLLOWERS
+from node.demo_screen import PHASES, VICTIM, Facts, Row, follower_row, plain_line, table, verdict
 from walcast.position import Position
 from walcast.statusfile import State, Status
 
@@ -110,6 +111,7 @@ def test_proves_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, envir
     assert facts["failure"] is None
     assert facts["equal"] == ["app", *FOLLOWERS, "restored"]
     assert facts["broken"] == []
+    assert facts["disconnects"] == 0
     assert facts["killed"] == VICTIM
     assert facts["behind_txids"] > 0
     assert facts["commits"] > facts["behind_txids"]
@@ -163,7 +165,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, environment: dict[st
 def test_a_status_that_is_not_stopped_without_a_process_means_killed() -> None:
     now_ns = 10_000_000_000
     status = Status(State.STREAMING, position=Position(90, 1 << 63), primary_txid=90, level_ns=8_000_000_000, pid=7)
-    killed = follower_row("edge-2", status, None, 100, now_ns)
+    killed = follower_row("edge-2", status, None, 100, now_ns, killed=True)
     assert killed == Row("edge-2", "killed", f"{90:016x}/8000000000000000", 10, 2000.0)
     assert follower_row("edge-2", status, 8, 100, now_ns).state == "starting"
     assert follower_row("edge-2", None, None, 100, now_ns) == Row("edge-2", "waiting")
