@@ -26,7 +26,7 @@ from primary.identity import check_same_files
 from primary.log import TransactionLog
 from walcast import ltx
 from walcast.dbfiles import DatabaseFiles, PageReader
-from walcast.errors import LostContinuity
+from walcast.errors import LostContinuity, Stopped
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
 
 BATCH_BYTES = 4 << 20
@@ -69,6 +69,10 @@ class Capture:
             self.seek(0, header.salt)
         if header.mx_frame < self.frame:
             raise LostContinuity(f"the WAL ends at frame {header.mx_frame}, {self.frame} were captured")
+        if self.frame < header.mx_frame and self.frame_cksum(header.mx_frame) != header.frame_cksum:
+            # A frame's checksum chains over all before it, so one comparison tells that these are the frames meant.
+            check_same_files(self.files)
+            raise Stopped(f"{self.files.path}-wal: frame {header.mx_frame} is not the one that was committed")
         transactions = 0
         while self.frame < header.mx_frame:
             transactions += self._one_group(header.mx_frame)

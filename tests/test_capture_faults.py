@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from support.nodes import Node, barrier, poll, primary
 from support.writers import AUTOCHECKPOINTS, WILD, checkpointed, pause, sql, writer
 
 from primary.log import TransactionLog
+from walcast.errors import Stopped
 
 
 @pytest.fixture
@@ -77,6 +80,32 @@ def test_a_wal_replaced_under_load_is_not_streamed(db: Path, tmp_path: Path) -> 
         (tmp_path / "copy").replace(wal)
         ends_with_one_error_line(node)
         busy.kill()
+
+
+SWAP_THE_WAL_AND_COMMIT = """
+import os, shutil, sqlite3, sys
+wal = sys.argv[1] + "-wal"
+shutil.copyfile(wal, wal + "2")
+os.replace(wal + "2", wal)
+sqlite3.connect(sys.argv[1], isolation_level=None).execute("UPDATE accounts SET balance = balance + 1")
+"""
+
+
+def test_frames_of_the_wals_last_round_are_not_taken_for_commits(db: Path) -> None:
+    """The commit goes to another file; at its place in ours stand old frames."""
+    with served(db) as app, sql(db) as one:
+        one("PRAGMA wal_autocheckpoint = 0")
+        for _ in range(5):
+            one("INSERT INTO filler (body) VALUES (randomblob(20000))")
+        assert app.commits == 5
+        one("PRAGMA wal_checkpoint(RESTART)")
+        one("UPDATE accounts SET balance = balance + 1")
+        assert app.commits == 6
+        before = app.database.log.position
+        subprocess.run([sys.executable, "-c", SWAP_THE_WAL_AND_COMMIT, str(db)], check=True)
+        with pytest.raises(Stopped, match=r"app\.db-wal was replaced"):
+            assert app.position
+        assert app.database.log.position == before
 
 
 def test_a_file_that_vacuum_shrank_some_commits_ago_is_no_truncated_one(db: Path) -> None:

@@ -79,8 +79,8 @@ class Served:
         return self.position.txid - self.base_position.txid
 
     def stop(self) -> None:
-        """Stop capturing."""
-        if self.database._thread.is_alive():
+        """Stop capturing, once."""
+        if not self.database._stopping:
             self.database.stop()
 
     def restart(self) -> None:
