@@ -72,6 +72,8 @@ def run(run: Run) -> list[Measure]:
         Measure("longest commit", "ms", each("longest_ms"), at_most=50),
         Measure("… bare", "ms", each("longest_ms", without)),
         Measure("bare rate", "commits/s", [found["commits"] / found["seconds"] for found in without]),
+        Measure("the app's processor time for a commit", "µs", each("commit_cpu_us"), note="less noisy than the rate"),
+        Measure("… bare", "µs", each("commit_cpu_us", without)),
         Measure("the follower's WAL, at its largest", "MiB", each("follower_wal_mib")),
         Measure("processor time, primary", "cores", each("primary_cores")),
         Measure("processor time, follower", "cores", each("follower_cores")),
