@@ -58,7 +58,7 @@ def violations(tmp_path: Path, seed: int, script: str | None) -> list[str]:
         writer(db, seed=seed, history=history, pause_s=0.005) as app,
     ):
         if script is None:
-            seen.wait(20)
+            seen.wait(10)
         else:
             # A state may be seen before its writer has recorded it; what is planted stays in the histories.
             assert poll(lambda: wrong() and any("nobody made" not in w for w in found), 30.0, 0.1), "nothing was found"
