@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from follower.applier import ChecksumMismatch
 from follower.journal import Journal
 from walcast.checksum import PageChecksums, page_checksum
+from walcast.filesystem import fsync_directory
 from walcast.position import Position
 
 TEMPORARY = "bootstrap.db.tmp"
@@ -85,8 +86,4 @@ def put_in_place(
     for suffix in ("-wal", "-shm"):  # of a database that is no more: they would be taken for this one's
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     temporary.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_directory(path.parent)

@@ -14,6 +14,8 @@ A WAL that is shorter than what was captured from it has lost its connection: `p
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 
 import apsw
@@ -30,6 +32,8 @@ from walcast.errors import LostContinuity, Stopped
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
 
 BATCH_BYTES = 4 << 20
+CKSUM_OFFSET = 16
+CKSUM = struct.Struct(">2I")
 
 
 class Capture:
@@ -150,8 +154,11 @@ class Capture:
 
     def frame_cksum(self, frame: int) -> tuple[int, int]:
         """The checksum that frame `frame` carries, chained over all frames before it."""
-        cksum = self.files.read_frames(frame, 1, self.page_size)["cksum"][0]
-        return int(cksum[0]), int(cksum[1])
+        data = os.pread(self.files.wal_fd, CKSUM.size, frame_offset(frame, self.page_size) + CKSUM_OFFSET)
+        if len(data) < CKSUM.size:
+            raise Stopped(f"{self.files.path}-wal: ends before frame {frame}")
+        first, second = CKSUM.unpack(data)
+        return first, second
 
     def _database_page(self, pgno: int) -> memoryview:
         with PageReader(self.files, self.reader) as reader:

@@ -13,11 +13,8 @@ multiple of the bound.
 
 from __future__ import annotations
 
-import os
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -26,18 +23,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from primary.segment import MAGIC, PREFIX, SUFFIX, Entry, Segment
+from primary import savedsums
+from primary.segment import SUFFIX, Entry, Segment, Writer
 from walcast import ltx
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import Corrupt
+from walcast.filesystem import fsync_directory
 from walcast.position import Position
 
-CHECKSUMS = "checksums"
 PINNED_FACTOR = 4
-FLUSH_BYTES = 1 << 20
-
-_CHECKSUMS_HEADER = struct.Struct(">8sIIQQQ")
-_CHECKSUMS_MAGIC = b"WALCASTP"
 
 
 class Known(Enum):
@@ -46,39 +40,6 @@ class Known(Enum):
     YES = "it continues from there"
     OLDER = "its oldest entry is newer"
     DIVERGED = "that position is not on its history"
-
-
-class Writer:
-    """One LTX file on its way into the log; small ones are one write, big ones go to disk as they come."""
-
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self._buffer = bytearray(PREFIX.size)
-        self._flushed = 0
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """The next bytes of the LTX file."""
-        self._buffer += data
-        if len(self._buffer) >= FLUSH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._segment.reserve(self._flushed + len(self._buffer))
-        _pwrite_all(self._segment.fd, self._buffer, self._segment.end + self._flushed)
-        self._flushed += len(self._buffer)
-        self._buffer.clear()
-
-    def finish(self, header: ltx.Header, size: int) -> None:
-        """Write the rest and the prefix that makes it a record; durable on return."""
-        tail = struct.pack(">Q", size) + header.encode()
-        prefix = PREFIX.pack(MAGIC, zlib.crc32(tail), size)
-        if self._flushed:
-            self._flush()
-            _pwrite_all(self._segment.fd, prefix, self._segment.end)
-        else:
-            self._buffer[: PREFIX.size] = prefix
-            self._flush()
-        os.fdatasync(self._segment.fd)
 
 
 class TransactionLog:
@@ -106,7 +67,7 @@ class TransactionLog:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = cls(directory, max_bytes=max_bytes, max_age_s=max_age_s)
         log._load_segments()
-        saved = _load_checksums(directory / CHECKSUMS)
+        saved = savedsums.load(directory)
         if saved is None:
             return log
         checksums, position, term = saved
@@ -196,7 +157,7 @@ class TransactionLog:
             self._segments[-1].seal()
         self._save_checksums()
         segment = Segment.create(self.directory, min_txid)
-        _fsync_directory(self.directory)
+        fsync_directory(self.directory)
         with self._lock:
             self._segments.append(segment)
         self.trim()
@@ -226,18 +187,7 @@ class TransactionLog:
 
     def _save_checksums(self) -> None:
         assert self.checksums is not None
-        sums = self.checksums
-        head = _CHECKSUMS_HEADER.pack(
-            _CHECKSUMS_MAGIC, sums.page_size, self.term, self.position.txid, self.position.checksum, sums.commit_pages
-        )
-        temporary = self.directory / f"{CHECKSUMS}.tmp"
-        with temporary.open("wb") as file:
-            file.write(head)
-            file.write(sums.pages[: sums.commit_pages].astype("<u8").data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.directory / CHECKSUMS)
-        _fsync_directory(self.directory)
+        savedsums.save(self.directory, self.checksums, self.position, self.term)
 
     # Bounds
 
@@ -327,35 +277,3 @@ def _replay_entry(entry: Entry, checksums: PageChecksums) -> None:
     if checksums.after(numbers, values, commit_pages) != entry.post_checksum:
         raise Corrupt(f"entry {entry.min_txid} does not lead to its checksum")
     checksums.apply(numbers, values, commit_pages)
-
-
-def _load_checksums(path: Path) -> tuple[PageChecksums, Position, int] | None:
-    """None when there is no such file or it is not what it claims: the XOR of all must be the position's checksum."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    if len(data) < _CHECKSUMS_HEADER.size:
-        return None
-    magic, page_size, term, txid, checksum, count = _CHECKSUMS_HEADER.unpack_from(data)
-    if magic != _CHECKSUMS_MAGIC or len(data) != _CHECKSUMS_HEADER.size + 8 * count:
-        return None
-    pages = np.frombuffer(data, "<u8", offset=_CHECKSUMS_HEADER.size).astype(np.uint64)
-    checksums = PageChecksums(page_size, pages)
-    return (checksums, Position(txid, checksum), term) if checksums.database == checksum else None
-
-
-def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-    view.release()
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -26,6 +26,7 @@ PREFIX = struct.Struct(">4sIQ")
 MAGIC = b"WLTX"
 ALLOCATION_STEP_BYTES = 4 << 20
 READ_BYTES = 1 << 20
+FLUSH_BYTES = 1 << 20
 SUFFIX = ".log"
 
 
@@ -185,3 +186,44 @@ class Segment:
             step = -(-(need - self.allocated) // ALLOCATION_STEP_BYTES) * ALLOCATION_STEP_BYTES
             os.posix_fallocate(self.fd, self.allocated, step)
             self.allocated += step
+
+
+class Writer:
+    """One LTX file on its way into the log; small ones are one write, big ones go to disk as they come."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._buffer = bytearray(PREFIX.size)
+        self._flushed = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """The next bytes of the LTX file."""
+        self._buffer += data
+        if len(self._buffer) >= FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._segment.reserve(self._flushed + len(self._buffer))
+        _pwrite_all(self._segment.fd, self._buffer, self._segment.end + self._flushed)
+        self._flushed += len(self._buffer)
+        self._buffer.clear()
+
+    def finish(self, header: ltx.Header, size: int) -> None:
+        """Write the rest and the prefix that makes it a record; durable on return."""
+        tail = struct.pack(">Q", size) + header.encode()
+        prefix = PREFIX.pack(MAGIC, zlib.crc32(tail), size)
+        if self._flushed:
+            self._flush()
+            _pwrite_all(self._segment.fd, prefix, self._segment.end)
+        else:
+            self._buffer[: PREFIX.size] = prefix
+            self._flush()
+        os.fdatasync(self._segment.fd)
+
+
+def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+    view.release()

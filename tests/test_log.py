@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from primary.entries import append_entry
-from primary.log import CHECKSUMS, Known, TransactionLog
+from primary.log import Known, TransactionLog
+from primary.savedsums import NAME as CHECKSUMS
 from primary.segment import ALLOCATION_STEP_BYTES, SUFFIX
 from walcast import ltx
 from walcast.checksum import PageChecksums

@@ -55,3 +55,12 @@ def filesystem_type(path: Path, mountinfo: str | None = None) -> str | None:
         if target.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), right.split()[0]
     return kind
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make what was created, renamed or removed in it durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

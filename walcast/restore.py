@@ -18,6 +18,7 @@ from typing import Literal
 
 from walcast.archive import ArchiveFile, ArchiveGap, TxidNotAvailable, list_files, plan_restore
 from walcast.errors import ConfigError, Corrupt, Unavailable, WalcastError
+from walcast.filesystem import fsync_directory
 from walcast.ltx import Decoder, Header, Page, Trailer
 from walcast.position import format_txid
 from walcast.restore_apply import DamagedFile, Progress, Restored, check_header, restore_to
@@ -194,7 +195,7 @@ def _put_in_place(temporary: Path, output: Path, *, force: bool) -> None:
     if force:
         for path in _side_files(output):
             path.unlink(missing_ok=True)
-        _fsync_folder(output.parent)
+        fsync_directory(output.parent)
         temporary.replace(output)
     else:
         _check_output(output, force=False)
@@ -204,15 +205,7 @@ def _put_in_place(temporary: Path, output: Path, *, force: bool) -> None:
             raise ConfigError(f"{output} was made by somebody else meanwhile") from None
         except OSError:  # a file system without hard links
             temporary.replace(output)
-    _fsync_folder(output.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_directory(output.parent)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from walcast.errors import ConfigError, Unavailable
+from walcast.filesystem import fsync_directory
 from walcast.store.base import ObjectInfo, ObjectMissing
 
 _COPY_BYTES = 1 << 20
@@ -79,7 +80,7 @@ class DirectoryStore:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            _fsync_folder(path.parent)
+            fsync_directory(path.parent)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder, _, _ = prefix.rpartition("/")
@@ -96,7 +97,7 @@ class DirectoryStore:
         for folder in folders:
             with self._errors(str(folder)):
                 if folder.is_dir():
-                    _fsync_folder(folder)
+                    fsync_directory(folder)
 
     def check(self, *, write: bool = True) -> None:
         with self._errors(""):
@@ -154,7 +155,7 @@ class DirectoryStore:
             folder = folder.parent
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-            _fsync_folder(path.parent)
+            fsync_directory(path.parent)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -168,11 +169,3 @@ class DirectoryStore:
             if error.errno in _WRONG_PLACE:
                 raise ConfigError(f"{what}: correct the path or its permissions") from error
             raise Unavailable(what) from error
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
