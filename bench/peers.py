@@ -95,10 +95,15 @@ def litestream_lag(run: Run, name: str, interval: str, commits: int) -> list[Mea
         wrote = writer.json()
         cores = (primary.cpu_s() + follower.cpu_s() - cpu_s) / (time.monotonic() - begin_s)
         read = reader.json()
-        lags = lags_ms(wrote["returned_ns"], wrote["first"], read["seen"])
+        # It has been seen to stop following, silently and for good: then what it did follow counts, and is said to.
+        last, newest = done + commits, read["seen"][-1][0] if read["seen"] else 0
+        note = "" if newest >= last else f"it stopped following at row {newest} of {last}"
+        if note and not follower.running:
+            note += f" and ended: {follower.log.read_text(errors='replace').splitlines()[-1:]}"
+        lags = lags_ms(wrote["returned_ns"][: newest - wrote["first"] + 1], wrote["first"], read["seen"])
     say(f"Litestream, {name}: p50 {statistics.median(lags):.0f} ms, {cores:.2f} cores, {read['errors']} read errors")
     return [
-        Measure(f"Litestream, {name}: lag, half of the commits", "ms", [statistics.median(lags)]),
+        Measure(f"Litestream, {name}: lag, half of the commits", "ms", [statistics.median(lags)], note=note),
         Measure("… 99 of 100 commits", "ms", [quantile(lags, 0.99)]),
         Measure("… processor time, both", "cores", [cores]),
     ]
