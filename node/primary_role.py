@@ -95,8 +95,8 @@ class Primary:
             for store in self._stores.values():
                 store.close()
         for served in self._served.values():
-            if served.database.failure:
-                raise served.database.failure
+            if served.database.loop.failure:
+                raise served.database.loop.failure
 
     def _server(self, publisher: Publisher) -> grpc.aio.Server:
         server = grpc.aio.server(options=wire.OPTIONS)
@@ -129,7 +129,7 @@ class Primary:
             return primary_facts(self.status())
 
         def failure() -> str | None:
-            return next((str(s.database.failure) for s in self._served.values() if s.database.failure), None)
+            return next((str(s.database.loop.failure) for s in self._served.values() if s.database.loop.failure), None)
 
         http = HttpServer(
             self.settings.http, lambda: asyncio.run_coroutine_threadsafe(facts(), loop).result(STATUS_S), failure
@@ -142,7 +142,7 @@ class Primary:
             Database, settings.path, settings.name, log_bytes=self.settings.log_bytes, log_age_s=self.settings.log_age_s
         )
         loop = asyncio.get_running_loop()
-        database.on_failure = lambda: loop.call_soon_threadsafe(self._failed.set)
+        database.loop.on_failure = lambda: loop.call_soon_threadsafe(self._failed.set)
         served = Served(database)
         self._served[settings.name] = served
         await asyncio.to_thread(database.start)

@@ -108,7 +108,7 @@ class Archiver:
         if newest > self._database.log.position.txid:
             # TXIDs name files: another history, or a log that was lost, must not write over what is there.
             log.warning("the archive is ahead of the log; going on behind it", extra={"archive_txid": newest})
-            self._database.skip_to(newest + 1)
+            self._database.loop.skip_to(newest + 1)
             return None
         try:
             plan = plan_restore(files)

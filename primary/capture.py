@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from typing import Any
 
 import apsw
 import numpy as np
@@ -28,7 +29,7 @@ from primary.identity import check_same_files
 from primary.log import TransactionLog
 from walcast import ltx
 from walcast.dbfiles import DatabaseFiles, PageReader
-from walcast.errors import LostContinuity, Stopped
+from walcast.errors import LostContinuity, Stopped, Unavailable
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
 
 BATCH_BYTES = 4 << 20
@@ -67,7 +68,7 @@ class Capture:
         """Log every commit there is; the number of transactions. LostContinuity when the WAL does not connect."""
         header = self.files.index_header()
         if header is None:
-            return 0
+            raise Unavailable(f"{self.files.path}-shm: a writer is between the two copies of the header")
         if header.salt != self.salt:
             check_same_files(self.files)
             self.seek(0, header.salt)
@@ -84,7 +85,7 @@ class Capture:
 
     def _one_group(self, mx_frame: int) -> int:
         count = min(mx_frame - self.frame, self._batch_frames)
-        frames = self.files.read_frames(self.frame + 1, count, self.page_size, self._buffer)
+        frames = self._read(self.frame + 1, count)
         found = group(frames["pgno"].astype(np.uint32), frames["commit"].astype(np.uint32))
         if found is None:
             found = self._long_transaction(mx_frame)
@@ -96,6 +97,12 @@ class Capture:
         self.frame += found.frame_count
         return found.commits
 
+    def _read(self, first: int, count: int) -> NDArray[Any]:
+        frames = self.files.read_frames(first, count, self.page_size, self._buffer)
+        if not (frames["salt"] == self.salt).all():
+            raise LostContinuity(f"frames from {first} on are not of the WAL with salts {self.salt}")
+        return frames
+
     def _long_transaction(self, mx_frame: int) -> Group:
         """A transaction of more frames than the buffer holds: only page numbers are kept, pages are read again."""
         pgnos: list[NDArray[np.uint32]] = []
@@ -103,7 +110,7 @@ class Capture:
         at = self.frame
         while at < mx_frame:
             count = min(mx_frame - at, self._batch_frames)
-            frames = self.files.read_frames(at + 1, count, self.page_size, self._buffer)
+            frames = self._read(at + 1, count)
             ends = np.flatnonzero(frames["commit"])
             stop = int(ends[0]) + 1 if len(ends) else count
             pgnos.append(frames["pgno"][:stop].astype(np.uint32))

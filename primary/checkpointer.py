@@ -4,9 +4,9 @@ The anchor keeps the app's own checkpoints from completing, so the primary has t
 
 * from `PASSIVE_BYTES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so
   no app without a busy timeout can fail because of it. It completes when no commit comes in between.
-* from `LOCKED_BYTES` on, with the write lock held for a moment: writers wait as they would for a commit of another
-  process. Only the pages of the last few commits are left to copy then, since a PASSIVE one without the lock goes
-  first.
+* from `LOCKED_BYTES` on, or when commits come faster than we look, with the write lock held for a moment: writers wait
+  as they would for a commit of another process. Of a long WAL only the last few commits are left to copy then, since a
+  PASSIVE one without the lock goes first.
 
 The WAL restarts with the next commit when everything is copied and the anchor is at read lock 0. The write lock is
 taken as an open-file-description lock on its byte: SQLite's own way, BEGIN IMMEDIATE, would hold a read mark beyond
@@ -33,8 +33,9 @@ from walcast.locks import try_lock, unlock
 from walcast.wal import frame_offset
 from walcast.walindex import LOCK_WRITE
 
-PASSIVE_BYTES = 4 << 20
+PASSIVE_BYTES = 3 << 20  # below the 1,000 pages at which apps begin to try with every commit
 LOCKED_BYTES = 16 << 20
+BACKLOG_BYTES = 8 << 20
 PASSIVE_AGAIN_S = 0.05
 LOCK_WINDOW_S = 0.004
 CHECKPOINT_WINDOW_S = 0.01
@@ -56,13 +57,13 @@ class Policy:
     last_bytes: int = 0
     last_s: float = 0.0
 
-    def step(self, wal_bytes: int, now_s: float) -> Step:
+    def step(self, wal_bytes: int, now_s: float, *, busy: bool = False) -> Step:
         """`wal_bytes` is the part of the WAL in use. Less than at the last attempt means that it restarted since."""
         if wal_bytes < self.last_bytes:
             self.last_bytes = 0
         if wal_bytes < PASSIVE_BYTES or wal_bytes == self.last_bytes:
             return Step.NOTHING
-        if wal_bytes >= LOCKED_BYTES and wal_bytes - self.last_bytes >= PASSIVE_BYTES // 2:
+        if (busy or wal_bytes >= LOCKED_BYTES) and wal_bytes - self.last_bytes >= PASSIVE_BYTES // 4:
             return Step.LOCKED
         return Step.PASSIVE if not self.last_bytes or now_s - self.last_s >= PASSIVE_AGAIN_S else Step.NOTHING
 
@@ -82,14 +83,14 @@ class Checkpointer:
         self._capture = capture
         self.policy = Policy()
 
-    def run(self, frames: int, page_size: int) -> None:
-        """Look at the WAL, `frames` long, and act; called after every capture."""
+    def run(self, frames: int, page_size: int, *, busy: bool = False) -> None:
+        """Look at the WAL, `frames` long, and act; called after every capture. `busy`: commits outrun our looking."""
         wal_bytes = frame_offset(frames + 1, page_size)
-        step = self.policy.step(wal_bytes, time.monotonic())
+        step = self.policy.step(wal_bytes, time.monotonic(), busy=busy)
         if step is Step.NOTHING:
             return
-        complete = self._passive()
-        if not complete and step is Step.LOCKED:
+        done = (step is Step.PASSIVE or wal_bytes >= BACKLOG_BYTES) and self._passive()
+        if not done and step is Step.LOCKED:
             self._locked()
         self.policy.done(wal_bytes, time.monotonic())
 

@@ -32,7 +32,7 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.Cop
     with ExitStack() as stack:
         stack.enter_context(log.pin())
         read = stack.enter_context(database.reading())
-        start = await asyncio.wrap_future(database.barrier())
+        start = await asyncio.wrap_future(database.loop.barrier())
         yield pb.CopyReply(
             start=pb.CopyStart(
                 position=wire.position_message(start.position, log.term),
@@ -46,7 +46,7 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.Cop
             pages = await asyncio.to_thread(read, first, count)
             for message in await asyncio.to_thread(_differing, database.page_size, first, pages, checksums):
                 yield pb.CopyReply(pages=message)
-        end = await asyncio.wrap_future(database.barrier())
+        end = await asyncio.wrap_future(database.loop.barrier())
         yield pb.CopyReply(end=pb.CopyEnd(position=wire.position_message(end.position, log.term)))
         # The log stays pinned until the receiver, whose stream at `start` has begun, cancels the call.
         await asyncio.sleep(PIN_SECONDS)

@@ -169,8 +169,8 @@ class Publisher(rpc.ReplicationServicer):
                 yield _heartbeat(served, follower)
             if self._stopping.is_set():
                 raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
-            if served.database.failure:
-                raise Refused(pb.REFUSAL_KIND_STOPPING, str(served.database.failure))
+            if served.database.loop.failure:
+                raise Refused(pb.REFUSAL_KIND_STOPPING, str(served.database.loop.failure))
             if served.log.position.txid == txid:
                 follower.state = "streaming"
                 await served.grown(max(0.0, beat_s + HEARTBEAT_S - time.monotonic()))
@@ -222,7 +222,7 @@ class Publisher(rpc.ReplicationServicer):
         timeout_s = min(request.timeout_ms / 1000, BARRIER_TIMEOUT_S) if request.timeout_ms else BARRIER_TIMEOUT_S
         try:
             async with asyncio.timeout(timeout_s):
-                captured = await asyncio.wrap_future(served.database.barrier())
+                captured = await asyncio.wrap_future(served.database.loop.barrier())
         except (WalcastError, TimeoutError) as error:
             detail = str(error) or "the primary could not capture in time"
             return pb.BarrierReply(refusal=pb.Refusal(kind=pb.REFUSAL_KIND_STOPPING, detail=detail))

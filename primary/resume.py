@@ -7,12 +7,14 @@ No follower needs a new copy because a primary restarted, or because somebody wr
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
 from primary.capture import Capture
 from primary.entries import append_entry
 from walcast import ltx
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
+from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.wal import WAL_HEADER_SIZE
 
@@ -33,19 +35,24 @@ def resume(capture: Capture) -> bool:
         return False
     if done.page_size != capture.page_size or capture.frame_cksum(frame) != done.wal_cksum:
         return False
+    if frame < index.mx_frame:
+        # With all of it backfilled the anchor is at read lock 0: the next commit may overwrite what is not captured.
+        backfill = capture.files.checkpoint_info().backfill
+        if backfill >= index.mx_frame or capture.files.index_header() != index:
+            return False
     capture.seek(frame, index.salt)
     return True
 
 
-def compare(capture: Capture) -> int | None:
+def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False) -> int | None:
     """Read every page and log what differs from the log's state as one transaction; how many pages did.
 
     With no usable state in the log a new history begins at the state that is there, behind any TXID ever given: None.
-    Call with the anchor held.
+    Call with the anchor held. Unavailable when `stopping` becomes true meanwhile.
     """
     log = capture.log
     with PageReader(capture.files, capture.reader) as reader:
-        now = PageChecksums.scan(capture.page_size, reader.chunks())
+        now = PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks()))
         if log.checksums is None or log.checksums.page_size != capture.page_size:
             log.start(now, Position(log.position.txid + 1, now.database))
             changed = None
@@ -54,6 +61,13 @@ def compare(capture: Capture) -> int | None:
         capture.seek(reader.header.mx_frame, reader.header.salt)
         capture.lowest_pages = 0
     return changed
+
+
+def _until(stopping: Callable[[], bool], chunks: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+    for chunk in chunks:
+        if stopping():
+            raise Unavailable("stopping")
+        yield chunk
 
 
 def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) -> int:

@@ -60,10 +60,10 @@ def _timestamp_ms(database: Database) -> int:
 
 
 def _build(database: Database, fd: int) -> tuple[Position, int]:
-    start = database.barrier().result(BARRIER_TIMEOUT_S)
+    start = database.loop.barrier().result(BARRIER_TIMEOUT_S)
     checksums = PageChecksums(database.page_size)
     _copy(database, fd, start.commit_pages, checksums)
-    end = database.barrier().result(BARRIER_TIMEOUT_S)
+    end = database.loop.barrier().result(BARRIER_TIMEOUT_S)
     position, commit_pages = start.position, start.commit_pages
     while position.txid < end.position.txid:
         entry = database.log.after(position.txid)

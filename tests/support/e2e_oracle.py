@@ -65,13 +65,13 @@ class Served:
         self.bounds = bounds
         self.database = Database(path, path.stem, **bounds)
         self.database.start()
-        self.base_position = self.database.barrier().result(30.0).position
+        self.base_position = self.database.loop.barrier().result(30.0).position
         self.base = seen_from_outside(path)
 
     @property
     def position(self) -> Position:
         """A position that covers all commits made before."""
-        return self.database.barrier().result(60.0).position
+        return self.database.loop.barrier().result(60.0).position
 
     @property
     def commits(self) -> int:
@@ -91,7 +91,7 @@ class Served:
 
     def verify(self) -> None:
         """Stop; the log, replayed, is the database byte for byte, and the database is whole."""
-        assert self.database.failure is None
+        assert self.database.loop.failure is None
         position = self.position
         self.database.stop()
         assert self.database.log.position == position

@@ -1,0 +1,249 @@
+"""The capture thread of one database: wait for commits, log them, checkpoint, answer barriers.
+
+It owns the anchor, the capture and the checkpointer. It ends when told to, or by itself when going on would publish
+something wrong, or could not go on for so long that holding the anchor would do the app harm; `failure` says why.
+What passes (a full disk, a busy lock) is tried again, and `trouble` says it meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import apsw
+
+from primary.anchor import Anchor
+from primary.capture import Capture
+from primary.checkpointer import Checkpointer
+from primary.identity import SizeWatch, check_same_files
+from primary.resume import compare, resume
+from primary.wakeup import Wakeup
+from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
+from walcast.position import Position
+from walcast.wal import WAL_HEADER_SIZE, frame_offset
+
+log = logging.getLogger("walcast.primary")
+
+ANCHOR_EVERY_S = 0.1
+LOOK_AROUND_S = 0.25
+IDLE_S = 1.0
+LOOK_AGAIN_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+BUSY_COMMITS = 32
+BUSY_PAUSE_S = 0.004
+RETRY_S = 1.0
+TROUBLE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A state that is in the log: its position and how many pages the database has there."""
+
+    position: Position
+    commit_pages: int
+
+
+class CaptureLoop:
+    """Runs in a thread from `start` to `stop`; `barrier`, `skip_to` and `recheck` are for others."""
+
+    def __init__(self, name: str, anchor: Anchor, capture: Capture) -> None:
+        self.name = name
+        self.failure: WalcastError | None = None
+        self.trouble: str | None = None
+        self.on_failure: Callable[[], object] = lambda: None
+        self._anchor = anchor
+        self._capture = capture
+        self._files = capture.files
+        self._log = capture.log
+        self._checkpointer = Checkpointer(self._files, anchor, capture.capture)
+        self._size = SizeWatch(self._files)
+        self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
+        self._lock = threading.Lock()
+        self._barriers: list[Future[Captured]] = []
+        self._stopping = False
+        self._skip_to = 0
+        self._compare_because: str | None = None
+        self._trouble_s = 0.0
+        self._anchored: tuple[object, ...] = ()
+        self._anchored_s = self._looked_s = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
+
+    # For others
+
+    def start(self) -> None:
+        """Find where to go on, then capture in the background."""
+        if not resume(self._capture):
+            self._compare("the WAL does not continue the log" if self._log.position else "no log yet")
+        self._thread.start()
+
+    def barrier(self) -> Future[Captured]:
+        """A state that covers every commit made before this call; Unavailable when the database is not served."""
+        future: Future[Captured] = Future()
+        with self._lock:
+            if self._stopping or self.failure:
+                raise self.failure or Unavailable("stopping")
+            self._barriers.append(future)
+            self._wakeup.call()
+        return future
+
+    def skip_to(self, txid: int) -> None:
+        """Give the present state a TXID of at least `txid`: a new history, whose followers compare pages once."""
+        self._skip_to = txid
+        self.barrier().result()
+
+    def recheck(self, reason: str) -> None:
+        """Something did not have the checksum that the log says: compare all pages, and publish what differs."""
+        self._compare_because = reason
+        with self._lock:
+            if not self._stopping:
+                self._wakeup.call()
+
+    def stop(self) -> None:
+        """End the thread, and give back what it held."""
+        with self._lock:
+            self._stopping = True
+            self._wakeup.call()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._fail_barriers(Unavailable("stopping"))
+        self._checkpointer.close()
+        self._wakeup.close()
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._try()
+        except WalcastError as error:
+            self._fail(error)
+        except BaseException as error:
+            self._fail(Stopped(f"capture ended: {type(error).__name__}: {error}"))
+            raise
+
+    def _try(self) -> None:
+        """Work until told to stop, or something fails that may pass."""
+        try:
+            if self._compare_because is not None:
+                reason, self._compare_because = self._compare_because, None
+                self._compare(reason)
+            self._work()
+        except LostContinuity as error:
+            self._compare_because = str(error)
+        except (Unavailable, apsw.BusyError, apsw.LockedError, apsw.ProtocolError) as error:
+            log.debug("busy", extra={"database": self.name, "error": str(error)})
+            self._wakeup.pause(LOOK_AGAIN_S[4])
+        except (apsw.Error, OSError) as error:
+            check_same_files(self._files)
+            self._in_trouble(str(error))
+            self._wakeup.pause(RETRY_S)
+
+    def _in_trouble(self, what: str) -> None:
+        """Say it once. While it lasts the anchor keeps the app's WAL from restarting, so it must not last for ever."""
+        now = time.monotonic()
+        if self.trouble is None:
+            self._trouble_s = now
+        if what != self.trouble:
+            log.error("cannot capture, trying again", extra={"database": self.name, "error": what})
+        self.trouble = what
+        if now - self._trouble_s > TROUBLE_S:
+            raise Stopped(f"{self._files.path}: could not capture for {TROUBLE_S:.0f} s: {what}")
+
+    def _work(self) -> None:
+        looks = 0
+        while not self._stopping and self._compare_because is None:
+            transactions = self._turn()
+            busy = transactions >= BUSY_COMMITS
+            if transactions:
+                looks = 0
+                self._checkpointer.run(self._capture.frame, self._capture.page_size, busy=busy)
+            self.trouble = None
+            settled = self._move_anchor_when_due()
+            self._look_around_when_due()
+            if busy:
+                self._wakeup.pause(BUSY_PAUSE_S)  # grouping is worth more than latency now
+            elif looks < len(LOOK_AGAIN_S) and self._more_is_written():
+                self._wakeup.pause(LOOK_AGAIN_S[looks])
+                looks += 1
+            elif not self._wakeup.arm() and self._wakeup.wait(IDLE_S if settled else ANCHOR_EVERY_S):
+                looks = 0
+
+    def _turn(self) -> int:
+        """Log what there is, and answer who waits for it."""
+        with self._lock:
+            waiting, self._barriers = self._barriers, []
+        try:
+            transactions = self._capture.capture()
+            checksums = self._log.checksums
+            assert checksums is not None
+            if self._skip_to > self._log.position.txid:
+                self._log.start(checksums, Position(self._skip_to, self._log.position.checksum))
+        except BaseException:
+            with self._lock:
+                self._barriers[:0] = waiting
+            raise
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(Captured(self._log.position, checksums.commit_pages))
+        return transactions
+
+    def _more_is_written(self) -> bool:
+        """Are there frames behind the last committed one? Then a commit may be about to show in the wal-index: writing
+        comes first, with synchronous=FULL an fsync lies between."""
+        frame, salt = self._capture.frame, self._capture.salt
+        if frame == 0:
+            return os.fstat(self._files.wal_fd).st_size > WAL_HEADER_SIZE
+        head = os.pread(self._files.wal_fd, 16, frame_offset(frame + 1, self._capture.page_size))
+        return head[8:16] == salt[0].to_bytes(4, "big") + salt[1].to_bytes(4, "big")
+
+    def _move_anchor_when_due(self) -> bool:
+        """Follow the newest state, so that the app's own checkpoints are held up for a moment at most; False when the
+        anchor is not there yet."""
+        info = self._files.checkpoint_info()
+        state = (self._capture.salt, self._capture.frame, info.backfill >= self._capture.frame)
+        if state == self._anchored:
+            return True
+        now = time.monotonic()
+        if now - self._anchored_s < ANCHOR_EVERY_S:
+            return False
+        self._anchor.move(self._capture.capture)
+        self._anchored, self._anchored_s = state, now
+        return True
+
+    def _look_around_when_due(self) -> None:
+        """What no event tells: files that are not the ones at their paths any more, or were cut."""
+        now = time.monotonic()
+        if now - self._looked_s < LOOK_AROUND_S:
+            return
+        self._looked_s = now
+        check_same_files(self._files)
+        size = self._size.size  # before the capture: then it knows every commit that a checkpoint may have cut it to
+        self._capture.capture()
+        self._size.check(size, self._capture.forget_lowest_pages() * self._capture.page_size)
+        self._log.trim()
+
+    def _compare(self, reason: str) -> None:
+        started = time.monotonic()
+        pages = compare(self._capture, lambda: self._stopping)
+        facts = {"database": self.name, "reason": reason, "position": str(self._log.position)}
+        if pages is None:
+            log.info("began a history", extra=facts)
+        else:
+            seconds = round(time.monotonic() - started, 3)
+            log.info("compared all pages", extra=facts | {"changed_pages": pages, "seconds": seconds})
+
+    def _fail(self, error: WalcastError) -> None:
+        self.failure = error
+        self._fail_barriers(error)
+        self.on_failure()
+
+    def _fail_barriers(self, error: WalcastError) -> None:
+        with self._lock:
+            waiting, self._barriers = self._barriers, []
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
