@@ -152,7 +152,7 @@ def kill_rounds(db: Path, seed: int, rounds: int) -> None:
 
 
 def test_a_primary_killed_at_random_under_load_loses_nothing(db: Path, seed: int) -> None:
-    kill_rounds(db, seed, 5)
+    kill_rounds(db, seed, 3)
 
 
 @pytest.mark.slow

@@ -166,13 +166,13 @@ def kill_rounds(tmp_path: Path, seed: int, rounds: int, victims: str) -> None:
                 node.ready()
         barrier(it.primary.address)
         for seen in it.watching:
-            seen.wait(3)
+            seen.wait(2)
         it.finish()
 
 
 @pytest.mark.parametrize("victims", ["follower", "primary"])
 def test_killed_at_random_under_load_no_reader_notices(tmp_path: Path, seed: int, victims: str) -> None:
-    kill_rounds(tmp_path, seed, 3, victims)
+    kill_rounds(tmp_path, seed, 2, victims)
 
 
 @pytest.mark.slow
@@ -254,12 +254,12 @@ def test_readers_open_and_read_when_the_follower_is_stopped(tmp_path: Path, seed
         it.follow()
         it.write()
         it.read("short", "long", "new")
-        it.watching[0].wait(3)
+        it.watching[0].wait(2)
         assert it.followers[0].stop() == 0
-        it.watching[0].wait(3)
+        it.watching[0].wait(2)
         assert walcast("status", it.replicas[0], "--json").stdout.count('"stopped"') == 1
         it.followers[0].start().ready()
-        it.watching[0].wait(3)
+        it.watching[0].wait(2)
         it.finish()
 
 
@@ -312,13 +312,13 @@ def test_a_replica_with_readers_in_it_is_mended_under_them(tmp_path: Path, seed:
         it.follow()
         it.write()
         it.read("short", "long")
-        it.watching[0].wait(3)
+        it.watching[0].wait(2)
         it.followers[0].kill()
         positions = it.replicas[0].parent / "app.db-walcast" / "positions"
         positions.write_bytes(b"")  # its position is not known any more
         it.followers[0].start().ready()
         it.followers[0].wait_event("copied from the primary", 2)
-        it.watching[0].wait(3)
+        it.watching[0].wait(2)
         it.finish()
 
 
@@ -336,7 +336,7 @@ def test_a_follower_far_behind_a_tiny_log_catches_up(tmp_path: Path, seed: int, 
         behind = position_of(it.replicas[0])
         node.kill()
         with sql(it.db) as one:
-            for _ in range(4):
+            for _ in range(3):
                 one("INSERT INTO filler (body) VALUES (randomblob(1000000))")
                 at = barrier(it.primary.address)
                 if way == "archive":
@@ -397,7 +397,7 @@ def test_verify_says_equal_and_says_which_byte_is_not(tmp_path: Path, seed: int)
     with house(tmp_path, seed) as it:
         it.follow()
         it.write()
-        for _ in range(3):  # under load, too
+        for _ in range(2):  # under load, too
             done = walcast("verify", it.replicas[0], "--primary", it.primary.address)
             assert (done.returncode, done.stdout[:6]) == (0, "equal:"), done.stderr
         it.level()
