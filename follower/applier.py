@@ -250,11 +250,13 @@ class Applier:
     def checkpoint(self) -> CheckpointResult:
         """Copy what readers allow into the database file, without waiting for anybody (PASSIVE)."""
         # What is durable in the file should have a durable name.
-        self._journal.sync()
         try:
+            self._journal.sync()
             frames, backfilled = self._connections[1].wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.BusyError:  # another process is making one
             frames, backfilled = self.wal_frames, self.backfilled_frames
+        except (apsw.Error, OSError) as error:
+            raise Unavailable(f"{self.path}: cannot checkpoint: {error}") from error
         return CheckpointResult(frames, backfilled)
 
     def restart_wal_if_possible(self) -> bool:

@@ -73,12 +73,18 @@ def archived_since(store: Store, applier: Applier) -> bool:
 
 
 async def from_primary(
-    client: Client, path: Path, state_dir: Path, applier: Applier | None, progress: Progress | None = None
+    client: Client,
+    path: Path,
+    state_dir: Path,
+    applier: Applier | None,
+    progress: Progress | None = None,
+    *,
+    last_mismatched: bool = False,
 ) -> None:
     """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position."""
     mine = applier.checksums if applier else None
     sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
-    async with client.copy(applier.page_size if applier else 0, sums) as copy:
+    async with client.copy(applier.page_size if applier else 0, sums, last_mismatched=last_mismatched) as copy:
         start = copy.start
         target: Target = applier if applier else NewFile(path, state_dir, start.page_size)
         target.begin()

@@ -85,7 +85,7 @@ class Client:
                 hello.CopyFrom(self._hello)
                 hello.observer = observer
                 hello.position.CopyFrom(wire.position_message(position, term))
-                await call.write(pb.FollowerMessage(hello=hello))
+                await _write(call, pb.FollowerMessage(hello=hello))
             welcome = await stream.read()
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
@@ -95,8 +95,13 @@ class Client:
             stream.close()
 
     @asynccontextmanager
-    async def copy(self, page_size: int, checksums: NDArray[np.uint64] | None) -> AsyncIterator[Copy]:
-        """The pages that differ from a replica's; the primary keeps its log for us as long as this is open."""
+    async def copy(
+        self, page_size: int, checksums: NDArray[np.uint64] | None, *, last_mismatched: bool = False
+    ) -> AsyncIterator[Copy]:
+        """The pages that differ from a replica's; the primary keeps its log for us as long as this is open.
+
+        `last_mismatched` tells it that the copy before did not have the checksum that the log says.
+        """
         call = self._stub.Copy()
         try:
             with _translated(self.primary):
@@ -106,11 +111,12 @@ class Client:
                     follower_id=self._hello.follower_id,
                     page_size=page_size,
                     database_is_guess=self._hello.database_is_guess,
+                    last_mismatched=last_mismatched,
                 )
-                await call.write(pb.CopyRequest(hello=hello))
+                await _write(call, pb.CopyRequest(hello=hello))
                 data = b"" if checksums is None else checksums.astype("<u8").tobytes()
                 for start in range(0, len(data), CHECKSUM_PIECE_BYTES):
-                    await call.write(pb.CopyRequest(checksums=data[start : start + CHECKSUM_PIECE_BYTES]))
+                    await _write(call, pb.CopyRequest(checksums=data[start : start + CHECKSUM_PIECE_BYTES]))
                 await call.done_writing()
             copy = Copy(call, self.primary)
             first = await copy.read()
@@ -152,7 +158,8 @@ class Stream:
         try:
             message: pb.PrimaryMessage = await _next(self._call, self._primary)
         except asyncio.CancelledError:
-            if self._silent:
+            task = asyncio.current_task()
+            if self._silent and not (task and task.cancelling()):
                 raise Unavailable(f"{self._primary}: silent for {SILENCE_S:.0f} s") from None
             raise
         self._reading_since_s = math.inf
@@ -164,7 +171,7 @@ class Stream:
         """Tell the primary how far this replica is."""
         async with self._writing:  # gRPC takes one write at a time
             with _translated(self._primary):
-                await self._call.write(pb.FollowerMessage(ack=ack))
+                await _write(self._call, pb.FollowerMessage(ack=ack))
 
 
 class Copy:
@@ -191,6 +198,12 @@ async def _read(call: Any, primary: wire.Address) -> Any:
         raise Unavailable(f"{primary}: silent for {SILENCE_S:.0f} s") from None
 
 
+async def _write(call: Any, message: Any) -> None:
+    """Bounded: a primary that hangs keeps its connection alive, but takes no more than its window."""
+    async with asyncio.timeout(SILENCE_S):
+        await call.write(message)
+
+
 async def _next(call: Any, primary: wire.Address) -> Any:
     with _translated(primary):
         message = await call.read()
@@ -214,5 +227,7 @@ class _translated:  # noqa: N801 - reads as a statement
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{self._primary}: not a walcast primary") from error
             raise Unavailable(f"{self._primary}: {error.details() or error.code().name}") from error
+        if isinstance(error, TimeoutError):
+            raise Unavailable(f"{self._primary}: takes nothing for {SILENCE_S:.0f} s") from error
         if isinstance(error, grpc.aio.UsageError | asyncio.InvalidStateError):
             raise Unavailable(f"{self._primary}: the call has ended") from error

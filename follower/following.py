@@ -18,9 +18,10 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from follower.acknowledger import Acknowledger
-from follower.applier import Applier
+from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, archived_since, from_archive, from_primary
 from follower.client import Client, MustCopy, Stream
 from follower.receiver import Receiver
@@ -35,8 +36,11 @@ from walcast.store import Store
 
 log = logging.getLogger("walcast.follower")
 
+T = TypeVar("T")
+
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
+MEND_EVERY_S = 1.0
 
 
 def check_replica(path: Path) -> None:
@@ -71,6 +75,9 @@ class Following:
         )
         self._retry_s = RETRY_FIRST_S
         self._stopping = False
+        self._working: asyncio.Future[Any] | None = None
+        self._mismatched = False
+        self._copied_s = -MEND_EVERY_S
 
     # Status
 
@@ -143,12 +150,17 @@ class Following:
     async def _begin(self) -> None:
         """Have a replica, and become its writer."""
         if not self._has_database() and not await self._from_archive():
-            await from_primary(self._client, self.path, self._state.path, None, self._progress())
-        self._applier = await asyncio.to_thread(Applier.open, self.path, self._state.path)
+            await self._copy()
+        self._applier = await self._in_thread(Applier.open, self.path, self._state.path)
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
         if not self._applier.position:
             log.warning("the replica was changed by others; mending", extra={"database": str(self.path)})
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """Work that cannot be cancelled, only waited for: `_close` does, before it gives the state back."""
+        self._working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        return await asyncio.shield(self._working)
 
     def _progress(self) -> Progress:
         """Shows the progress, and ends what runs in a thread when we are to stop."""
@@ -173,7 +185,7 @@ class Following:
         if self._store is None:
             return False
         try:
-            return await asyncio.to_thread(from_archive, self._store, self.path, self._state.path, self._progress())
+            return await self._in_thread(from_archive, self._store, self.path, self._state.path, self._progress())
         except (Unavailable, Corrupt) as error:
             log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
             return False
@@ -191,7 +203,10 @@ class Following:
                     facts = {"primary": str(self._client.primary), "position": str(applier.position)}
                     log.info("streaming", extra=facts)
                     self._retry_s = RETRY_FIRST_S
-                    await self._receive(stream, applier)
+                    try:
+                        await self._receive(stream, applier)
+                    finally:
+                        applier.rollback()  # what was cut off inside a transaction
             except MustCopy as must:
                 log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
                 if must.diverged:
@@ -204,16 +219,31 @@ class Following:
                 await self._copy()
 
     async def _copy(self) -> None:
-        applier = self._applier
-        assert applier is not None
-        await from_primary(self._client, self.path, self._state.path, applier)
+        """From the primary, into the replica or a new one. Mending again and again is paced."""
+        now = time.monotonic()
+        if now - self._copied_s < MEND_EVERY_S:
+            await asyncio.sleep(self._retry_s)
+        self._copied_s = now
+        mismatched, self._mismatched = self._mismatched, False
+        try:
+            await from_primary(
+                self._client,
+                self.path,
+                self._state.path,
+                self._applier,
+                self._progress(),
+                last_mismatched=mismatched,
+            )
+        except ChecksumMismatch:
+            self._mismatched = True
+            raise
         self._show(State.CATCHING_UP)
 
     async def _catch_up_from_archive(self) -> bool:
         if self._store is None or self._applier is None:
             return False
         try:
-            return await asyncio.to_thread(archived_since, self._store, self._applier)
+            return await self._in_thread(archived_since, self._store, self._applier)
         except WalcastError as error:
             log.warning("cannot catch up from the archive", extra={"url": self._store.url, "error": str(error)})
             return False
@@ -252,6 +282,8 @@ class Following:
         return State.STREAMING if level else State.CATCHING_UP
 
     async def _close(self) -> None:
+        if self._working is not None and not self._working.done():
+            await asyncio.wait([self._working])
         if self._keeper is not None:
             await self._keeper.close()
         if self._applier is not None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from follower.applier import ChecksumMismatch
 from follower.journal import Journal
 from walcast.checksum import PageChecksums, page_checksum
-from walcast.filesystem import fsync_directory
+from walcast.errors import Unavailable
+from walcast.filesystem import fsync_directory, pwrite_all
 from walcast.position import Position
 
 TEMPORARY = "bootstrap.db.tmp"
@@ -44,9 +46,10 @@ class NewFile:
         size = self.page_size
         numbers = np.asarray(pgnos, np.uint32)
         sums = np.empty(len(numbers), np.uint64)
-        for i, (pgno, page) in enumerate(zip(numbers.tolist(), pages, strict=True)):
-            os.pwrite(self._fd, page, (pgno - 1) * size)
-            sums[i] = page_checksum(pgno, page)
+        with self._disk():
+            for i, (pgno, page) in enumerate(zip(numbers.tolist(), pages, strict=True)):
+                pwrite_all(self._fd, page, (pgno - 1) * size)
+                sums[i] = page_checksum(pgno, page)
         if len(numbers):
             self.checksums.apply(numbers, sums, max(self.checksums.commit_pages, int(numbers.max())))
 
@@ -57,11 +60,19 @@ class NewFile:
         if self.checksums.database != position.checksum:
             self.rollback()
             raise ChecksumMismatch(position, self.checksums.database)
-        os.ftruncate(self._fd, commit_pages * self.page_size)
-        os.fsync(self._fd)
-        self.close()
-        put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms)
+        with self._disk():
+            os.ftruncate(self._fd, commit_pages * self.page_size)
+            os.fsync(self._fd)
+            self.close()
+            put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms)
         self.term, self.position = term, position
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unavailable(f"{self._temporary}: {error.strerror}") from error
 
     def rollback(self) -> None:
         """Forget it."""

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import time
 
-from follower.applier import Applier
+from follower.applier import Applier, CheckpointResult
+from walcast.errors import Unavailable
 
 log = logging.getLogger("walcast.follower")
 
@@ -25,7 +26,8 @@ class WalKeeper:
 
     def __init__(self, applier: Applier) -> None:
         self._applier = applier
-        self._running: asyncio.Future[object] | None = None
+        self._running: asyncio.Task[CheckpointResult | None] | None = None
+        self._failing = False
         self._checkpointed = 0
         self._held_s = 0.0
         self._reported_bytes = REPORT_BYTES
@@ -38,7 +40,19 @@ class WalKeeper:
         if frames - self._checkpointed < CHECKPOINT_FRAMES or (self._running and not self._running.done()):
             return
         self._checkpointed = frames
-        self._running = asyncio.get_running_loop().run_in_executor(None, self._applier.checkpoint)
+        self._running = asyncio.create_task(self._checkpoint())
+
+    async def _checkpoint(self) -> CheckpointResult | None:
+        """None when it cannot be done now; said once, until it can."""
+        try:
+            result = await asyncio.to_thread(self._applier.checkpoint)
+        except Unavailable as error:
+            if not self._failing:
+                log.error("the replica's WAL grows", extra={"error": str(error)})  # noqa: TRY400
+            self._failing = True
+            return None
+        self._failing = False
+        return result
 
     async def make_room(self) -> None:
         """Hold applying back for a bounded moment when the WAL is long and only readers keep it from restarting.
@@ -51,8 +65,8 @@ class WalKeeper:
             return
         self._held_s = now
         await self._settled()
-        result = await asyncio.to_thread(applier.checkpoint)
-        while result.complete and not applier.restart_wal_if_possible():
+        result = await self._checkpoint()
+        while result is not None and result.complete and not applier.restart_wal_if_possible():
             if time.monotonic() - now > HOLD_S:
                 break
             await asyncio.sleep(HOLD_STEP_S)

@@ -129,7 +129,8 @@ class Primary:
             return primary_facts(self.status())
 
         def failure() -> str | None:
-            return next((str(s.database.loop.failure) for s in self._served.values() if s.database.loop.failure), None)
+            loops = [served.database.loop for served in self._served.values()]
+            return next((str(one.failure or one.trouble) for one in loops if one.failure or one.trouble), None)
 
         http = HttpServer(
             self.settings.http, lambda: asyncio.run_coroutine_threadsafe(facts(), loop).result(STATUS_S), failure

@@ -21,7 +21,7 @@ from primary.segment import Entry
 from primary.snapshot import snapshot
 from walcast import ltx
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, ArchiveGap, list_files, ltx_key, plan_restore
-from walcast.errors import WalcastError
+from walcast.errors import Corrupt, WalcastError
 from walcast.position import Position
 from walcast.store import Store
 
@@ -66,9 +66,11 @@ class Archiver:
             began = time.monotonic()
             try:
                 self._catch_up()
-            except (WalcastError, OSError, TimeoutError) as error:
+            except Exception as error:
                 if str(error) != self.error:
-                    log.warning("cannot archive, trying again", extra={"url": self.store.url, "error": str(error)})
+                    expected = isinstance(error, WalcastError | OSError)
+                    facts = {"url": self.store.url, "error": str(error)}
+                    log.warning("cannot archive, trying again", extra=facts, exc_info=not expected)
                 self.error = str(error) or type(error).__name__
                 wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
                 failures += 1
@@ -97,7 +99,12 @@ class Archiver:
                 self._upload_snapshot()
                 continue
             with tempfile.SpooledTemporaryFile(MERGE_BYTES) as file:
-                header = merge(entries, file.write)
+                try:
+                    header = merge(entries, file.write)
+                except Corrupt as error:
+                    log.error("cannot read the log", extra={"error": str(error)})  # noqa: TRY400
+                    self._upload_snapshot()
+                    continue
                 self._put(0, header, file)  # type: ignore[arg-type]
             self._moved(entries[-1].position)
 

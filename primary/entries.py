@@ -22,11 +22,16 @@ def append_entry(
     checksums = log.checksums
     assert checksums is not None
     writer = log.writer(header.min_txid)
-    encoder = ltx.Encoder(header, writer.write)
     sums = np.empty(len(pgnos), np.uint64)
-    for i, pgno in enumerate(pgnos.tolist()):
-        data = page(i)
-        sums[i] = page_checksum(pgno, data)
-        encoder.add(pgno, data)
-    trailer = encoder.finish(checksums.after(pgnos, sums, header.commit_pages))
-    log.append(writer, header, trailer, pgnos, sums)
+    try:
+        encoder = ltx.Encoder(header, writer.write)
+        for i, pgno in enumerate(pgnos.tolist()):
+            data = page(i)
+            sums[i] = page_checksum(pgno, data)
+            encoder.add(pgno, data)
+        trailer = encoder.finish(checksums.after(pgnos, sums, header.commit_pages))
+        writer.finish(header, trailer.size)
+    except BaseException:
+        log.abandon()
+        raise
+    log.append(header, trailer, pgnos, sums)

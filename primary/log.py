@@ -122,6 +122,8 @@ class TransactionLog:
             try:
                 _replay_entry(entry, checksums)
             except Corrupt:
+                if entry.max_txid != self.position.txid:
+                    raise  # not a torn tail: what comes after was published, and its TXIDs are given
                 self._cut_from(entry)
                 break
             position = entry.position
@@ -135,10 +137,10 @@ class TransactionLog:
 
     def start(self, checksums: PageChecksums, position: Position) -> None:
         """Begin anew at a state of the database; older entries no longer connect and go."""
+        savedsums.save(self.directory, checksums, position, self.term)  # first: a crash must not forget TXIDs given
         with self._lock:
             self._drop_all()
             self.checksums, self.position = checksums, position
-        self._save_checksums()
 
     # Appending
 
@@ -150,11 +152,13 @@ class TransactionLog:
 
     def _roll_bytes(self) -> int:
         pages = 0 if self.checksums is None else self.checksums.commit_pages
-        return max(self.segment_bytes, 64 * pages)  # saving 8 bytes a page must stay a small part of the writing
+        # Saving 8 bytes a page must stay a small part of the writing, but the bound comes first.
+        return max(self.segment_bytes, min(64 * pages, self.max_bytes // 4))
 
     def _roll(self, min_txid: int) -> None:
         if self._segments:
             self._segments[-1].seal()
+        self.trim()  # on a full disk the oldest go first
         self._save_checksums()
         segment = Segment.create(self.directory, min_txid)
         fsync_directory(self.directory)
@@ -164,15 +168,13 @@ class TransactionLog:
 
     def append(
         self,
-        writer: Writer,
         header: ltx.Header,
         trailer: ltx.Trailer,
         pgnos: NDArray[np.uint32],
         sums: NDArray[np.uint64],
     ) -> None:
-        """Make the entry durable, then move the position and tell the listeners."""
+        """Move the position over the entry that its writer has made durable, and tell the listeners."""
         assert self.checksums is not None
-        writer.finish(header, trailer.size)
         self.checksums.apply(pgnos, sums, header.commit_pages, trailer.post_checksum)
         with self._lock:
             self._segments[-1].append(header, trailer.post_checksum, trailer.size, time.monotonic_ns())
@@ -184,6 +186,11 @@ class TransactionLog:
         """Have `listener` called, in the appending thread, after each entry; call the answer to stop that."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def abandon(self) -> None:
+        """The entry that was being written failed: give back what was allocated for it."""
+        if self._segments:
+            self._segments[-1].seal()
 
     def _save_checksums(self) -> None:
         assert self.checksums is not None

@@ -21,7 +21,7 @@ from primary.database import Database
 from primary.followers import Follower, Followers
 from primary.log import Known, TransactionLog
 from walcast import wire
-from walcast.errors import WalcastError
+from walcast.errors import Corrupt, WalcastError
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -31,7 +31,9 @@ log = logging.getLogger("walcast.primary")
 CHUNK_BYTES = 256 << 10
 HEARTBEAT_S = 1.0
 MAX_FOLLOWERS = 1000
-MAX_CHECKSUM_BYTES = 1 << 30
+MAX_COPIES = 8
+CHECKSUMS_S = 60.0
+RECHECK_EVERY_S = 60.0
 BARRIER_TIMEOUT_S = 30.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -53,6 +55,7 @@ class Served:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.followers = Followers()
+        self.rechecked_s = -RECHECK_EVERY_S
         self._loop = asyncio.get_running_loop()
         self._grown = asyncio.Event()
         self._woken = False
@@ -90,6 +93,8 @@ class Publisher(rpc.ReplicationServicer):
         self._databases = databases
         self._status = status
         self._stopping = asyncio.Event()
+        self._copies = asyncio.Semaphore(MAX_COPIES)
+        self._streams = 0
 
     def stop(self) -> None:
         """End the streams; new ones are refused."""
@@ -123,7 +128,7 @@ class Publisher(rpc.ReplicationServicer):
         hello = first.hello
         try:
             served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
-            if len(served.followers.connected) >= MAX_FOLLOWERS:
+            if self._streams >= MAX_FOLLOWERS:
                 raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
             position = wire.position_of(hello.position)
             _check_known(served.log, position)
@@ -136,6 +141,7 @@ class Publisher(rpc.ReplicationServicer):
             follower.acknowledged(position.txid, position.txid)
             served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
+        self._streams += 1
         level = logging.DEBUG if hello.observer else logging.INFO
         log.log(level, "follower connected", extra={"follower": follower.id, "at": str(position)})
         try:
@@ -153,6 +159,7 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
         finally:
+            self._streams -= 1
             reading.cancel()
             if not hello.observer:
                 served.followers.remove(follower)
@@ -175,9 +182,13 @@ class Publisher(rpc.ReplicationServicer):
                 follower.state = "streaming"
                 await served.grown(max(0.0, beat_s + HEARTBEAT_S - time.monotonic()))
                 continue
-            async for message, reached in _chunks(served.log, follower, txid):
-                txid = reached
-                yield message
+            try:
+                async for message, reached in _chunks(served.log, follower, txid):
+                    txid = reached
+                    yield message
+            except (Corrupt, OSError) as error:
+                log.error("cannot read the log", extra={"database": served.database.name, "error": str(error)})  # noqa: TRY400
+                raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log cannot be read: {error}") from error
 
     # Copy
 
@@ -196,16 +207,19 @@ class Publisher(rpc.ReplicationServicer):
             if hello.page_size not in (0, size):
                 detail = f"the primary's pages have {size} bytes, the copy's {hello.page_size}"
                 raise Refused(pb.REFUSAL_KIND_PAGE_SIZE, detail)
+            if self._copies.locked():
+                raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_COPIES} copies are being made")
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)
             return
-        theirs = bytearray()
-        async for request in request_iterator:
-            if len(theirs) < MAX_CHECKSUM_BYTES:  # of a longer file nothing more can be the same
-                theirs += request.checksums
-        async with contextlib.aclosing(copy_pages(served.database, bytes(theirs))) as replies:
-            async for reply in replies:
-                yield reply
+        async with self._copies:
+            if hello.last_mismatched and time.monotonic() - served.rechecked_s > RECHECK_EVERY_S:
+                served.rechecked_s = time.monotonic()
+                served.database.loop.recheck("a copy did not have the log's checksum")
+            theirs = await _read_checksums(request_iterator, served)
+            async with contextlib.aclosing(copy_pages(served.database, theirs)) as replies:
+                async for reply in replies:
+                    yield reply
 
     # Status and barrier
 
@@ -234,6 +248,18 @@ class Publisher(rpc.ReplicationServicer):
             served._wake()  # have the streams ask for a reply
             applied = await waiting
         return pb.BarrierReply(position=wire.position_message(position, served.log.term), followers=applied)
+
+
+async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Served) -> bytes:
+    """The receiver's page checksums; of a longer file than ours nothing more can be the same."""
+    checksums = served.log.checksums
+    most = 8 * (checksums.commit_pages if checksums else 0)
+    theirs = bytearray()
+    async with asyncio.timeout(CHECKSUMS_S):
+        async for request in requests:
+            if len(theirs) < most:
+                theirs += request.checksums
+    return bytes(theirs)
 
 
 def _check_known(transactions: TransactionLog, position: Position) -> None:

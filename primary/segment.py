@@ -20,6 +20,7 @@ from pathlib import Path
 
 from walcast import ltx
 from walcast.errors import Corrupt
+from walcast.filesystem import pwrite_all
 from walcast.position import Position, format_txid
 
 PREFIX = struct.Struct(">4sIQ")
@@ -204,7 +205,7 @@ class Writer:
 
     def _flush(self) -> None:
         self._segment.reserve(self._flushed + len(self._buffer))
-        _pwrite_all(self._segment.fd, self._buffer, self._segment.end + self._flushed)
+        pwrite_all(self._segment.fd, self._buffer, self._segment.end + self._flushed)
         self._flushed += len(self._buffer)
         self._buffer.clear()
 
@@ -214,16 +215,8 @@ class Writer:
         prefix = PREFIX.pack(MAGIC, zlib.crc32(tail), size)
         if self._flushed:
             self._flush()
-            _pwrite_all(self._segment.fd, prefix, self._segment.end)
+            pwrite_all(self._segment.fd, prefix, self._segment.end)
         else:
             self._buffer[: PREFIX.size] = prefix
             self._flush()
         os.fdatasync(self._segment.fd)
-
-
-def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-    view.release()

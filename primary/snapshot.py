@@ -19,7 +19,8 @@ from primary.segment import Entry
 from walcast import ltx
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.errors import Corrupt, Unavailable
-from walcast.position import Position
+from walcast.filesystem import pwrite_all
+from walcast.position import CHECKSUM_FLAG, Position
 
 PIECE_BYTES = 1 << 20
 BARRIER_TIMEOUT_S = 60.0
@@ -72,6 +73,7 @@ def _build(database: Database, fd: int) -> tuple[Position, int]:
         commit_pages = _replay(entry, fd, checksums)
         position = entry.position
     if checksums.database != position.checksum:
+        database.loop.recheck("a snapshot did not have the log's checksum")
         raise Corrupt(f"the snapshot's checksum is {checksums.database:016x}, the log says {position}")
     os.ftruncate(fd, commit_pages * database.page_size)
     return position, commit_pages
@@ -84,7 +86,7 @@ def _copy(database: Database, fd: int, commit_pages: int, checksums: PageChecksu
     with database.reading() as read:
         for first in range(1, commit_pages + 1, step):
             pages = read(first, min(step, commit_pages + 1 - first))
-            os.pwrite(fd, pages, (first - 1) * size)
+            pwrite_all(fd, pages, (first - 1) * size)
             _note(checksums, first, pages)
 
 
@@ -101,7 +103,7 @@ def _replay(entry: Entry, fd: int, checksums: PageChecksums) -> int:
     pgnos: list[int] = []
     sums: list[int] = []
     for page in entry.pages():
-        os.pwrite(fd, page.data, (page.pgno - 1) * size)
+        pwrite_all(fd, page.data, (page.pgno - 1) * size)
         pgnos.append(page.pgno)
         sums.append(page_checksum(page.pgno, page.data))
     commit_pages = entry.header().commit_pages
@@ -113,9 +115,14 @@ def _encode(header: ltx.Header, fd: int, out: BinaryIO) -> None:
     size, skip = header.page_size, lock_pgno(header.page_size)
     encoder = ltx.Encoder(header, out.write)
     step = max(1, PIECE_BYTES // size)
+    checksum = 0
     for first in range(1, header.commit_pages + 1, step):
         pages = memoryview(os.pread(fd, min(step, header.commit_pages + 1 - first) * size, (first - 1) * size))
         for i in range(len(pages) // size):
             if first + i != skip:
-                encoder.add(first + i, pages[i * size : (i + 1) * size])
+                page = pages[i * size : (i + 1) * size]
+                checksum ^= page_checksum(first + i, page)
+                encoder.add(first + i, page)
     encoder.finish()
+    if checksum | CHECKSUM_FLAG != header.database_checksum:
+        raise Corrupt("the snapshot's file is not what was written to it")

@@ -57,6 +57,14 @@ def filesystem_type(path: Path, mountinfo: str | None = None) -> str | None:
     return kind
 
 
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """All of it: the kernel may take less at a time, near the end of the disk. OSError when it is full."""
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], offset + done)
+
+
 def fsync_directory(directory: Path) -> None:
     """Make what was created, renamed or removed in it durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

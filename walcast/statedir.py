@@ -42,6 +42,9 @@ class StateDir:
             os.close(self._fd)
             raise ConfigError(f"{database}: another walcast process already serves or follows it")
 
+        for leftover in self.path.glob("*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Let another process have it."""
         os.close(self._fd)

@@ -80,7 +80,7 @@ class Served:
 
     def stop(self) -> None:
         """Stop capturing, once."""
-        if not self.database._stopping:
+        if not self.database.loop._stopping:
             self.database.stop()
 
     def restart(self) -> None:

@@ -369,12 +369,15 @@ class CopyHello(_message.Message):
     FOLLOWER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
+    LAST_MISMATCHED_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     follower_id: _builtins.str
     page_size: _builtins.int
     """0: no copy there yet"""
     database_is_guess: _builtins.bool
+    last_mismatched: _builtins.bool
+    """the copy before this one did not have the checksum that the log says"""
     def __init__(
         self,
         *,
@@ -383,10 +386,11 @@ class CopyHello(_message.Message):
         follower_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         database_is_guess: _builtins.bool = ...,
+        last_mismatched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "last_mismatched", b"last_mismatched", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
