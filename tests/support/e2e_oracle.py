@@ -63,6 +63,7 @@ class Served:
     def __init__(self, path: Path, **bounds: Any) -> None:
         self.path = path
         self.bounds = bounds
+        self.stopped = False
         self.database = Database(path, path.stem, **bounds)
         self.database.start()
         self.base_position = self.database.loop.barrier().result(30.0).position
@@ -80,20 +81,22 @@ class Served:
 
     def stop(self) -> None:
         """Stop capturing, once."""
-        if not self.database.loop._stopping:
+        if not self.stopped:
+            self.stopped = True
             self.database.stop()
 
     def restart(self) -> None:
         """Stop, unless that was done, and start again."""
         self.stop()
         self.database = Database(self.path, self.path.stem, **self.bounds)
+        self.stopped = False
         self.database.start()
 
     def verify(self) -> None:
         """Stop; the log, replayed, is the database byte for byte, and the database is whole."""
         assert self.database.loop.failure is None
         position = self.position
-        self.database.stop()
+        self.stop()
         assert self.database.log.position == position
         data = checkpointed(self.path)
         same(replay(self.base, self.database.log, self.base_position), data, self.database.page_size)
