@@ -17,7 +17,7 @@ from walcast.rpc import replication_pb2 as pb
 
 log = logging.getLogger("walcast.follower")
 
-EVERY_S = 0.02
+EVERY_S = 0.05
 
 
 class Acknowledger:

@@ -41,6 +41,7 @@ T = TypeVar("T")
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 MEND_EVERY_S = 1.0
+TICK_S = 2.0
 
 
 def check_replica(path: Path) -> None:
@@ -124,8 +125,8 @@ class Following:
     async def _tick(self) -> None:
         """Show now and then that we are alive."""
         while True:
-            await asyncio.sleep(1.0)
-            if time.time_ns() - self._status.written_ns > 0.9e9:
+            await asyncio.sleep(TICK_S)
+            if time.time_ns() - self._status.written_ns > TICK_S * 0.9e9:
                 self._show(self._status.state)
 
     async def _retrying(self, step: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,11 +12,14 @@ import uvloop
 
 # Capture, stream and archive share the interpreter: a thread that computes gives way after this long, not after 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+GC_EVERY = 20_000
 
 
 def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `role` with an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.freeze()  # what is loaded stays: no collection need look at it again
+    gc.set_threshold(GC_EVERY)
 
     async def main() -> None:
         stop = asyncio.Event()

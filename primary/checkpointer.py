@@ -2,11 +2,14 @@
 
 The anchor keeps the app's own checkpoints from completing, so the primary has to do it:
 
-* from `PASSIVE_BYTES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so
+* from `PASSIVE_FRAMES` on, a PASSIVE checkpoint under the anchor's read mark. It takes no lock that a writer needs, so
   no app without a busy timeout can fail because of it. It completes when no commit comes in between.
-* from `LOCKED_BYTES` on, or when commits come faster than we look, with the write lock held for a moment: writers wait
-  as they would for a commit of another process. Of a long WAL only the last few commits are left to copy then, since a
-  PASSIVE one without the lock goes first.
+* when commits come faster than we look, or from `LOCKED_FRAMES` on, another with the write lock held for a moment:
+  writers wait as they would for a commit of another process. Only the last few commits are left to copy then.
+
+The first bound is well below SQLite's own 1,000: beyond that an app tries a checkpoint with every commit, which under
+our anchor cannot complete and costs more than the commit. The lock is held as short as can be, since SQLite's busy
+handler sleeps 1, 2, 5, 10 … ms: a writer that meets 4 ms of ours loses 8.
 
 The WAL restarts with the next commit when everything is copied and the anchor is at read lock 0. The write lock is
 taken as an open-file-description lock on its byte: SQLite's own way, BEGIN IMMEDIATE, would hold a read mark beyond
@@ -30,12 +33,12 @@ import apsw
 from primary.anchor import Anchor, connect
 from walcast.dbfiles import DatabaseFiles
 from walcast.locks import try_lock, unlock
-from walcast.wal import frame_offset
 from walcast.walindex import LOCK_WRITE
 
-PASSIVE_BYTES = 3 << 20  # below the 1,000 pages at which apps begin to try with every commit
-LOCKED_BYTES = 16 << 20
-BACKLOG_BYTES = 8 << 20
+PASSIVE_FRAMES = 400
+PASSIVE_MOST_BYTES = 8 << 20  # for large pages
+LOCKED_FRAMES = 4000
+LOCKED_MOST_BYTES = 32 << 20
 PASSIVE_AGAIN_S = 0.05
 LOCK_WINDOW_S = 0.004
 CHECKPOINT_WINDOW_S = 0.01
@@ -52,47 +55,48 @@ class Step(Enum):
 
 @dataclass(slots=True)
 class Policy:
-    """Decides from the WAL's size and a clock; does nothing itself."""
+    """Decides from the WAL's length and a clock; does nothing itself."""
 
-    last_bytes: int = 0
+    page_size: int
+    last_frames: int = 0
     last_s: float = 0.0
 
-    def step(self, wal_bytes: int, now_s: float, *, busy: bool = False) -> Step:
-        """`wal_bytes` is the part of the WAL in use. Less than at the last attempt means that it restarted since."""
-        if wal_bytes < self.last_bytes:
-            self.last_bytes = 0
-        if wal_bytes < PASSIVE_BYTES or wal_bytes == self.last_bytes:
+    def step(self, frames: int, now_s: float, *, busy: bool = False) -> Step:
+        """`frames` is the part of the WAL in use. Less than at the last attempt means that it restarted since."""
+        if frames < self.last_frames:
+            self.last_frames = 0
+        passive = min(PASSIVE_FRAMES, PASSIVE_MOST_BYTES // self.page_size)
+        locked = min(LOCKED_FRAMES, LOCKED_MOST_BYTES // self.page_size)
+        if frames < passive or frames == self.last_frames:
             return Step.NOTHING
-        if (busy or wal_bytes >= LOCKED_BYTES) and wal_bytes - self.last_bytes >= PASSIVE_BYTES // 4:
+        if (busy or frames >= locked) and frames - self.last_frames >= passive // 4:
             return Step.LOCKED
-        return Step.PASSIVE if not self.last_bytes or now_s - self.last_s >= PASSIVE_AGAIN_S else Step.NOTHING
+        return Step.PASSIVE if not self.last_frames or now_s - self.last_s >= PASSIVE_AGAIN_S else Step.NOTHING
 
-    def done(self, wal_bytes: int, now_s: float) -> None:
+    def done(self, frames: int, now_s: float) -> None:
         """An attempt was made."""
-        self.last_bytes, self.last_s = wal_bytes, now_s
+        self.last_frames, self.last_s = frames, now_s
 
 
 class Checkpointer:
     """Carries out what the policy says. `capture` must log every committed frame."""
 
-    def __init__(self, files: DatabaseFiles, anchor: Anchor, capture: Callable[[], object]) -> None:
+    def __init__(self, files: DatabaseFiles, page_size: int, anchor: Anchor, capture: Callable[[], object]) -> None:
         self._files = files
         self._connection = connect(files.path)
         self._connection.set_busy_timeout(0)
         self._anchor = anchor
         self._capture = capture
-        self.policy = Policy()
+        self.policy = Policy(page_size)
 
-    def run(self, frames: int, page_size: int, *, busy: bool = False) -> None:
+    def run(self, frames: int, *, busy: bool = False) -> None:
         """Look at the WAL, `frames` long, and act; called after every capture. `busy`: commits outrun our looking."""
-        wal_bytes = frame_offset(frames + 1, page_size)
-        step = self.policy.step(wal_bytes, time.monotonic(), busy=busy)
+        step = self.policy.step(frames, time.monotonic(), busy=busy)
         if step is Step.NOTHING:
             return
-        done = (step is Step.PASSIVE or wal_bytes >= BACKLOG_BYTES) and self._passive()
-        if not done and step is Step.LOCKED:
+        if not self._passive() and step is Step.LOCKED:
             self._locked()
-        self.policy.done(wal_bytes, time.monotonic())
+        self.policy.done(frames, time.monotonic())
 
     def _passive(self) -> bool:
         """Without the write lock; True when the anchor is at read lock 0, so that the next commit restarts the WAL."""

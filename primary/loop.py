@@ -34,7 +34,7 @@ LOOK_AROUND_S = 0.25
 IDLE_S = 1.0
 LOOK_AGAIN_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 BUSY_COMMITS = 32
-BUSY_PAUSE_S = 0.004
+BUSY_PAUSE_S = 0.008
 RETRY_S = 1.0
 TROUBLE_S = 60.0
 
@@ -59,7 +59,7 @@ class CaptureLoop:
         self._capture = capture
         self._files = capture.files
         self._log = capture.log
-        self._checkpointer = Checkpointer(self._files, anchor, capture.capture)
+        self._checkpointer = Checkpointer(self._files, capture.page_size, anchor, capture.capture)
         self._size = SizeWatch(self._files)
         self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
         self._lock = threading.Lock()
@@ -160,7 +160,7 @@ class CaptureLoop:
             busy = transactions >= BUSY_COMMITS
             if transactions:
                 looks = 0
-                self._checkpointer.run(self._capture.frame, self._capture.page_size, busy=busy)
+                self._checkpointer.run(self._capture.frame, busy=busy)
             self.trouble = None
             settled = self._move_anchor_when_due()
             self._look_around_when_due()

@@ -29,7 +29,7 @@ from walcast.rpc import replication_pb2_grpc as rpc
 log = logging.getLogger("walcast.primary")
 
 CHUNK_BYTES = 256 << 10
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 3.0  # each wakes threads of gRPC that then take a second to settle
 MAX_FOLLOWERS = 1000
 MAX_COPIES = 8
 CHECKSUMS_S = 60.0

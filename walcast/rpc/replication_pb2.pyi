@@ -170,7 +170,7 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """All TXIDs up to `received` are held, all up to `applied` are visible to readers. Sent some ten milliseconds after a
+    """All TXIDs up to `received` are held, all up to `applied` are visible to readers. Sent some fifty milliseconds after a
     transaction at the latest, and at once in answer to a heartbeat that asks for it.
     """
 
