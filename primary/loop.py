@@ -155,6 +155,7 @@ class CaptureLoop:
 
     def _work(self) -> None:
         looks = 0
+        quiet = False
         while not self._stopping and self._compare_because is None:
             transactions = self._turn()
             busy = transactions >= BUSY_COMMITS
@@ -169,8 +170,10 @@ class CaptureLoop:
             elif looks < len(LOOK_AGAIN_S) and self._more_is_written():
                 self._wakeup.pause(LOOK_AGAIN_S[looks])
                 looks += 1
-            elif not self._wakeup.arm() and self._wakeup.wait(IDLE_S if settled else ANCHOR_EVERY_S):
-                looks = 0
+            elif not self._wakeup.arm():
+                # An app's checkpoint writes the database first and moves nBackfill, which no event tells, last.
+                quiet = not self._wakeup.wait(IDLE_S if settled and quiet else ANCHOR_EVERY_S)
+                looks = looks if quiet else 0
 
     def _turn(self) -> int:
         """Log what there is, and answer who waits for it."""

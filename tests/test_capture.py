@@ -6,6 +6,7 @@ SQLite of this process is the primary's; the apps are other processes.
 from __future__ import annotations
 
 import random
+import statistics
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from support.e2e_oracle import entries, served
 from support.e2e_state import TOTAL, create
 from support.nodes import barrier, poll, primary
-from support.writers import AUTOCHECKPOINTS, WILD, pause, sql, writer
+from support.writers import AUTOCHECKPOINTS, CHECKPOINTS, WILD, pause, sql, writer
 
 from walcast.errors import ConfigError
 
@@ -119,6 +120,19 @@ def test_an_apps_checkpoint_gets_its_normal_answer_in_bounded_time(db: Path, mod
                 assert (frames, done) == (0, 0)
                 assert Path(f"{db}-wal").stat().st_size == 0
         assert app.commits == 5
+        app.verify()
+
+
+def test_blocking_checkpoints_among_writers_are_held_up_for_a_moment_only(db: Path, seed: int) -> None:
+    """They wait with the write lock in hand: what holds them up holds up every writer."""
+    options = {"operations": 60, "weights": {"transfer": 80, "checkpoint": 20}, "synchronous": "FULL"}
+    with served(db) as app, ExitStack() as stack:
+        apps = [stack.enter_context(writer(db, seed=seed + i, **options)) for i in range(3)]
+        facts = [one.finish() for one in apps]
+        waited = [s for f in facts for mode in CHECKPOINTS[1:] for s in f["checkpoints"].get(mode, [])]
+        assert statistics.median(waited) < 0.5
+        assert max(waited) < 5.0
+        assert app.commits == sum(f["commits"] for f in facts)
         app.verify()
 
 

@@ -19,6 +19,7 @@ from support.nodes import ENVIRONMENT, PATIENCE_S, TESTS, poll
 # How an app that does everything behaves.
 WILD = {"transfer": 80, "grow": 12, "forget": 4, "rollback": 3, "schema": 2, "vacuum": 1}
 WILD |= {"checkpoint": 4, "autocheckpoint": 2, "reconnect": 2}
+CHECKPOINTS = ("PASSIVE", "FULL", "RESTART", "TRUNCATE")
 AUTOCHECKPOINTS = [0, 1, 7, 100, 1000]
 
 
