@@ -24,6 +24,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from follower.fresh import Fresh
 from follower.journal import Journal
 from follower.wal_writer import Page, WalWriter
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
@@ -67,7 +68,12 @@ class Applier:
     writer: ClassVar[type[WalWriter]] = WalWriter
 
     def __init__(
-        self, files: DatabaseFiles, wal: WalWriter, journal: Journal, connections: tuple[apsw.Connection, ...]
+        self,
+        files: DatabaseFiles,
+        wal: WalWriter,
+        journal: Journal,
+        connections: tuple[apsw.Connection, ...],
+        fresh: Fresh | None = None,
     ) -> None:
         """Use `open`. The write lock is held."""
         self.path = files.path
@@ -90,14 +96,20 @@ class Applier:
         self._new_page_one: bytes | None = None
         with PageReader(files, connections[0]) as reader:
             self._page_one = bytes(reader.read(1, 1))
-            self.checksums = PageChecksums.scan(self.page_size, reader.chunks())
+            untouched = fresh is not None and self.wal_frames == 0 and fresh.holds(files.db_fd)
+            if fresh is not None and untouched:
+                self.checksums = fresh.checksums
+            else:
+                self.checksums = PageChecksums.scan(self.page_size, reader.chunks())
         found = journal.find(self.checksums.database)
         if found is not None:
             self.term, self.position = found
 
     @classmethod
-    def open(cls, path: Path, state_dir: Path) -> Self:
+    def open(cls, path: Path, state_dir: Path, fresh: Fresh | None = None) -> Self:
         """Take over the replica at `path`, a database in WAL mode; its positions are in `state_dir`.
+
+        All pages are read, unless the file is a `fresh` one that nobody has touched since.
 
         Raises Unavailable while another holds the write lock, ConfigError for a database that is not in WAL mode.
         """
@@ -107,7 +119,7 @@ class Applier:
             page_size, commit_pages = _read(connections[0])
             files = DatabaseFiles(path, writable=True)
             wal = cls._take_over(files, connections[0], page_size, commit_pages)
-            return cls(files, wal, Journal(state_dir), connections)
+            return cls(files, wal, Journal(state_dir), connections, fresh)
         except BaseException:
             _close(connections, wal, files)
             raise

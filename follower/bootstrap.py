@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from follower.applier import Applier
 from follower.client import Client
+from follower.fresh import Fresh
 from follower.newfile import TEMPORARY, NewFile, put_in_place
 from follower.receiver import Receiver, Target
 from walcast import wire
@@ -32,21 +33,22 @@ log = logging.getLogger("walcast.follower")
 Progress = Callable[[int, int], None]
 
 
-def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress | None = None) -> bool:
-    """Make the replica at `path`; False when the archive has nothing to begin with."""
+def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress | None = None) -> Fresh | None:
+    """Make the replica at `path`; None when the archive has nothing to begin with."""
     try:
         plan = plan_restore(list_files(store))
     except ArchiveEmpty:
-        return False
+        return None
     temporary = state_dir / TEMPORARY
     try:
         restored = restore_to(store, plan, temporary, progress=progress)
+        fresh = Fresh.of(temporary, restored.checksums)  # before anybody else can open it
         put_in_place(temporary, path, state_dir, restored.term, restored.position)
     finally:
         temporary.unlink(missing_ok=True)
     facts = {"url": store.url, "position": str(restored.position), "files": len(plan)}
     log.info("bootstrapped from the archive", extra=facts)
-    return True
+    return fresh
 
 
 def archived_since(store: Store, applier: Applier) -> bool:

@@ -24,6 +24,7 @@ from follower.acknowledger import Acknowledger
 from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, archived_since, from_archive, from_primary
 from follower.client import Client, MustCopy, Stream
+from follower.fresh import Fresh
 from follower.receiver import Receiver
 from follower.walkeeper import WalKeeper
 from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
@@ -150,9 +151,12 @@ class Following:
 
     async def _begin(self) -> None:
         """Have a replica, and become its writer."""
-        if not self._has_database() and not await self._from_archive():
-            await self._copy()
-        self._applier = await self._in_thread(Applier.open, self.path, self._state.path)
+        fresh = None
+        if not self._has_database():
+            fresh = await self._from_archive()
+            if fresh is None:
+                await self._copy()
+        self._applier = await self._in_thread(Applier.open, self.path, self._state.path, fresh)
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
         if not self._applier.position:
@@ -182,14 +186,14 @@ class Following:
         except FileNotFoundError:
             return False
 
-    async def _from_archive(self) -> bool:
+    async def _from_archive(self) -> Fresh | None:
         if self._store is None:
-            return False
+            return None
         try:
             return await self._in_thread(from_archive, self._store, self.path, self._state.path, self._progress())
         except (Unavailable, Corrupt) as error:
             log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
-            return False
+            return None
 
     async def _follow(self) -> None:
         """Stream for ever; when the primary cannot go on from here, catch up another way."""
