@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from primary.capture import Capture
 from primary.entries import append_entry
 from walcast import ltx
@@ -73,9 +75,13 @@ def _until(stopping: Callable[[], bool], chunks: Iterator[tuple[int, memoryview]
 def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) -> int:
     log = capture.log
     assert log.checksums is not None
-    pgnos = now.differing(log.checksums.pages[: log.checksums.commit_pages])
+    # Their sum anew: it must not carry an error on into what is published.
+    log.checksums = PageChecksums(capture.page_size, log.checksums.pages[: log.checksums.commit_pages])
+    pgnos = now.differing(log.checksums.pages)
     if not len(pgnos) and now.commit_pages == log.checksums.commit_pages:
-        return 0
+        if now.database == log.position.checksum:
+            return 0
+        pgnos = np.array([1], np.uint32)  # only the position is wrong; an entry needs a page
     header = ltx.Header(
         page_size=capture.page_size,
         commit_pages=now.commit_pages,
