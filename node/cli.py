@@ -34,7 +34,7 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.
     return main.command(name, cls=Command, epilog=epilog)
 
 
-@command("follower", "walcast follower /edge/app.db --primary 10.0.0.1:7420 --archive s3://bucket/app")
+@command("follower", "walcast follower /edge/app.db --primary 10.0.0.1:7420 --tls-ca ca.pem --archive s3://bucket/app")
 @click.argument("db", type=PATH)
 @flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary.")
 @flag("--archive", default=None, help="URL to bootstrap from.")

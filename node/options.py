@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from node.logs import LEVELS, configure
 from walcast.errors import WalcastError
@@ -37,6 +38,8 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._takes_config = any(param.name == "config" for param in self.params)
+        self.params += [] if self._takes_config else [Flag(["--config"], type=PATH, help="A YAML configuration file.")]
         self.params += [
             Flag(
                 ["--log-level"], type=click.Choice(LEVELS), default="info", show_default=True, help="How much to log."
@@ -45,8 +48,9 @@ class Command(click.Command):
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
-        configure(ctx.params.pop("log_level"), as_json=ctx.params.pop("log_format") == "json")
         try:
+            self._use_config(ctx)
+            configure(ctx.params.pop("log_level"), as_json=ctx.params.pop("log_format") == "json")
             return super().invoke(ctx)
         except WalcastError as error:
             fail(str(error))
@@ -55,6 +59,20 @@ class Command(click.Command):
             fail(f"{where}{error.strerror or error}")
         except KeyboardInterrupt:
             sys.exit(130)
+
+    def _use_config(self, ctx: click.Context) -> None:
+        """Of the configuration file, what any command has: the log level and the TLS files. Flags win over it."""
+        path = ctx.params["config"] if self._takes_config else ctx.params.pop("config")
+        if path is None:
+            return
+        from node.config import load_config
+
+        told = load_config(path)
+        if told.log_level and ctx.get_parameter_source("log_level") is ParameterSource.DEFAULT:
+            ctx.params["log_level"] = told.log_level
+        if "tls_ca" in ctx.params and tls_of(**{name: ctx.params[name] for name in TLS_FLAGS}) == Tls():
+            given = (told.tls.cert, told.tls.key, told.tls.ca, told.tls.insecure)
+            ctx.params.update(zip(TLS_FLAGS, given, strict=True))
 
 
 def fail(message: str) -> None:
@@ -67,6 +85,9 @@ PATH = click.Path(path_type=Path)
 
 JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")
+
+
+TLS_FLAGS = ("tls_cert", "tls_key", "tls_ca", "insecure")
 
 
 def tls_flags(function: F) -> F:

@@ -176,12 +176,17 @@ def primary(db: Path, *flags: str | Path, listen: str = LOOPBACK, env: dict[str,
 
 @contextmanager
 def follower(
-    db: Path, address: str, *flags: str | Path, script: str | None = None, wait: bool = True
+    db: Path,
+    address: str,
+    *flags: str | Path,
+    script: str | None = None,
+    wait: bool = True,
+    env: dict[str, str] | None = None,
 ) -> Iterator[Node]:
     """`walcast follower DB --primary …`, connected unless `wait` is false."""
     db.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["follower", str(db), "--primary", address, *map(str, flags), "--json", "--log-format", "json"]
-    node = Node(arguments, db.parent, f"follower-{db.stem}", script=script, address=address)
+    node = Node(arguments, db.parent, f"follower-{db.stem}", env or {}, script=script, address=address)
     node.start()
     try:
         if wait:
