@@ -56,6 +56,7 @@ class TransactionLog:
         self._segments: list[Segment] = []
         self._lock = threading.Lock()
         self._pins = 0
+        self._rotten = False
         self._listeners: list[Callable[[], None]] = []
 
     # Opening
@@ -68,7 +69,7 @@ class TransactionLog:
         log = cls(directory, max_bytes=max_bytes, max_age_s=max_age_s)
         log._load_segments()
         saved = savedsums.load(directory)
-        if saved is None:
+        if saved is None or log._rotten:
             return log
         checksums, position, term = saved
         log.term = max(log.term, term)
@@ -83,26 +84,35 @@ class TransactionLog:
         return log
 
     def _load_segments(self) -> None:
+        lost_txid = 0
         for path in sorted(self.directory.glob(f"*{SUFFIX}")):
             segment = Segment.load(path)
             self._check_contiguous(segment)
+            lost_txid = max(lost_txid, segment.lost_txid)
             last = self._segments[-1].entry(-1) if self._segments else None
             if not len(segment):
-                path.unlink()
+                if not segment.lost_txid:  # evidence of TXIDs that were given stays until `start` has saved
+                    path.unlink()
                 continue
             first = segment.entry(0)
             if last and (first.min_txid, first.pre_checksum) != (last.max_txid + 1, last.post_checksum):
-                self._drop_all()
+                for older in self._segments:
+                    older.path.unlink()
+                self._segments.clear()
             self._segments.append(segment)
         if self._segments:
-            self._segments[-1].seal()
+            if not lost_txid:
+                self._segments[-1].seal()
             entry = self._segments[-1].entry(-1)
             self.position = entry.position
             self.term = entry.header().term or 1
+        if lost_txid > self.position.txid:
+            self.position = Position(lost_txid)
+            self._rotten = True
 
     def _drop_all(self) -> None:
-        for segment in self._segments:
-            segment.path.unlink()
+        for path in self.directory.glob(f"*{SUFFIX}"):
+            path.unlink()
         self._segments.clear()
 
     @staticmethod
@@ -140,7 +150,7 @@ class TransactionLog:
         savedsums.save(self.directory, checksums, position, self.term)  # first: a crash must not forget TXIDs given
         with self._lock:
             self._drop_all()
-            self.checksums, self.position = checksums, position
+            self.checksums, self.position, self._rotten = checksums, position, False
 
     # Appending
 
@@ -226,7 +236,7 @@ class TransactionLog:
 
     def close(self) -> None:
         """Give back what was allocated ahead; the log stays usable by a later `open`."""
-        if self._segments:
+        if self._segments and not self._rotten:
             self._segments[-1].seal()
 
     # Reading

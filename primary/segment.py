@@ -89,6 +89,7 @@ class Segment:
         self.fd = fd
         self.end = 0
         self.newest_ms = 0
+        self.lost_txid = 0
         self.allocated = os.fstat(fd).st_size
         self.min_txids = array("Q")
         self.max_txids = array("Q")
@@ -116,7 +117,20 @@ class Segment:
         segment = cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
         while segment._load_one():
             pass
+        segment.lost_txid = segment._newest_behind()
         return segment
+
+    def _newest_behind(self) -> int:
+        """The highest TXID of a whole prefix behind where loading stopped: 0 behind a torn tail, more behind rot."""
+        newest, at = 0, self.end + 1
+        while data := os.pread(self.fd, READ_BYTES, at):
+            found = data.find(MAGIC)
+            while found >= 0:
+                head = os.pread(self.fd, PREFIX.size + ltx.HEADER_SIZE, at + found)
+                newest = max(newest, _max_txid(head))
+                found = data.find(MAGIC, found + 1)
+            at += max(1, len(data) - len(MAGIC) + 1)
+        return newest
 
     def _load_one(self) -> bool:
         head = os.pread(self.fd, PREFIX.size + ltx.HEADER_SIZE, self.end)
@@ -169,11 +183,14 @@ class Segment:
 
     def cut(self, count: int) -> None:
         """Keep the first `count` records."""
+        if count < len(self) - 1:
+            self.lost_txid = max(self.lost_txid, self.max_txids[-1])
         self.end = self.offsets[count] - PREFIX.size if count < len(self) else self.end
         columns = (self.min_txids, self.max_txids, self.pre_checksums, self.post_checksums)
         for column in (*columns, self.offsets, self.sizes, self.captured):
             del column[count:]
-        self.seal()
+        if not self.lost_txid:
+            self.seal()
 
     def seal(self) -> None:
         """No more records will come: give back what was allocated ahead."""
@@ -187,6 +204,17 @@ class Segment:
             step = -(-(need - self.allocated) // ALLOCATION_STEP_BYTES) * ALLOCATION_STEP_BYTES
             os.posix_fallocate(self.fd, self.allocated, step)
             self.allocated += step
+
+
+def _max_txid(head: bytes) -> int:
+    """Of a record that begins with `head`; 0 when that is none."""
+    if len(head) < PREFIX.size + ltx.HEADER_SIZE or PREFIX.unpack_from(head)[1] != zlib.crc32(head[8:]):
+        return 0
+    try:
+        header = ltx.Header.decode(head[PREFIX.size :])
+    except Corrupt:
+        return 0
+    return header.max_txid if header else 0
 
 
 class Writer:

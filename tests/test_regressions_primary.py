@@ -215,17 +215,19 @@ def test_a_crash_while_a_history_begins_forgets_no_txid(
 
 @pytest.mark.parametrize("entry", [1, 2, 9, 18])
 @pytest.mark.parametrize("segment_bytes", [None, 4000])
+@pytest.mark.parametrize("place", ["prefix", "header", "pages", "checksum"])
 def test_a_rotten_entry_further_back_does_not_make_the_log_go_back(
-    tmp_path: Path, seed: int, entry: int, segment_bytes: int | None
+    tmp_path: Path, seed: int, entry: int, segment_bytes: int | None, place: str
 ) -> None:
     log = log_of(tmp_path, 20, seed, segment_bytes=segment_bytes)
     newest = log.position
     rotten = log.after(entry)
     assert rotten is not None
-    path, middle = rotten.segment.path, rotten.offset + rotten.size // 2
+    at = {"prefix": -10, "header": 30, "pages": rotten.size // 2, "checksum": rotten.size - 12}[place]
+    path, at = rotten.segment.path, rotten.offset + at
     log.close()
     data = bytearray(path.read_bytes())
-    data[middle] ^= 0x10
+    data[at] ^= 0x10
     path.write_bytes(data)
     again = TransactionLog.open(tmp_path)
     assert again.position.txid >= newest.txid
