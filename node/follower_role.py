@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from follower.client import Client
 from follower.following import Following, check_replica
 from node.progress import Progress
 from walcast import wire
+from walcast.errors import ConfigError
 from walcast.statedir import state_dir
 from walcast.store import open_store
 
@@ -36,6 +38,7 @@ async def run_follower(settings: FollowerSettings, stop: asyncio.Event, ready: C
         check_replica(settings.path)
     settings.tls.channel(settings.primary)
     store = open_store(settings.archive) if settings.archive else None
+    new = not state_dir(settings.path).exists()
     client = Client(
         settings.primary,
         settings.tls,
@@ -59,6 +62,10 @@ async def run_follower(settings: FollowerSettings, stop: asyncio.Event, ready: C
             await running
         except asyncio.CancelledError:
             pass
+        except ConfigError:
+            if new and not settings.path.exists():
+                shutil.rmtree(state_dir(settings.path), ignore_errors=True)  # it never was a replica
+            raise
         finally:
             await client.close()
             if store is not None:
@@ -68,9 +75,9 @@ async def run_follower(settings: FollowerSettings, stop: asyncio.Event, ready: C
 def persistent_id(database: Path) -> str:
     """The same follower keeps its id: made once, kept beside the replica."""
     path = state_dir(database) / "id"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
+    if not path.exists() or not path.read_text().strip():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:12] + "\n")
-        return path.read_text().strip()
+        made = path.with_name("id.tmp")
+        made.write_text(uuid.uuid4().hex[:12] + "\n")
+        made.replace(path)
+    return path.read_text().strip()
