@@ -13,12 +13,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from node.http import Facts, HttpServer
-from node.status import primary_facts
 from primary.archiver import Archiver
 from primary.database import Database
 from primary.publisher import Publisher, Served
 from walcast import wire
 from walcast.errors import ConfigError
+from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable
+from walcast.facts import primary_facts
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statusfile import State, read_status
@@ -45,44 +46,6 @@ def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
                 raise ConfigError(f"{address}: not a walcast primary") from error
             raise Unavailable(f"{address}: {details or code.name}") from error
     return primary_facts(reply)
-
-
-def primary_facts(reply: pb.StatusReply) -> Facts:
-    """What the Status call answered, as data."""
-    return {"role": reply.role, "term": reply.term, "databases": [_database_facts(d) for d in reply.databases]}
-
-
-def _database_facts(database: pb.DatabaseStatus) -> Facts:
-    archive = None
-    if database.HasField("archive"):
-        archive = {
-            "url": database.archive.url,
-            "txid": database.archive.txid,
-            "error": database.archive.error or None,
-        }
-    return {
-        "name": database.name,
-        "path": database.path,
-        "position": str(wire.position_of(database.position)),
-        "txid": database.position.txid,
-        "page_size": database.page_size,
-        "pages": database.pages,
-        "wal_bytes": database.wal_bytes,
-        "log": {"bytes": database.log_bytes, "first_txid": database.log_first_txid},
-        "archive": archive,
-        "followers": [
-            {
-                "id": f.id,
-                "received_txid": f.received_txid,
-                "applied_txid": f.applied_txid,
-                "lag_txids": f.lag_txids,
-                "lag_ms": round(f.lag_ms, 3),
-                "state": f.state,
-                "peer": f.peer,
-            }
-            for f in database.followers
-        ],
-    }
 
 
 def replica_status(path: Path) -> Facts:

@@ -105,10 +105,11 @@ class Primary:
 
     def status(self) -> dict[str, Any]:
         """What `walcast status --json` prints: role, term, databases with their archive and followers."""
+        from walcast.facts import primary_facts
         from walcast.rpc import replication_pb2 as pb
 
         reply: pb.StatusReply = self._call("Status", pb.StatusRequest(), STATUS_TIMEOUT_S)
-        return {"role": reply.role, "term": reply.term, "databases": [_database(d) for d in reply.databases]}
+        return primary_facts(reply)
 
     def _call(self, method: str, request: Any, timeout_s: float) -> Any:
         import grpc
@@ -170,34 +171,3 @@ def _refused(refusal: pb.Refusal, address: str) -> WalcastError:
     final = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE)
     kind = ConfigError if refusal.kind in final else Unavailable
     return kind(f"{address}: {refusal.detail}")
-
-
-def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
-    from walcast import wire
-
-    archive = database.archive
-    return {
-        "name": database.name,
-        "path": database.path,
-        "position": str(wire.position_of(database.position)),
-        "txid": database.position.txid,
-        "page_size": database.page_size,
-        "pages": database.pages,
-        "wal_bytes": database.wal_bytes,
-        "log": {"bytes": database.log_bytes, "first_txid": database.log_first_txid},
-        "archive": {"url": archive.url, "txid": archive.txid, "error": archive.error or None}
-        if database.HasField("archive")
-        else None,
-        "followers": [
-            {
-                "id": follower.id,
-                "received_txid": follower.received_txid,
-                "applied_txid": follower.applied_txid,
-                "lag_txids": follower.lag_txids,
-                "lag_ms": round(follower.lag_ms, 3),
-                "state": follower.state,
-                "peer": follower.peer,
-            }
-            for follower in database.followers
-        ],
-    }

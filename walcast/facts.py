@@ -1,0 +1,42 @@
+"""What the Status call answered, as the data that `walcast status --json` prints and `Primary.status()` returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from walcast import wire
+from walcast.rpc import replication_pb2 as pb
+
+
+def primary_facts(reply: pb.StatusReply) -> dict[str, Any]:
+    """Role, term, and every database with its followers."""
+    return {"role": reply.role, "term": reply.term, "databases": [_database(d) for d in reply.databases]}
+
+
+def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
+    archive = database.archive
+    return {
+        "name": database.name,
+        "path": database.path,
+        "position": str(wire.position_of(database.position)),
+        "txid": database.position.txid,
+        "page_size": database.page_size,
+        "pages": database.pages,
+        "wal_bytes": database.wal_bytes,
+        "log": {"bytes": database.log_bytes, "first_txid": database.log_first_txid},
+        "archive": {"url": archive.url, "txid": archive.txid, "error": archive.error or None}
+        if database.HasField("archive")
+        else None,
+        "followers": [
+            {
+                "id": follower.id,
+                "received_txid": follower.received_txid,
+                "applied_txid": follower.applied_txid,
+                "lag_txids": follower.lag_txids,
+                "lag_ms": round(follower.lag_ms, 3),
+                "state": follower.state,
+                "peer": follower.peer,
+            }
+            for follower in database.followers
+        ],
+    }
