@@ -15,6 +15,7 @@ import time
 from typing import BinaryIO
 
 from primary.database import Database
+from primary.levels import ArchivePolicy
 from primary.log import Known
 from primary.merging import merge
 from primary.segment import Entry
@@ -35,16 +36,30 @@ RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 class Archiver:
     """Uploads one database's transactions, in a thread of its own. `txid` and `error` may be read by any."""
 
-    def __init__(self, database: Database, store: Store, *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        policy: ArchivePolicy = ArchivePolicy(),  # noqa: B008 - frozen
+        *,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
         self.store = store
+        self.policy = policy
         self.txid = 0
         self.error: str | None = None
         self._database = database
         self._interval_s = interval_s
         self._position: Position | None = None
+        self._level_s: float | None = None  # when the archive had everything for the last time, if it has not now
         self._grown = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"archive-{database.name}", daemon=True)
+
+    @property
+    def behind_s(self) -> float:
+        """For how long there has been something that is not in the archive yet; 0 when it has everything."""
+        return 0.0 if self._level_s is None else time.monotonic() - self._level_s
 
     def start(self) -> None:
         """Begin in the background."""
