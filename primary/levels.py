@@ -1,4 +1,4 @@
-"""When to compact, when to take a snapshot, what may be deleted. Pure: what is known of the archive in, decisions out."""
+"""When to compact, when to take a snapshot, what may go. Pure: what is known of the archive in, decisions out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ DAY_S = 86_400.0
 class ArchivePolicy:
     """How an archive is kept. Durations in seconds.
 
-    `level_intervals_s[i]` is that of level i + 1: files of the level below are compacted into it at every full interval.
-    Any moment of the last `retention_s` stays restorable, to the grain of level 1; the last `raw_retention_s` to the
+    `level_intervals_s[i]` is that of level i + 1: what the level below has is compacted into it at every full
+    interval. Any moment of the last `retention_s` stays restorable, to the grain of level 1; the last `raw_retention_s` to the
     grain of single uploads. Without `delete` nothing is ever removed.
     """
 
