@@ -1,4 +1,11 @@
-"""Real S3 servers on a loopback port, for tests: `rclone serve s3` over a folder, and moto."""
+"""Real S3 servers on a loopback port, for tests: `rclone serve s3` over a folder, and moto.
+
+with rclone_s3(tmp_path) as server, open_store(server.spec("db")) as store: ...
+with counted_s3(tmp_path) as server:        # rclone behind the proxy of support/s3_proxy.py, see there
+    run(primary, server.url("db"), env=server.environment())
+    assert server.traffic.requests["LIST"] == 1
+    with server.traffic.outage("503"): ...
+"""
 
 from __future__ import annotations
 
@@ -11,8 +18,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from support.s3_proxy import Traffic, proxied
 
 from walcast.store import S3Spec
 
@@ -56,6 +65,27 @@ def rclone_s3(folder: Path) -> Iterator[S3Server]:
     command += ["--config", os.devnull, "--vfs-cache-mode", "off", str(folder)]
     with _process(command, r"http://127\.0\.0\.1:\d+") as endpoint:
         yield S3Server(endpoint, folder)
+
+
+@dataclass(frozen=True)
+class CountedS3(S3Server):
+    """A server behind a proxy; `traffic` counts its requests and can make it fail."""
+
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+@contextmanager
+def counted(server: S3Server) -> Iterator[CountedS3]:
+    """`server`, which keeps running by itself, behind a proxy with an endpoint of its own."""
+    with proxied(server.endpoint) as (endpoint, traffic):
+        yield CountedS3(endpoint, server.folder, traffic)
+
+
+@contextmanager
+def counted_s3(folder: Path) -> Iterator[CountedS3]:
+    """`rclone serve s3` over `folder`, behind a proxy."""
+    with rclone_s3(folder) as server, counted(server) as front:
+        yield front
 
 
 @contextmanager
