@@ -1,28 +1,31 @@
 """The log → the archive: at most one upload a second, none when nothing was committed, never in the stream's way.
 
-Each upload merges the entries since the last one. An archive without a beginning, or that the log does not connect
-with any more (it was away for longer than the log reaches), gets a snapshot. One LIST at the start; after that
-nothing is asked.
+Each upload merges the entries since the last one. An archive without a beginning gets a snapshot. When the store was
+away for longer than the log reaches, one file takes the archive over all that it missed (`unarchived.py`). One listing
+at the start; after that nothing is asked.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 import threading
 import time
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+from primary.catalogue import Catalogue
+from primary.compaction import Written
 from primary.database import Database
 from primary.levels import ArchivePolicy
 from primary.log import Known
 from primary.merging import merge
 from primary.segment import Entry
-from primary.snapshot import snapshot
+from primary.snapshot import difference, snapshot
+from primary.unarchived import Unarchived
+from primary.upkeep import Upkeep
 from walcast import ltx
-from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, ArchiveGap, list_files, ltx_key, plan_restore
-from walcast.errors import Corrupt, WalcastError
+from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
+from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.position import Position
 from walcast.store import Store
 
@@ -31,10 +34,14 @@ log = logging.getLogger("walcast.archive")
 INTERVAL_S = 1.0
 MERGE_BYTES = 8 << 20
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+DRAIN_S = 5.0
 
 
 class Archiver:
-    """Uploads one database's transactions, in a thread of its own. `txid` and `error` may be read by any."""
+    """Uploads one database's transactions, in a thread of its own. Whatever has no underscore may be used by any.
+
+    `txid` is how far the archive reaches; `error` why it does not get further, None while all is well.
+    """
 
     def __init__(
         self,
@@ -51,27 +58,53 @@ class Archiver:
         self._database = database
         self._interval_s = interval_s
         self._position: Position | None = None
-        self._level_s: float | None = None  # when the archive had everything for the last time, if it has not now
+        self._unarchived = Unarchived(database.state.path, database.log)
+        self._catalogue: Catalogue | None = None
+        self._upkeep: Upkeep | None = None
+        self._relist = False
+        self._behind_since_s: float | None = time.monotonic()
         self._grown = threading.Event()
         self._stop = threading.Event()
+        self._stop_listening = database.log.listen(self._on_append)
         self._thread = threading.Thread(target=self._run, name=f"archive-{database.name}", daemon=True)
 
     @property
     def behind_s(self) -> float:
         """For how long there has been something that is not in the archive yet; 0 when it has everything."""
-        return 0.0 if self._level_s is None else time.monotonic() - self._level_s
+        since = self._behind_since_s
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def upkeep_error(self) -> str | None:
+        """Why compaction, snapshots or retention do not get on; the archive is restorable all the same."""
+        return self._upkeep.error if self._upkeep else None
 
     def start(self) -> None:
         """Begin in the background."""
-        self._database.log.listen(self._grown.set)
         self._grown.set()
         self._thread.start()
 
-    def stop(self, *, drain_s: float = 5.0) -> None:
+    def look_again(self) -> None:
+        """Somebody else may have put a snapshot into the archive."""
+        self._relist = True
+        self._grown.set()
+
+    def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Upload what is left, for `drain_s` seconds at most, and end."""
         self._stop.set()
         self._grown.set()
-        self._thread.join(drain_s)
+        if self._thread.is_alive():
+            self._thread.join(drain_s)
+        if self._upkeep is not None:
+            self._upkeep.stop(drain_s)
+        self._stop_listening()
+
+    def _on_append(self) -> None:
+        if self._behind_since_s is None:
+            self._behind_since_s = time.monotonic()
+        self._grown.set()
+
+    # The thread
 
     def _run(self) -> None:
         failures = 0
@@ -81,12 +114,8 @@ class Archiver:
             began = time.monotonic()
             try:
                 self._catch_up()
-            except Exception as error:
-                if str(error) != self.error:
-                    expected = isinstance(error, WalcastError | OSError)
-                    facts = {"url": self.store.url, "error": str(error)}
-                    log.warning("cannot archive, trying again", extra=facts, exc_info=not expected)
-                self.error = str(error) or type(error).__name__
+            except Exception as error:  # noqa: BLE001 - logged, with its traceback when nobody expects it
+                self._failed(error)
                 wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
                 failures += 1
                 if stopping or self._stop.wait(wait_s):
@@ -98,49 +127,79 @@ class Archiver:
             self.error, failures = None, 0
             if stopping:
                 return
-            self._grown.wait()
+            assert self._upkeep is not None  # `_catch_up` says so
+            self._upkeep.start_when_due()
+            self._grown.wait(self._upkeep.wait_s())
             self._stop.wait(max(0.0, began + self._interval_s - time.monotonic()))
+
+    def _failed(self, error: Exception) -> None:
+        if str(error) != self.error:
+            expected = isinstance(error, WalcastError | OSError)
+            facts = {"url": self.store.url, "error": str(error)}
+            log.warning("cannot archive, trying again", extra=facts, exc_info=not expected)
+        self.error = str(error) or type(error).__name__
 
     def _catch_up(self) -> None:
         """Upload until the archive has what the log has."""
+        if self._catalogue is None:
+            self._catalogue, self._position = self._begin()
+            self._upkeep = Upkeep(self._database, self.store, self.policy, self._catalogue)
+        if self._relist:
+            self._relist = False
+            self._catalogue.replace(SNAPSHOT_LEVEL, list_files(self.store, [SNAPSHOT_LEVEL]))
         if self._position is None:
-            self._position = self._archived()
-        if self._position is None or self._database.log.knows(self._position) is not Known.YES:
             self._upload_snapshot()
         goal = self._database.log.position  # what comes meanwhile is for the next turn
         while self._position is None or self._position.txid < goal.txid:
-            entries = self._next_entries()
-            if not entries:
-                self._upload_snapshot()
-                continue
-            with tempfile.SpooledTemporaryFile(MERGE_BYTES) as file:
-                try:
-                    header = merge(entries, file.write)
-                except Corrupt as error:
-                    log.error("cannot read the log", extra={"error": str(error)})  # noqa: TRY400
-                    self._upload_snapshot()
-                    continue
-                self._put(0, header, file)  # type: ignore[arg-type]
-            self._moved(entries[-1].position)
+            self._upload_next()
+        self._behind_since_s = None
+        if self._database.log.position.txid > self._position.txid:
+            self._on_append()
 
-    def _archived(self) -> Position | None:
-        """Where the archive's restorable chain ends; None when it has none that this log can tell."""
+    def _begin(self) -> tuple[Catalogue, Position | None]:
+        """What is in the archive, and where its restorable chain ends; None when it has none that this log can tell."""
         files = list_files(self.store)
         newest = max((file.max_txid for file in files), default=0)
         if newest > self._database.log.position.txid:
             # TXIDs name files: another history, or a log that was lost, must not write over what is there.
             log.warning("the archive is ahead of the log; going on behind it", extra={"archive_txid": newest})
             self._database.loop.skip_to(newest + 1)
-            return None
+            return Catalogue(files), None
         try:
             plan = plan_restore(files)
-        except (ArchiveGap, WalcastError):
-            return None
-        return self._position_after(plan[-1])
+        except WalcastError:
+            return Catalogue(files), None
+        position = self._position_after(plan[-1])
+        if position is not None:
+            self.txid = position.txid
+        return Catalogue(files), position
 
     def _position_after(self, last: ArchiveFile) -> Position | None:
         header = ltx.Header.decode(self.store.get(last.key, 0, ltx.HEADER_SIZE))
         return Position(last.max_txid, header.database_checksum) if header else None
+
+    def _upload_next(self) -> None:
+        """One file more: the next entries, or, where the log does not continue the archive, what bridges that."""
+        assert self._position is not None
+        known = self._database.log.knows(self._position)
+        if known is Known.DIVERGED:
+            # Another history. Its TXIDs must not join with ours, so one is left out between them.
+            self._database.loop.skip_to(self._database.log.position.txid + 1)
+            self._upload_snapshot()
+            return
+        entries = self._next_entries() if known is Known.YES else []
+        if not entries:
+            self._bridge()
+            return
+        with tempfile.SpooledTemporaryFile(MERGE_BYTES, dir=str(self._database.state.path)) as file:
+            try:
+                written = merge(entries, file.write)
+            except Corrupt as error:
+                log.error("cannot read the log", extra={"error": str(error)})  # noqa: TRY400
+                self._upload_snapshot()
+                return
+            self._write(0, written, cast(BinaryIO, file))
+        self._moved(entries[-1].position)
 
     def _next_entries(self) -> list[Entry]:
         assert self._position is not None
@@ -153,16 +212,33 @@ class Archiver:
             size, txid = size + entry.size, entry.max_txid
         return entries
 
+    def _bridge(self) -> None:
+        """The log does not reach back to where the archive is: the pages that changed since, else all."""
+        assert self._position is not None
+        if not self._unarchived.connects(self._position):
+            self._upload_snapshot()
+            return
+        changed = self._unarchived.changed_since_archived
+        with difference(self._database, self._position.txid, changed) as (written, file):
+            self._write(0, written, file)
+        header = written.header
+        txids = {"from_txid": header.min_txid, "txid": header.max_txid}
+        facts = {"url": self.store.url, "bytes": written.trailer.size, **txids}
+        log.info("archived what was missed, as one file", extra=facts)
+        self._moved(Position(header.max_txid, header.database_checksum))
+
     def _upload_snapshot(self) -> None:
-        with snapshot(self._database, self._database.state.path) as (header, file):
-            self._put(SNAPSHOT_LEVEL, header, file)
+        with snapshot(self._database) as (written, file):
+            self._write(SNAPSHOT_LEVEL, written, file)
+        header = written.header
         log.info("archived a snapshot", extra={"url": self.store.url, "txid": header.max_txid})
         self._moved(Position(header.max_txid, header.database_checksum))
 
-    def _put(self, level: int, header: ltx.Header, file: BinaryIO) -> None:
-        file.seek(0, io.SEEK_SET)
-        key = ltx_key(self.store, level, header.min_txid, header.max_txid)
-        self.store.put(key, file, timestamp_ms=header.timestamp_ms)
+    def _write(self, level: int, written: Written, file: BinaryIO) -> None:
+        if self._upkeep is None:
+            raise Unavailable("the archive was not listed yet")
+        self._upkeep.write(level, written, file)
 
     def _moved(self, position: Position) -> None:
         self._position, self.txid = position, position.txid
+        self._unarchived.move(position)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from typing import Any
 
 import apsw
@@ -150,7 +149,7 @@ class Capture:
             commit_pages=found.commit_pages,
             min_txid=position.txid + 1,
             max_txid=position.txid + found.commits,
-            timestamp_ms=time.time_ns() // 1_000_000,
+            timestamp_ms=self.log.timestamp_ms(),
             pre_checksum=position.checksum,
             wal_offset=start,
             wal_size=found.frame_count * self.frame_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ class Database:
         self.page_size = int(self._reader.pragma("page_size"))
         self._anchor = Anchor(path)
         self.files = DatabaseFiles(path)
+        self.snapshotting = threading.Lock()
         self.loop = CaptureLoop(name, self._anchor, Capture(self.files, self._reader, self.log, self.page_size))
 
     def start(self) -> None:

@@ -32,6 +32,7 @@ from walcast.filesystem import fsync_directory
 from walcast.position import Position
 
 PINNED_FACTOR = 4
+CLOCK_STEP_MS = 60_000
 
 
 class Known(Enum):
@@ -43,7 +44,10 @@ class Known(Enum):
 
 
 class TransactionLog:
-    """Entries from `first` to `position`, contiguous in TXIDs and checksums. One thread appends, any may read."""
+    """Entries from `first` to `position`, contiguous in TXIDs and checksums. One thread appends, any may read.
+
+    `before_trim` is called, in the appending thread, with each segment that is about to be deleted.
+    """
 
     def __init__(self, directory: Path, *, max_bytes: int, max_age_s: float, segment_bytes: int = 16 << 20) -> None:
         self.directory = directory
@@ -58,6 +62,8 @@ class TransactionLog:
         self._pins = 0
         self._rotten = False
         self._listeners: list[Callable[[], None]] = []
+        self._clock_ms = 0
+        self.before_trim: Callable[[Segment], None] = lambda segment: None
 
     # Opening
 
@@ -106,6 +112,7 @@ class TransactionLog:
             entry = self._segments[-1].entry(-1)
             self.position = entry.position
             self.term = entry.header().term or 1
+            self._clock_ms = self._segments[-1].newest_ms
         if lost_txid > self.position.txid:
             self.position = Position(lost_txid)
             self._rotten = True
@@ -153,6 +160,14 @@ class TransactionLog:
             self.checksums, self.position, self._rotten = checksums, position, False
 
     # Appending
+
+    def timestamp_ms(self) -> int:
+        """The time for the next entry: never before that of the last one, so that times can be searched in an archive.
+        Only a clock that was set back by more than a minute is believed."""
+        now = time.time_ns() // 1_000_000
+        if not 0 <= self._clock_ms - now <= CLOCK_STEP_MS:
+            self._clock_ms = now
+        return self._clock_ms
 
     def writer(self, min_txid: int) -> Writer:
         """For the entry that begins with `min_txid`, which must follow the position."""
@@ -221,18 +236,25 @@ class TransactionLog:
 
     def trim(self) -> None:
         """Delete the oldest segments that are over the bounds; the newest always stays."""
+        for segment in self._over_bounds():
+            self.before_trim(segment)
+            with self._lock:
+                segment.path.unlink()
+                self._segments.remove(segment)
+
+    def _over_bounds(self) -> list[Segment]:
         oldest_ms = int((time.time() - self.max_age_s) * 1000)
+        over: list[Segment] = []
         with self._lock:
             bound = self.max_bytes * (PINNED_FACTOR if self._pins else 1)
             total = sum(s.end for s in self._segments)
-            while len(self._segments) > 1:
-                oldest = self._segments[0]
+            for oldest in self._segments[:-1]:
                 too_old = oldest.newest_ms < oldest_ms and not self._pins
                 if total <= bound and not too_old:
                     break
                 total -= oldest.end
-                oldest.path.unlink()
-                del self._segments[0]
+                over.append(oldest)
+        return over
 
     def close(self) -> None:
         """Give back what was allocated ahead; the log stays usable by a later `open`."""
@@ -271,6 +293,14 @@ class TransactionLog:
             for segment in reversed(self._segments):
                 if len(segment) and segment.min_txids[0] <= txid + 1:
                     return segment.find(txid + 1)
+            return None
+
+    def ending_at(self, txid: int) -> Entry | None:
+        """The entry that ends with `txid`."""
+        with self._lock:
+            for segment in reversed(self._segments):
+                if len(segment) and segment.min_txids[0] <= txid:
+                    return segment.ending_at(txid)
             return None
 
     def knows(self, position: Position) -> Known:

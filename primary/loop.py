@@ -37,6 +37,7 @@ BUSY_COMMITS = 32
 BUSY_PAUSE_S = 0.008
 RETRY_S = 1.0
 TROUBLE_S = 60.0
+SKIP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class CaptureLoop:
     def skip_to(self, txid: int) -> None:
         """Give the present state a TXID of at least `txid`: a new history, whose followers compare pages once."""
         self._skip_to = txid
-        self.barrier().result()
+        self.barrier().result(SKIP_TIMEOUT_S)
 
     def recheck(self, reason: str) -> None:
         """Something did not have the checksum that the log says: compare all pages, and publish what differs."""

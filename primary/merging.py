@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import lz4.block
 
+from primary.compaction import Written
 from primary.segment import Entry
 from walcast import ltx
 
 
-def merge(entries: Sequence[Entry], write: Callable[[bytes], object]) -> ltx.Header:
+def merge(entries: Sequence[Entry], write: Callable[[bytes], object]) -> Written:
     """Write the file that takes a database over all of `entries` (contiguous) at once, in Litestream's form.
 
     Litestream refuses database checksums in the header and trailer, so they are left out there, and the one after the
@@ -39,5 +40,4 @@ def merge(entries: Sequence[Entry], write: Callable[[bytes], object]) -> ltx.Hea
         for pgno in sorted(p for p in blocks if p <= header.commit_pages):
             block = blocks[pgno]
             encoder.add_block(pgno, block, lz4.block.decompress(block, uncompressed_size=header.page_size))
-    encoder.finish()
-    return header
+    return Written(header, encoder.finish())

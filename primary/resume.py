@@ -6,7 +6,6 @@ No follower needs a new copy because a primary restarted, or because somebody wr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -87,7 +86,7 @@ def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) ->
         commit_pages=now.commit_pages,
         min_txid=log.position.txid + 1,
         max_txid=log.position.txid + 1,
-        timestamp_ms=time.time_ns() // 1_000_000,
+        timestamp_ms=log.timestamp_ms(),
         pre_checksum=log.position.checksum,
         term=log.term,
     )

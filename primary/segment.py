@@ -181,6 +181,13 @@ class Segment:
             return None
         return self.entry(index)
 
+    def ending_at(self, max_txid: int) -> Entry | None:
+        """The record that ends with `max_txid`."""
+        index = bisect_left(self.max_txids, max_txid)
+        if index == len(self) or self.max_txids[index] != max_txid:
+            return None
+        return self.entry(index)
+
     def cut(self, count: int) -> None:
         """Keep the first `count` records."""
         if count < len(self) - 1:

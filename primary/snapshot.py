@@ -1,90 +1,154 @@
-"""An exact snapshot that never blocks a writer: copy pages as they come, then replay the log over them.
+"""An exact copy that never blocks a writer, as one LTX file: all pages, or those that changed since a position.
 
 The scratch file is built like a new follower's copy: pages read in short transactions from a position on, then every
-entry since. Its checksum proves it before anything is uploaded. Disk: the database once, and once compressed.
+entry of the log since. Its checksum proves it before anything is encoded. Disk: the database once, and the file once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
+from primary.compaction import Written
 from primary.database import Database
 from primary.segment import Entry
 from walcast import ltx
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.errors import Corrupt, Unavailable
 from walcast.filesystem import pwrite_all
-from walcast.position import CHECKSUM_FLAG, Position
+from walcast.position import Position
 
 PIECE_BYTES = 1 << 20
 BARRIER_TIMEOUT_S = 60.0
+SPARE_BYTES = 64 << 20
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """The scratch file: the database at `position`, proven."""
+
+    fd: int
+    position: Position
+    timestamp_ms: int
+    checksums: PageChecksums
 
 
 @contextmanager
-def snapshot(database: Database, directory: Path) -> Iterator[tuple[ltx.Header, BinaryIO]]:
+def snapshot(database: Database, tick: Tick = lambda: None) -> Iterator[tuple[Written, BinaryIO]]:
     """The database at some position at or after now, as an LTX snapshot in Litestream's form, to be read once."""
-    scratch, encoded = directory / "snapshot.db.tmp", directory / "snapshot.ltx.tmp"
+    with _exact_copy(database, tick) as copy, _encoded(database, copy, 1, None, tick) as encoded:
+        yield encoded
+
+
+@contextmanager
+def difference(
+    database: Database,
+    after_txid: int,
+    changed: Callable[[int], NDArray[np.uint32] | None],
+    tick: Tick = lambda: None,
+) -> Iterator[tuple[Written, BinaryIO]]:
+    """From `after_txid` to some position at or after now: the pages that `changed(max TXID)` answers."""
+    with _exact_copy(database, tick) as copy:
+        pgnos = changed(copy.position.txid)
+        if pgnos is None:
+            raise Unavailable("the log moved on while a difference was being made")
+        with _encoded(database, copy, after_txid + 1, pgnos, tick) as encoded:
+            yield encoded
+
+
+@contextmanager
+def _exact_copy(database: Database, tick: Tick) -> Iterator[_Copy]:
+    scratch = database.state.path / "snapshot.db.tmp"
+    with database.snapshotting, database.log.pin():
+        try:
+            with scratch.open("w+b") as file:
+                yield _build(database, file.fileno(), tick)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def _encoded(
+    database: Database, copy: _Copy, min_txid: int, pgnos: NDArray[np.uint32] | None, tick: Tick
+) -> Iterator[tuple[Written, BinaryIO]]:
+    header = ltx.Header(
+        page_size=database.page_size,
+        commit_pages=copy.checksums.commit_pages,
+        min_txid=min_txid,
+        max_txid=copy.position.txid,
+        timestamp_ms=copy.timestamp_ms,
+        flags=ltx.FLAG_NO_CHECKSUM,
+        database_checksum=copy.position.checksum,
+        term=database.log.term,
+    )
+    encoded = database.state.path / "snapshot.ltx.tmp"
     try:
-        with database.log.pin(), scratch.open("w+b") as file:
-            position, commit_pages = _build(database, file.fileno())
-            header = ltx.Header(
-                page_size=database.page_size,
-                commit_pages=commit_pages,
-                min_txid=1,
-                max_txid=position.txid,
-                timestamp_ms=_timestamp_ms(database),
-                flags=ltx.FLAG_NO_CHECKSUM,
-                database_checksum=position.checksum,
-                term=database.log.term,
-            )
-            with encoded.open("w+b") as out:
-                _encode(header, file.fileno(), out)
-                scratch.unlink()
-                out.seek(0)
-                yield header, out
+        with encoded.open("w+b") as out:
+            trailer = _encode(header, copy, pgnos, out, tick)
+            out.seek(0)
+            yield Written(header, trailer), out
     finally:
-        scratch.unlink(missing_ok=True)
         encoded.unlink(missing_ok=True)
 
 
-def _timestamp_ms(database: Database) -> int:
-    last = database.log.last
-    if last is not None and (header := last.header()).max_txid == database.log.position.txid:
-        return header.timestamp_ms
-    return int(database.path.stat().st_mtime * 1000)
-
-
-def _build(database: Database, fd: int) -> tuple[Position, int]:
+def _build(database: Database, fd: int, tick: Tick) -> _Copy:
     start = database.loop.barrier().result(BARRIER_TIMEOUT_S)
+    _check_space(database, start.commit_pages)
+    timestamp_ms = _timestamp_ms(database, start.position)
     checksums = PageChecksums(database.page_size)
-    _copy(database, fd, start.commit_pages, checksums)
+    _copy(database, fd, start.commit_pages, checksums, tick)
     end = database.loop.barrier().result(BARRIER_TIMEOUT_S)
     position, commit_pages = start.position, start.commit_pages
     while position.txid < end.position.txid:
+        tick()
         entry = database.log.after(position.txid)
         if entry is None:
             raise Unavailable("the log moved on while a snapshot was being made")
         commit_pages = _replay(entry, fd, checksums)
-        position = entry.position
+        position, timestamp_ms = entry.position, entry.header().timestamp_ms
     if checksums.database != position.checksum:
         database.loop.recheck("a snapshot did not have the log's checksum")
         raise Corrupt(f"the snapshot's checksum is {checksums.database:016x}, the log says {position}")
     os.ftruncate(fd, commit_pages * database.page_size)
-    return position, commit_pages
+    return _Copy(fd, position, timestamp_ms, checksums)
 
 
-def _copy(database: Database, fd: int, commit_pages: int, checksums: PageChecksums) -> None:
+def _check_space(database: Database, commit_pages: int) -> None:
+    """The app's disk is not ours to fill."""
+    need = 2 * commit_pages * database.page_size + SPARE_BYTES
+    free = shutil.disk_usage(database.state.path).free
+    if free < need:
+        raise Unavailable(
+            f"no room for a snapshot: {database.state.path} has {free >> 20} MiB free, it takes up to {need >> 20} MiB"
+        )
+
+
+def _timestamp_ms(database: Database, position: Position) -> int:
+    entry = database.log.ending_at(position.txid)
+    if entry is not None:
+        return entry.header().timestamp_ms
+    files = (database.path, Path(f"{database.path}-wal"))
+    return int(max(file.stat().st_mtime for file in files if file.exists()) * 1000)
+
+
+def _copy(database: Database, fd: int, commit_pages: int, checksums: PageChecksums, tick: Tick) -> None:
     """Pages 1 to `commit_pages`, as they are when each piece is read; fewer when the database shrinks meanwhile."""
     size = database.page_size
     step = max(1, PIECE_BYTES // size)
     with database.reading() as read:
         for first in range(1, commit_pages + 1, step):
+            tick()
             pages = read(first, min(step, commit_pages + 1 - first))
             pwrite_all(fd, pages, (first - 1) * size)
             _note(checksums, first, pages)
@@ -111,18 +175,30 @@ def _replay(entry: Entry, fd: int, checksums: PageChecksums) -> int:
     return commit_pages
 
 
-def _encode(header: ltx.Header, fd: int, out: BinaryIO) -> None:
-    size, skip = header.page_size, lock_pgno(header.page_size)
+def _encode(
+    header: ltx.Header, copy: _Copy, pgnos: NDArray[np.uint32] | None, out: BinaryIO, tick: Tick
+) -> ltx.Trailer:
+    size = header.page_size
     encoder = ltx.Encoder(header, out.write)
-    step = max(1, PIECE_BYTES // size)
-    checksum = 0
-    for first in range(1, header.commit_pages + 1, step):
-        pages = memoryview(os.pread(fd, min(step, header.commit_pages + 1 - first) * size, (first - 1) * size))
-        for i in range(len(pages) // size):
-            if first + i != skip:
-                page = pages[i * size : (i + 1) * size]
-                checksum ^= page_checksum(first + i, page)
-                encoder.add(first + i, page)
-    encoder.finish()
-    if checksum | CHECKSUM_FLAG != header.database_checksum:
-        raise Corrupt("the snapshot's file is not what was written to it")
+    for first, count in _runs(header, pgnos):
+        tick()
+        pages = memoryview(os.pread(copy.fd, count * size, (first - 1) * size))
+        for pgno in range(first, first + len(pages) // size):
+            page = pages[(pgno - first) * size : (pgno - first + 1) * size]
+            if page_checksum(pgno, page) != copy.checksums.get(pgno):
+                raise Corrupt(f"page {pgno} of the snapshot's scratch file is not what was written to it")
+            encoder.add(pgno, page)
+    return encoder.finish()
+
+
+def _runs(header: ltx.Header, pgnos: NDArray[np.uint32] | None) -> Iterable[tuple[int, int]]:
+    """The pages to write, as (first, count) of neighbours, a piece each at most; never the lock page."""
+    step, lock = max(1, PIECE_BYTES // header.page_size), lock_pgno(header.page_size)
+    if pgnos is None:
+        pgnos = np.arange(1, header.commit_pages + 1, dtype=np.uint32)
+    pgnos = pgnos[(pgnos >= 1) & (pgnos <= header.commit_pages) & (pgnos != lock)]
+    breaks = np.flatnonzero(np.diff(pgnos) != 1) + 1
+    bounds = [0, *breaks.tolist(), len(pgnos)]
+    for start, end in pairwise(bounds):
+        for at in range(start, end, step):
+            yield int(pgnos[at]), min(step, end - at)
