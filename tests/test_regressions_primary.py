@@ -110,7 +110,8 @@ def test_barrier_calls_with_a_deadline_of_a_millisecond_do_not_end_the_primary(d
 
 
 def make_snapshot(app: Served) -> Position:
-    with snapshot(app.database, app.database.state.path) as (header, _):
+    with snapshot(app.database) as (written, _):
+        header = written.header
         return Position(header.max_txid, header.database_checksum)
 
 
