@@ -1,7 +1,8 @@
 """Several files of an archive → one that takes a database over all of them at once.
 
 A merge by page number over streams: of every page the version of the last file that has it. Memory is a window of each
-input, WINDOW_BYTES in all, whatever their size.
+input, WINDOW_BYTES in all, whatever their size. That a database which shrank and grew again has written all pages
+beyond its smaller size is what capture sees to (`capture.py`, `unwritten_pages`).
 """
 
 from __future__ import annotations
