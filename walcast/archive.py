@@ -10,19 +10,17 @@ beyond it. A file that begins earlier repeats pages that the later ones carry ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from walcast.errors import ConfigError, Corrupt, Unavailable
-from walcast.ltx import HEADER_SIZE, Header, format_filename, parse_filename
+from walcast.errors import ConfigError, Unavailable
+from walcast.ltx import format_filename, parse_filename
+from walcast.moment import format_moment
 from walcast.position import format_txid
-from walcast.store.base import ObjectMissing, Store
+from walcast.store.base import Store
 
 SNAPSHOT_LEVEL = 9
 LEVELS = range(SNAPSHOT_LEVEL + 1)
-
-_HEADER_THREADS = 16
 
 
 class ArchiveEmpty(ConfigError):
@@ -71,13 +69,17 @@ def ltx_key(store: Store, level: int, min_txid: int, max_txid: int) -> str:
     return store.level_prefix(level) + format_filename(min_txid, max_txid)
 
 
-def list_files(store: Store, levels: Iterable[int] = LEVELS, *, header_times: bool = False) -> list[ArchiveFile]:
+def list_files(store: Store, levels: Iterable[int] = LEVELS) -> list[ArchiveFile]:
     """The archive's files, by level and TXID; foreign names are ignored.
 
-    A listing's times are the store's: those of the upload on S3. With `header_times` every file's own header is read
-    for its time: one small request a file.
+    One level after the other, from the lowest: what compaction moves up meanwhile is seen below or above, or in both.
+    Times are the store's: those of the upload on S3. `walcast.archive_times` reads those of the transactions.
     """
-    files: list[ArchiveFile] = []
+    return list(iter_files(store, levels))
+
+
+def iter_files(store: Store, levels: Iterable[int] = LEVELS) -> Iterator[ArchiveFile]:
+    """As `list_files`, while the listing is read."""
     for level in levels:
         prefix = store.level_prefix(level)
         for found in store.list(prefix):
@@ -85,8 +87,7 @@ def list_files(store: Store, levels: Iterable[int] = LEVELS, *, header_times: bo
                 min_txid, max_txid = parse_filename(found.key.removeprefix(prefix))
             except ValueError:
                 continue
-            files.append(ArchiveFile(level, min_txid, max_txid, found.size, found.timestamp_ms, found.key))
-    return _with_header_times(store, files) if header_times else files
+            yield ArchiveFile(level, min_txid, max_txid, found.size, found.timestamp_ms, found.key)
 
 
 def plan_restore(
@@ -131,6 +132,20 @@ def plan_restore(
                 reached=reached,
             )
     return start + chain
+
+
+def restorable_txids(files: Iterable[ArchiveFile]) -> list[int]:
+    """Every TXID that these files can restore to exactly, ascending: the ends of all chains.
+
+    One pass by last TXID: a file leads on from the newest end before its own when it leads on from any.
+    """
+    ends: list[int] = []
+    for file in sorted(files, key=lambda file: (file.max_txid, file.min_txid)):
+        if ends and ends[-1] == file.max_txid:
+            continue
+        if file.is_snapshot or (ends and file.min_txid <= ends[-1] + 1):
+            ends.append(file.max_txid)
+    return ends
 
 
 def _usable(files: Iterable[ArchiveFile], txid: int | None, timestamp_ms: int | None) -> list[ArchiveFile]:
@@ -181,20 +196,6 @@ def _no_start(
             f"TXID {format_txid(txid)} is not in the archive any more: the oldest restorable is {format_txid(first)}",
             txid=txid,
         )
-    oldest_ms = min(file.timestamp_ms for file in starts)
-    return TxidNotAvailable(f"the archive does not reach back to that time ({timestamp_ms} ms): oldest {oldest_ms} ms")
-
-
-def _with_header_times(store: Store, files: list[ArchiveFile]) -> list[ArchiveFile]:
-    def read(file: ArchiveFile) -> ArchiveFile | None:
-        try:
-            head = store.get(file.key, 0, HEADER_SIZE)
-        except ObjectMissing:
-            return None  # removed since it was listed
-        header = Header.decode(head)
-        if header is None:
-            raise Corrupt(f"{file.key} in {store.url} has only {len(head)} bytes")
-        return replace(file, timestamp_ms=header.timestamp_ms)
-
-    with ThreadPoolExecutor(_HEADER_THREADS, thread_name_prefix="walcast-list") as pool:
-        return [file for file in pool.map(read, files) if file is not None]
+    oldest = format_moment(min(file.timestamp_ms for file in starts))
+    asked = format_moment(timestamp_ms or 0)
+    return TxidNotAvailable(f"the archive does not reach back to {asked}: its oldest state is of {oldest}")

@@ -5,53 +5,66 @@ Nothing is ever seen at the output path but a whole, proven database.
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from walcast.archive import ArchiveFile, ArchiveGap, TxidNotAvailable, list_files, plan_restore
-from walcast.errors import ConfigError, Corrupt, Unavailable, WalcastError
-from walcast.filesystem import fsync_directory
+from walcast.archive import ArchiveFile, ArchiveGap, list_files, restorable_txids
+from walcast.archive_times import read_headers, timed
+from walcast.damage import DamagedFile, check_header
+from walcast.errors import ConfigError, Corrupt
 from walcast.ltx import Decoder, Header, Page, Trailer
-from walcast.position import format_txid
-from walcast.restore_apply import DamagedFile, Progress, Restored, check_header, restore_to
-from walcast.store.base import ObjectMissing, Store
+from walcast.position import Position, format_txid
+from walcast.restore_apply import GoOn, Progress, Restored, restore_to
+from walcast.restore_around import Around, Goal, check_witnesses
+from walcast.restore_target import check_output, put_in_place, temporary_beside
+from walcast.store.base import Store
 
 __all__ = [
     "DamagedFile",
     "IntegrityCheck",
+    "Planned",
     "Progress",
     "RestoreReport",
     "Restored",
+    "check_integrity",
     "pages_after",
     "restore",
     "restore_to",
 ]
 
-log = logging.getLogger("walcast.restore")
-
 IntegrityCheck = Literal["none", "quick", "full"]
 
-_SIDE_FILES = ("-wal", "-shm", "-journal")
-_WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Where a plan leads, from the headers of its files: `times_ms[i]` is the time of the i-th."""
+
+    position: Position
+    timestamp_ms: int
+    page_size: int
+    commit_pages: int
+    times_ms: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What `restore` did, or with `dry_run` would do. `went_around` names files that were damaged or gone."""
+    """What `restore` did, or with `dry_run` would do. `went_around` names files that were damaged or gone.
+
+    `obstacle` is what a restore would say about the output path, if a dry run found something in the way.
+    """
 
     output: Path
     plan: tuple[ArchiveFile, ...]
     restored: Restored | None
     skipped: str | None = None
     went_around: tuple[str, ...] = ()
+    planned: Planned | None = None
+    obstacle: str | None = None
 
 
 def restore(
@@ -71,32 +84,41 @@ def restore(
     """Restore to `output`, all or nothing: a temporary file beside it, then a rename.
 
     Never over an existing file without `force`, which also removes its -wal, -shm and -journal. A file of the archive
-    that turns out damaged or removed is gone around when others cover its transactions, never by restoring less.
+    that turns out damaged or removed is gone around when others cover its transactions, never by restoring less. A
+    dry run reads the header of each file of the plan, and writes nothing.
 
     Raises ConfigError, the errors of `walcast.archive`, Corrupt, Unavailable; the output is then as it was before.
     """
-    if not dry_run and os.path.lexists(output) and if_db_not_exists:
+    place = Path(os.path.realpath(output))  # through a symbolic link, as SQLite names the side files
+    if if_db_not_exists and os.path.lexists(place):
         return RestoreReport(output, (), None, skipped="the database exists")
-    if not dry_run:
-        _check_output(output, force=force)
-    files = list_files(store, header_times=timestamp_ms is not None)
+    obstacle = _obstacle(place, force=force)
+    if obstacle is not None and not dry_run:
+        raise obstacle
+    goal = Goal(txid, timestamp_ms)
+    files = list_files(store)
     if not files and if_replica_exists:
         return RestoreReport(output, (), None, skipped="the archive is empty")
-    plan = plan_restore(files, txid=txid, timestamp_ms=timestamp_ms)
-    if dry_run:
-        return RestoreReport(output, tuple(plan), None)
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.walcast-restore")
-    with _disk_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            plan, restored, around = _restore_around(store, plan, temporary, parallelism, progress)
-            _check_integrity(temporary, integrity_check)
-            _put_in_place(temporary, output, force=force)
-        finally:
-            temporary.unlink(missing_ok=True)
-            for suffix in _SIDE_FILES:
-                temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
-    return RestoreReport(output, tuple(plan), restored, went_around=tuple(around))
+    if timestamp_ms is not None:
+        files = timed(store, files, timestamp_ms)
+    around = Around(store, goal, files)
+    try:
+        if dry_run:
+            plan, planned = around.carry_out(lambda plan, _: (tuple(plan), _look_ahead(store, plan)))
+            return RestoreReport(output, plan, None, None, around.keys, planned, str(obstacle) if obstacle else None)
+        with temporary_beside(place) as temporary:
+
+            def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
+                done = restore_to(store, plan, temporary, parallelism=parallelism, progress=progress, go_on=go_on)
+                check_witnesses(store, around.files, done)
+                return done
+
+            restored = around.carry_out(attempt)
+            check_integrity(temporary, integrity_check)
+            put_in_place(temporary, place, force=force)
+    except ArchiveGap as gap:
+        raise _with_hint(gap, files, txid) from gap
+    return RestoreReport(output, restored.applied, restored, went_around=around.keys)
 
 
 def pages_after(store: Store, plan: Sequence[ArchiveFile]) -> Iterator[tuple[Header, Iterator[Page]]]:
@@ -133,51 +155,36 @@ def _events(store: Store, file: ArchiveFile) -> Iterator[Header | Page]:
         raise DamagedFile(file, "more bytes after the trailer")
 
 
-def _restore_around(
-    store: Store, plan: list[ArchiveFile], temporary: Path, parallelism: int, progress: Progress | None
-) -> tuple[list[ArchiveFile], Restored, list[str]]:
-    """Carry out the plan, or another one to the same TXID that avoids what turned out damaged or missing."""
-    goal = plan[-1].max_txid
-    avoid: list[str] = []
-    while True:
-        try:
-            return plan, restore_to(store, plan, temporary, parallelism=parallelism, progress=progress), avoid
-        except (DamagedFile, ObjectMissing) as error:
-            avoid.append(error.file.key if isinstance(error, DamagedFile) else error.key)
-            # Listed again: what compaction removed since then is now part of another file.
-            files = [file for file in list_files(store) if file.key not in avoid]
-            try:
-                plan = plan_restore(files, txid=goal)
-            except WalcastError as no_other:
-                raise _last_words(error, no_other) from error
-            log.warning("going around a file of the archive", extra={"url": store.url, "error": str(error)})
+def _obstacle(output: Path, *, force: bool) -> ConfigError | None:
+    try:
+        check_output(output, force=force)
+    except ConfigError as error:
+        return error
+    return None
 
 
-def _last_words(error: DamagedFile | ObjectMissing, no_other: WalcastError) -> WalcastError:
-    """The error, with how far the archive reaches without the file."""
-    reached = no_other.have if isinstance(no_other, ArchiveGap) else 0
-    if isinstance(no_other, TxidNotAvailable):
-        reached = no_other.reached
-    if isinstance(error, DamagedFile) and reached:
-        return DamagedFile(
-            error.file, f"{error.what}; without it the archive restores to --txid {format_txid(reached)}"
-        )
-    return error
+def _look_ahead(store: Store, plan: Sequence[ArchiveFile]) -> Planned:
+    """Read the headers of a plan's files. Raises DamagedFile and ObjectMissing, as restoring would."""
+    headers: list[Header] = []
+    for answer in read_headers(store, plan):
+        if not isinstance(answer, Header):
+            raise answer
+        headers.append(answer)
+    last = headers[-1]
+    times_ms = tuple(header.timestamp_ms for header in headers)
+    position = Position(last.max_txid, last.database_checksum)
+    return Planned(position, last.timestamp_ms, last.page_size, last.commit_pages, times_ms)
 
 
-def _check_output(output: Path, *, force: bool) -> None:
-    if output.is_dir():
-        raise ConfigError(f"{output} is a directory: give the path of the database file")
-    for path in (output, *_side_files(output)):
-        if os.path.lexists(path) and not force:
-            raise ConfigError(f"{path} exists: give another output path, or --force to replace the database")
+def _with_hint(gap: ArchiveGap, files: Sequence[ArchiveFile], txid: int | None) -> ArchiveGap:
+    """The gap, with the newest TXID that can be restored in spite of it."""
+    newest = max((end for end in restorable_txids(files) if txid is None or end <= txid), default=0)
+    gap.args = (f"{gap}; the archive restores to --txid {format_txid(newest)}",) if newest else gap.args
+    return gap
 
 
-def _side_files(output: Path) -> list[Path]:
-    return [output.with_name(output.name + suffix) for suffix in _SIDE_FILES]
-
-
-def _check_integrity(path: Path, kind: IntegrityCheck) -> None:
+def check_integrity(path: Path, kind: IntegrityCheck) -> None:
+    """Let SQLite read a database that nobody else has open, without leaving a trace. Raises Corrupt."""
     if kind == "none":
         return
     pragma = "integrity_check" if kind == "full" else "quick_check"
@@ -188,32 +195,3 @@ def _check_integrity(path: Path, kind: IntegrityCheck) -> None:
         raise Corrupt(f"the restored database fails SQLite's {pragma}: {error}") from error
     if found != ["ok"]:
         raise Corrupt(f"the restored database fails SQLite's {pragma}: {'; '.join(found)}")
-
-
-def _put_in_place(temporary: Path, output: Path, *, force: bool) -> None:
-    """The rename. Old side files go first: SQLite would play an old WAL or journal into the new database."""
-    if force:
-        for path in _side_files(output):
-            path.unlink(missing_ok=True)
-        fsync_directory(output.parent)
-        temporary.replace(output)
-    else:
-        _check_output(output, force=False)
-        try:
-            output.hardlink_to(temporary)  # unlike a rename, never over a file that came meanwhile
-        except FileExistsError:
-            raise ConfigError(f"{output} was made by somebody else meanwhile") from None
-        except OSError:  # a file system without hard links
-            temporary.replace(output)
-    fsync_directory(output.parent)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot write {output}: {error.strerror}"
-        if error.errno in _WRONG_PLACE:
-            raise ConfigError(what) from error
-        raise Unavailable(what) from error

@@ -4,7 +4,11 @@ The files are one sequence of bytes cut into pieces of some MiB. Threads fetch t
 calling thread decodes them in order (a later file overwrites pages of an earlier one), one thread writes the pages.
 Memory is the window of pieces, some batches of pages, and 8 bytes a page of checksums.
 
-Every file is proven by its own checksum, and the database by its checksum wherever a file carries one.
+Every file is proven by its own checksum, and the database by its checksum wherever a file carries one. A database
+checksum that two files agree about also proves that they are of one database.
+
+A restore may take longer than an archive keeps its small files: when one is gone as its turn comes, the caller is
+asked for other files that go on from the TXID reached.
 """
 
 from __future__ import annotations
@@ -20,13 +24,17 @@ import numpy as np
 
 from walcast.archive import ArchiveFile
 from walcast.checksum import PageChecksums
+from walcast.damage import Contradiction, DamagedFile, check_header
 from walcast.errors import Corrupt
 from walcast.ltx import Header, Trailer
-from walcast.position import Position, format_txid
+from walcast.position import Position
 from walcast.restore_pages import Batch, FilePages
-from walcast.store.base import Store
+from walcast.store.base import ObjectMissing, Store
+
+__all__ = ["DamagedFile", "GoOn", "Progress", "Restored", "restore_to"]
 
 Progress = Callable[[int, int], None]
+GoOn = Callable[[int, ObjectMissing], Sequence[ArchiveFile]]
 
 _PIECE_BYTES = 4 << 20
 _WRITES_AHEAD = 8
@@ -34,18 +42,13 @@ _NO_PGNOS = np.zeros(0, np.uint32)
 _NO_SUMS = np.zeros(0, np.uint64)
 
 
-class DamagedFile(Corrupt):
-    """A file of the archive is not what it must be."""
-
-    def __init__(self, file: ArchiveFile, what: str) -> None:
-        super().__init__(f"{file.key}: {what}")
-        self.file = file
-        self.what = what
-
-
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a plan made: the position is proven, its checksum computed from the pages written."""
+    """What a plan made: the position's checksum is computed from the pages written.
+
+    `applied` are the files, in order. `unconfirmed` are those that no other file's database checksum has shown to be of
+    the same database as the rest: all of them where files carry none, as Litestream's, and a snapshot alone.
+    """
 
     position: Position
     term: int
@@ -55,6 +58,8 @@ class Restored:
     files: int
     checksums: PageChecksums
     timestamp_ms: int
+    applied: tuple[ArchiveFile, ...] = ()
+    unconfirmed: tuple[ArchiveFile, ...] = ()
 
 
 def restore_to(
@@ -64,8 +69,12 @@ def restore_to(
     *,
     parallelism: int = 4,
     progress: Progress | None = None,
+    go_on: GoOn | None = None,
 ) -> Restored:
     """Write the database of a plan to `target`, a temporary path, and fsync it.
+
+    `go_on(txid, error)`, if given, answers the files to go on with from TXID `txid` when the next one of the plan is
+    gone, or raises.
 
     A target that an error leaves behind is not a database; the caller removes it. Raises DamagedFile and ObjectMissing
     that name the file, and whatever else the store raises.
@@ -75,48 +84,59 @@ def restore_to(
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         with _Writer(descriptor) as writer:
-            for header, trailer, file in _apply(store, plan, writer, parallelism, progress):
-                writer.file_done(header, trailer, file)
-            restored = writer.restored(plan)
+            while plan:
+                try:
+                    _apply(store, plan, writer, parallelism, progress)
+                    break
+                except _Gone as gone:
+                    if go_on is None or not writer.applied:
+                        raise gone.error from None
+                    plan = go_on(writer.applied[-1].max_txid, gone.error)
+            restored = writer.restored()
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return restored
 
 
-def check_header(header: Header, file: ArchiveFile) -> None:
-    """Raises DamagedFile for a file that has another's name."""
-    if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
-        raise DamagedFile(
-            file, f"holds TXIDs {format_txid(header.min_txid)}-{format_txid(header.max_txid)}, not those of its name"
-        )
+class _Gone(Exception):
+    """The next file is not there, and nothing of it was applied."""
+
+    def __init__(self, error: ObjectMissing) -> None:
+        self.error = error
 
 
 def _apply(
     store: Store, plan: Sequence[ArchiveFile], writer: _Writer, parallelism: int, progress: Progress | None
-) -> Iterator[tuple[Header, Trailer, ArchiveFile]]:
-    """Decode the plan's files in order, hand their pages to `writer`; each file's header and trailer once proven."""
-    total = sum(file.size for file in plan)
-    done = 0
+) -> None:
+    """Decode the plan's files in order into `writer`, which hears of each once it is proven."""
+    done = sum(file.size for file in writer.applied)
+    total = done + sum(file.size for file in plan)
     pages = FilePages(writer.write)
-    for file, data, is_last in _download(store, plan, parallelism):
-        try:
-            pages.feed(data)
-            if pages.header is not None:
-                check_header(pages.header, file)
-            done += len(data)
-            if progress is not None:
-                progress(done, total)
-            if not is_last:
-                continue
-            trailer = pages.finish()
-            assert pages.header is not None  # `finish` says so
-        except DamagedFile:
+    try:
+        for file, data, is_last in _download(store, plan, parallelism):
+            writer.file = file
+            try:
+                pages.feed(data)
+                if pages.header is not None:
+                    check_header(pages.header, file)
+                done += len(data)
+                if progress is not None:
+                    progress(done, total)
+                if not is_last:
+                    continue
+                trailer = pages.finish()
+                assert pages.header is not None  # `finish` says so
+                writer.file_done(pages.header, trailer)
+            except DamagedFile:
+                raise
+            except Corrupt as error:
+                raise DamagedFile(file, str(error)) from error
+            pages = FilePages(writer.write)
+    except ObjectMissing as error:
+        if pages.fed_bytes:
             raise
-        except Corrupt as error:
-            raise DamagedFile(file, str(error)) from error
-        yield pages.header, trailer, file
-        pages = FilePages(writer.write)
+        raise _Gone(error) from error
 
 
 def _download(store: Store, plan: Sequence[ArchiveFile], parallelism: int) -> Iterator[tuple[ArchiveFile, bytes, bool]]:
@@ -155,6 +175,9 @@ class _Writer:
         self._sums: PageChecksums | None = None
         self._pages = 0
         self._last: Header | None = None
+        self._unconfirmed: list[ArchiveFile] = []
+        self.applied: list[ArchiveFile] = []
+        self.file: ArchiveFile | None = None  # whose pages come now
 
     def __enter__(self) -> _Writer:
         return self
@@ -170,17 +193,22 @@ class _Writer:
             self._writes.popleft().result()
         self._writes.append(self._pool.submit(_write_pages, self._descriptor, header.page_size, batch))
 
-    def file_done(self, header: Header, trailer: Trailer, file: ArchiveFile) -> None:
+    def file_done(self, header: Header, trailer: Trailer) -> None:
         """A proven file is all written: the database must have the checksum that the file says."""
         sums = self._of_file(header)
         expected = header.database_checksum if header.no_checksum else trailer.post_checksum
         if expected and expected != sums.database:
-            raise DamagedFile(
-                file, f"database checksum {expected:016x}, but the pages restored have {sums.database:016x}"
+            raise self._contradiction(
+                f"database checksum {expected:016x}, but the pages restored have {sums.database:016x}"
             )
+        assert self.file is not None
+        self._unconfirmed.append(self.file)
+        self.applied.append(self.file)
+        if expected and len(self.applied) > 1:
+            self._unconfirmed.clear()
         self._last = header
 
-    def restored(self, plan: Sequence[ArchiveFile]) -> Restored:
+    def restored(self) -> Restored:
         """Wait for the last page; then the facts."""
         self._drain()
         last, sums = self._last, self._sums
@@ -191,18 +219,24 @@ class _Writer:
             term=last.term,
             page_size=last.page_size,
             commit_pages=last.commit_pages,
-            bytes_downloaded=sum(file.size for file in plan),
-            files=len(plan),
+            bytes_downloaded=sum(file.size for file in self.applied),
+            files=len(self.applied),
             checksums=sums,
             timestamp_ms=last.timestamp_ms,
+            applied=tuple(self.applied),
+            unconfirmed=tuple(self._unconfirmed),
         )
+
+    def _contradiction(self, what: str) -> Contradiction:
+        assert self.file is not None
+        return Contradiction(self.file, what, (self.file, *reversed(self._unconfirmed)))
 
     def _of_file(self, header: Header) -> PageChecksums:
         """Resize the target for a file: what a smaller commit cut off must not come back as it was."""
         if self._sums is None:
             self._sums = PageChecksums(header.page_size)
         if header.page_size != self._sums.page_size:
-            raise Corrupt(f"page size {header.page_size} after {self._sums.page_size}")
+            raise self._contradiction(f"page size {header.page_size} after {self._sums.page_size}")
         if header.commit_pages != self._pages:
             self._drain()
             os.ftruncate(self._descriptor, header.commit_pages * header.page_size)

@@ -47,11 +47,11 @@ class FilePages:
         self._frames: Decoder | None = None
         self._framed: list[Page] = []
         self._trailer: Trailer | None = None
-        self._size = 0
+        self.fed_bytes = 0
 
     def feed(self, data: bytes) -> None:
         """The next bytes. Raises Corrupt."""
-        self._size += len(data)
+        self.fed_bytes += len(data)
         if self._frames is not None:
             self._feed_frames(data)
             return
@@ -94,7 +94,7 @@ class FilePages:
             or self._end is None
             or len(self._end) < PAGE_HEADER_SIZE + 1 + _INDEX_SIZE_BYTES + TRAILER_SIZE
         ):
-            raise Corrupt(f"LTX file, byte {self._size}: not complete")
+            raise Corrupt(f"LTX file, byte {self.fed_bytes}: not complete")
         if header.is_snapshot and self._count != header.commit_pages - (
             header.commit_pages >= lock_pgno(header.page_size)
         ):
@@ -109,7 +109,7 @@ class FilePages:
             raise Corrupt(f"LTX file: file checksum {stored:016x}, but the file has {computed:016x}")
         if bool(post_checksum & CHECKSUM_FLAG) == header.no_checksum:
             raise Corrupt(f"LTX file: post-apply checksum {post_checksum:016x} cannot be one")
-        return Trailer(post_checksum, stored, self._size)
+        return Trailer(post_checksum, stored, self.fed_bytes)
 
     def _pages(self, buffer: bytes, at: int, header: Header) -> int:
         """Decode the whole pages from `at`; where it stopped. The loop that a restore spends its time in."""

@@ -1,0 +1,207 @@
+"""Try a restore's plan; when a file of it is damaged or gone, try another plan to the same goal, never to less.
+
+A file that is not what its own checksum says is left out of every further plan. Where whole files contradict each other
+one of several is another database's, and nothing tells which: then plans without one of the suspects are tried, the
+likeliest first, until one comes out consistent. The archive is listed again after each failure, since what compaction
+and retention removed meanwhile is part of another file.
+
+One case is beyond what one plan can prove: a snapshot alone, of another database under this one's name. It
+is compared with every other file that ends at the same TXID, as far as those carry a database checksum.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from typing import TypeVar
+
+from walcast.archive import ArchiveFile, list_files, plan_restore, restorable_txids
+from walcast.archive_times import read_headers, timed
+from walcast.damage import Contradiction, DamagedFile
+from walcast.errors import Corrupt, WalcastError
+from walcast.ltx import Decoder, Header
+from walcast.position import format_txid
+from walcast.restore_apply import GoOn, Restored
+from walcast.store.base import ObjectMissing, Store
+
+log = logging.getLogger("walcast.restore")
+
+T = TypeVar("T")
+Attempt = Callable[[Sequence[ArchiveFile], GoOn], T]
+
+_GUESSES_MAX = 16
+_ATTEMPTS_MAX = 100
+
+Name = tuple[str, int]  # key and size: an object that is written anew in another size is another one
+
+
+class FileGone(ObjectMissing):
+    """An object that is listed is not there, and nothing else covers its transactions."""
+
+    def __init__(self, error: ObjectMissing, hint: str) -> None:
+        super().__init__(error.key, error.url)
+        self.args = (f"{error}{hint}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is asked for: exactly a TXID, the newest state not after a time, or without either the newest."""
+
+    txid: int | None = None
+    timestamp_ms: int | None = None
+
+    def files(self, store: Store) -> list[ArchiveFile]:
+        """The archive's files, with the times that this goal needs."""
+        files = list_files(store)
+        return files if self.timestamp_ms is None else timed(store, files, self.timestamp_ms)
+
+    def plan(self, files: Sequence[ArchiveFile], after_txid: int = 0) -> list[ArchiveFile]:
+        """Raises as `plan_restore`."""
+        return plan_restore(files, txid=self.txid, timestamp_ms=self.timestamp_ms, after_txid=after_txid)
+
+
+class Around:
+    """One restore: the plans that are tried until one is carried out. `files` is the newest listing."""
+
+    def __init__(self, store: Store, goal: Goal, files: list[ArchiveFile]) -> None:
+        self._store = store
+        self._goal = goal
+        self.files = files
+        self._bad: set[Name] = set()
+        self._doubted: frozenset[Name] = frozenset()
+        self._guesses: deque[frozenset[Name]] = deque()
+        self._guessed: set[frozenset[Name]] = set()
+        self._first: DamagedFile | ObjectMissing | None = None
+        self._least_txid = 0  # a plan must reach it
+        self._found: list[str] = []  # keys of files that cannot be used, as they were found
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the files that were damaged, gone or another database's, in the order they were found."""
+        return tuple(dict.fromkeys([*self._found, *sorted(key for key, _ in self._doubted)]))
+
+    def carry_out(self, attempt: Attempt[T]) -> T:
+        """The first attempt that succeeds. Raises the first one's error when none does, with what would be possible."""
+        plan = self._goal.plan(self.files)
+        self._least_txid = plan[-1].max_txid
+        for _ in range(_ATTEMPTS_MAX):
+            try:
+                return attempt(plan, self._go_on)
+            except (DamagedFile, ObjectMissing) as error:
+                self._first = self._first or error
+                self._note(error)
+                plan = self._next_plan(error)
+                log.warning("going around a file of the archive", extra={"url": self._store.url, "error": str(error)})
+        raise self._last_words()
+
+    def _note(self, error: DamagedFile | ObjectMissing) -> None:
+        """Learn from a failure, and list again."""
+        if isinstance(error, Contradiction):
+            for suspect in error.suspects:
+                guess = self._doubted | {_name(suspect)}
+                if guess not in self._guessed and len(self._guessed) < _GUESSES_MAX:
+                    self._guessed.add(guess)
+                    self._guesses.append(guess)
+        elif isinstance(error, DamagedFile):
+            self._bad.add(_name(error.file))
+            self._found.append(error.file.key)
+        self.files = self._goal.files(self._store)
+        if isinstance(error, ObjectMissing):
+            self._found.append(error.key)
+            listed = {_name(file) for file in self.files if file.key == error.key}
+            self._bad |= listed
+            if not listed and self._goal.timestamp_ms is not None:
+                self._least_txid = 0  # retention may have left only coarser steps, as for a restore begun now
+
+    def _next_plan(self, error: DamagedFile | ObjectMissing) -> list[ArchiveFile]:
+        """The next one to try. Raises the last words when there is none."""
+        if isinstance(error, Contradiction):
+            if not self._guesses:
+                raise self._last_words() from error
+            self._doubted = self._guesses.popleft()
+        while True:
+            try:
+                plan = self._goal.plan(self._usable())
+            except WalcastError as no_plan:
+                if not self._guesses:
+                    raise self._last_words() from no_plan
+            else:
+                if plan[-1].max_txid >= self._least_txid:
+                    self._least_txid = plan[-1].max_txid
+                    return plan
+                if not self._guesses:
+                    raise self._last_words() from error
+            self._doubted = self._guesses.popleft()
+
+    def _go_on(self, reached_txid: int, error: ObjectMissing) -> list[ArchiveFile]:
+        """The next file of a plan is gone: others that lead on from here. Raises the error when there are none."""
+        self._first = self._first or error
+        self._note(error)
+        try:
+            plan = self._goal.plan(self._usable(), reached_txid)
+        except WalcastError:
+            raise error from None
+        if (plan[-1].max_txid if plan else reached_txid) < self._least_txid:
+            raise error
+        return plan
+
+    def _usable(self) -> list[ArchiveFile]:
+        return self._without(self._bad | self._doubted)
+
+    def _without(self, names: Set[Name]) -> list[ArchiveFile]:
+        return [file for file in self.files if _name(file) not in names]
+
+    def _last_words(self) -> WalcastError:
+        """The first error, with the other files that stood in the way and how far the archive reaches without them."""
+        first = self._first
+        assert first is not None
+        ends = restorable_txids(self._without(self._bad.union(*self._guessed)))
+        newest = max((txid for txid in ends if txid <= self._least_txid), default=0)
+        key = first.file.key if isinstance(first, DamagedFile) else first.key
+        others = [other for other in dict.fromkeys(self._found) if other != key]
+        more = f"; {', '.join(others[:3])}{' …' if len(others) > 3 else ''} cannot be used either" if others else ""
+        hint = f"{more}; without it the archive restores to --txid {format_txid(newest)}" if newest else more
+        if isinstance(first, ObjectMissing):
+            return FileGone(first, hint)
+        return first.retold(hint)
+
+
+def _name(file: ArchiveFile) -> Name:
+    return file.key, file.size
+
+
+def check_witnesses(store: Store, files: Sequence[ArchiveFile], restored: Restored) -> None:
+    """Raise Contradiction when a file that ends at the same TXID says another database checksum.
+
+    Asked only of a restore whose own files do not confirm each other: one small request for each such file.
+    """
+    applied = set(restored.applied)
+    txid = restored.position.txid
+    witnesses = [file for file in files if file.max_txid == txid and file not in applied]
+    if not restored.unconfirmed or not witnesses:
+        return
+    for file, header in zip(witnesses, read_headers(store, witnesses), strict=True):
+        if not isinstance(header, Header) or header.database_checksum in (0, restored.position.checksum):
+            continue
+        if _is_whole(store, file):
+            raise Contradiction(
+                restored.applied[-1],
+                f"the database restored has checksum {restored.position.checksum:016x}, but {file.key} says "
+                f"{header.database_checksum:016x}: one of them is of another database",
+                tuple(reversed(restored.unconfirmed)),
+            )
+
+
+def _is_whole(store: Store, file: ArchiveFile) -> bool:
+    decoder = Decoder()
+    try:
+        for chunk in store.chunks(file.key):
+            decoder.feed(chunk)
+            while decoder.next_event() is not None:
+                pass
+        decoder.close()
+    except (Corrupt, ObjectMissing):
+        return False
+    return not decoder.unused
