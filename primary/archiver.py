@@ -91,13 +91,14 @@ class Archiver:
 
     def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Upload what is left, for `drain_s` seconds at most, and end."""
+        if not self._stop.is_set():
+            self._stop_listening()
         self._stop.set()
         self._grown.set()
         if self._thread.is_alive():
             self._thread.join(drain_s)
         if self._upkeep is not None:
             self._upkeep.stop(drain_s)
-        self._stop_listening()
 
     def _on_append(self) -> None:
         if self._behind_since_s is None:

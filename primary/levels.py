@@ -107,9 +107,10 @@ def expired(files: Sequence[ArchiveFile], policy: ArchivePolicy, now_ms: int) ->
         if base is not None and file is not base and file.max_txid <= base.max_txid:
             gone.append(file)
             relied_on.add(base)
-        elif file.level == 0 and (over := _spanning(level_1, starts, file)) is not None:
+        elif file.level == 0:
+            over = _spanning(level_1, starts, file)
             # All of a level-1 file's range or nothing of it: from one in the middle nothing leads on.
-            if over.timestamp_ms <= now_ms - policy.raw_retention_s * 1000:
+            if over is not None and over.timestamp_ms <= now_ms - policy.raw_retention_s * 1000:
                 gone.append(file)
                 relied_on.add(over)
     return Expired(tuple(gone), tuple(sorted(relied_on.difference(gone), key=lambda file: file.max_txid)))

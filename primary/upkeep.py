@@ -145,7 +145,7 @@ class Upkeep:
     def _compact_level(self, level: int) -> None:
         while inputs := self._inputs(level):
             try:
-                self._compact(level, inputs)
+                file, written = self._compact(level, inputs)
             except (Corrupt, ObjectMissing) as error:
                 # Whatever is wrong with an input: a snapshot bridges it, and compaction goes on behind it.
                 log.error("bridging a damaged archive", extra={"url": self._store.url, "error": str(error)})  # noqa: TRY400
@@ -153,10 +153,11 @@ class Upkeep:
                     self._catalogue.remove(file for file in inputs if file.key == error.key)
                 self._floor_txid = self._take_snapshot().max_txid
                 return
+            self._prove(file, written)
             if len(inputs) < MAX_INPUTS:
                 return
 
-    def _compact(self, level: int, inputs: Sequence[ArchiveFile]) -> None:
+    def _compact(self, level: int, inputs: Sequence[ArchiveFile]) -> tuple[ArchiveFile, Written]:
         started = time.monotonic()
         folder = self._database.state.path
         if shutil.disk_usage(folder).free < sum(file.size for file in inputs) + SPARE_BYTES:
@@ -164,9 +165,9 @@ class Upkeep:
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)) as spool:
             written = compact(self._store, inputs, spool.write, self._tick)
             file = self.write(level, written, cast(BinaryIO, spool))
-        self._prove(file, written)
         facts = {"level": level, "inputs": len(inputs), "bytes": file.size, "txid": file.max_txid}
         log.debug("compacted", extra=facts | {"seconds": round(time.monotonic() - started, 3)})
+        return file, written
 
     def _take_snapshot(self) -> ArchiveFile:
         with snapshot(self._database, self._tick) as (written, file):

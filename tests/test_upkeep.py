@@ -1,0 +1,386 @@
+"""An archive over a life of minutes in seconds: levels, snapshots, retention, outages, faults of the store."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.e2e_oracle import Served, served
+from support.e2e_state import create
+from support.nodes import poll
+from support.s3 import counted_s3
+from support.writers import Child, checkpointed, sql, writer
+
+from primary import upkeep as upkeeping
+from primary.archiver import Archiver
+from primary.levels import ArchivePolicy
+from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
+from walcast.errors import Unavailable
+from walcast.restore import restore
+from walcast.store import Store, open_store
+from walcast.store.directory import DirectoryStore
+
+LITESTREAM = Path(sys.executable).with_name("litestream")
+FAST = ArchivePolicy(level_intervals_s=(0.3, 0.6, 1.2), snapshot_interval_s=1.5, retention_s=2.0, raw_retention_s=0.4)
+CALM = ArchivePolicy(level_intervals_s=(3600.0,), raw_retention_s=3600.0)
+COMMIT = "UPDATE accounts SET balance = balance + 1"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Served]:
+    path = tmp_path / "app.db"
+    create(path)
+    with served(path) as made:
+        yield made
+
+
+@contextmanager
+def archiving(app: Served, store: Store, policy: ArchivePolicy = FAST) -> Iterator[Archiver]:
+    archiver = Archiver(app.database, store, policy, interval_s=0.05)
+    archiver.start()
+    try:
+        yield archiver
+    finally:
+        archiver.stop()
+
+
+def archived(app: Served, archiver: Archiver) -> bool:
+    """Until everything that is committed now is in the archive."""
+    goal = app.position.txid
+    return bool(poll(lambda: archiver.txid >= goal))
+
+
+def levels(store: Store) -> dict[int, list[ArchiveFile]]:
+    found: dict[int, list[ArchiveFile]] = {}
+    for file in list_files(store):
+        found.setdefault(file.level, []).append(file)
+    return found
+
+
+def write(db: Path, commits: int) -> None:
+    with sql(db) as stock:
+        for _ in range(commits):
+            stock(COMMIT)
+
+
+def restored(store: Store, output: Path) -> bytes:
+    restore(store, output, integrity_check="full")
+    return output.read_bytes()
+
+
+def restored_by_litestream(store: DirectoryStore, output: Path) -> bytes:
+    command = [str(LITESTREAM), "restore", "-o", str(output), store.url]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return output.read_bytes()
+
+
+def compact_now(archiver: Archiver) -> None:
+    """As if an interval had passed."""
+    upkeep = archiver._upkeep
+    assert upkeep is not None
+    assert poll(lambda: upkeep._thread is None or not upkeep._thread.is_alive())
+    upkeep._compacted_ms[1] = 0
+    archiver._grown.set()
+
+
+def load(db: Path) -> Any:
+    return writer(db, pause_s=0.002, seed=3)
+
+
+def test_levels_fill_raw_files_go_old_snapshots_go_and_everything_is_restorable(app: Served, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "archive")
+    with archiving(app, store) as archiver:
+        with load(app.path) as busy:
+            first = poll(lambda: levels(store).get(SNAPSHOT_LEVEL))[0]
+
+            def old_and_new() -> bool:
+                there = levels(store)
+                return {1, 2, 3} <= there.keys() and first not in there[SNAPSHOT_LEVEL]
+
+            assert poll(old_and_new), levels(store)
+            busy.stop()
+        assert archived(app, archiver)
+        assert poll(lambda: 0 not in levels(store)), "raw files go once they are compacted"
+        assert archiver.upkeep_error is None
+    there = levels(store)
+    base = min(file.max_txid for file in there[SNAPSHOT_LEVEL])
+    assert all(file.max_txid > base for level in (1, 2, 3) for file in there[level])
+    for level in (1, 2, 3):
+        files = sorted(there[level], key=lambda file: file.min_txid)
+        assert all(a.max_txid + 1 == b.min_txid for a, b in pairwise(files))
+    app.stop()
+    expected = checkpointed(app.path)
+    assert restored(store, tmp_path / "ours.db") == expected
+    assert restored_by_litestream(store, tmp_path / "theirs.db") == expected
+
+
+def test_after_one_listing_nothing_is_listed_and_nothing_is_put_when_idle(app: Served, tmp_path: Path) -> None:
+    with counted_s3(tmp_path / "s3") as server, open_store(server.spec()) as store:
+        with archiving(app, store) as archiver:
+            write(app.path, 1)
+            assert archived(app, archiver)
+            listed = server.traffic.requests["LIST"]
+            with load(app.path):
+                assert poll(lambda: server.traffic.requests["DELETE"] or server.traffic.requests["POST"])
+            assert archived(app, archiver)
+            assert poll(lambda: archiver._upkeep and archiver._upkeep._settled())
+            end = app.position.txid
+            assert poll(lambda: archiver._catalogue and archiver._catalogue.end_txid(SNAPSHOT_LEVEL) == end)
+            assert poll(lambda: archiver._upkeep and not archiver._upkeep._due(time.time_ns() // 1_000_000))
+            assert server.traffic.requests["LIST"] == listed <= 10
+            before = server.traffic.requests["PUT"]
+            assert not poll(lambda: server.traffic.requests["PUT"] > before, 0.5)
+        app.stop()
+        assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+class Unreliable(DirectoryStore):
+    """Fails in a call that `fault` picks; the answer of a call that was carried out may get lost, too."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.fault: Callable[[str, str], bool] = lambda call, key: False
+        self.calls: list[tuple[str, str]] = []
+
+    def _meet(self, call: str, key: str) -> None:
+        self.calls.append((call, key))
+        if self.fault(call, key):
+            raise Unavailable(f"{call} {key} failed")
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        self._meet("get", key)
+        return super().get(key, start, length)
+
+    def put(self, key: str, *args: Any, **options: Any) -> None:
+        self._meet("put", key)
+        super().put(key, *args, **options)
+        self._meet("after put", key)
+
+    def delete(self, keys: Any) -> None:
+        for key in list(keys):  # one by one: interrupted between any two
+            self._meet("delete", key)
+            super().delete([key])
+            self._meet("after delete", key)
+
+
+def test_a_store_that_fails_now_and_then_in_any_call_loses_nothing(app: Served, tmp_path: Path) -> None:
+    store = Unreliable(tmp_path / "archive")
+    rng = random.Random(5)
+    with archiving(app, store) as archiver:
+        write(app.path, 1)
+        assert archived(app, archiver)
+        store.fault = lambda call, key: rng.random() < 0.08
+        with load(app.path) as busy:
+            assert poll(lambda: any(call == "delete" for call, _ in store.calls))
+            for _ in range(5):
+                files = list_files(store)
+                assert plan_restore(files), "restorable at every moment"
+            busy.stop()
+        store.fault = lambda call, key: False
+        assert archived(app, archiver)
+    app.stop()
+    expected = checkpointed(app.path)
+    assert restored(store, tmp_path / "ours.db") == expected
+    assert restored_by_litestream(store, tmp_path / "theirs.db") == expected
+
+
+def test_nothing_is_deleted_that_a_damaged_file_was_to_replace(app: Served, tmp_path: Path) -> None:
+    class Lying(DirectoryStore):
+        """Says yes to a compacted file and keeps half of it."""
+
+        def put(self, key: str, body: Any, **options: Any) -> None:
+            if "/1/" in key:
+                data = body if isinstance(body, bytes) else body.read()
+                body = data[: len(data) // 2]
+            super().put(key, body, **options)
+
+    store = Lying(tmp_path / "archive")
+    with archiving(app, store) as archiver:
+        for _ in range(3):
+            write(app.path, 2)
+            assert archived(app, archiver)
+        assert poll(lambda: archiver.upkeep_error)
+        assert levels(store)[0], "the raw files stay"
+    app.stop()
+    assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_raw_file_is_bridged_by_a_snapshot(app: Served, tmp_path: Path, damage: str) -> None:
+    store = DirectoryStore(tmp_path / "archive")
+    with archiving(app, store, CALM) as archiver:
+        for _ in range(2):
+            write(app.path, 1)
+            assert archived(app, archiver)
+        victim = max(levels(store)[0], key=lambda file: file.max_txid)
+        path = store.root / victim.key
+        if damage == "flipped":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        else:
+            path.unlink()
+        compact_now(archiver)
+        assert poll(lambda: len(levels(store)[SNAPSHOT_LEVEL]) == 2), archiver.upkeep_error
+        write(app.path, 3)
+        assert archived(app, archiver)
+        compact_now(archiver)
+        assert poll(lambda: max(f.max_txid for f in levels(store).get(1, [victim])) > victim.max_txid), "it goes on"
+    app.stop()
+    expected = checkpointed(app.path)
+    assert restored(store, tmp_path / "ours.db") == expected
+    assert restored_by_litestream(store, tmp_path / "theirs.db") == expected
+
+
+def test_a_primary_that_starts_again_takes_up_what_was_left(app: Served, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "archive")
+    for _ in range(3):
+        with archiving(app, store) as archiver:
+            write(app.path, 2)
+            assert archived(app, archiver)
+            assert poll(lambda: 0 not in levels(store))
+        app.restart()
+    assert len(levels(store)[1]) == 3 or len(levels(store)[SNAPSHOT_LEVEL]) > 1
+    app.stop()
+    assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+def test_without_room_for_a_snapshot_the_apps_disk_is_left_alone(
+    app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from primary import snapshot as snapshots
+
+    monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
+    with archiving(app, DirectoryStore(tmp_path / "archive")) as archiver:
+        assert poll(lambda: archiver.error)
+        assert "no room for a snapshot" in str(archiver.error)
+        assert archiver.behind_s > 0
+
+
+# The store away for longer than the log reaches
+
+
+@contextmanager
+def tiny(tmp_path: Path) -> Iterator[Served]:
+    path = tmp_path / "app.db"
+    create(path)
+    with served(path, log_bytes=1 << 18) as made:
+        yield made
+
+
+def outlive_the_log(app: Served, busy: Child) -> None:
+    """Writing, until what is now the newest entry is gone from the log."""
+    now = app.position
+    assert poll(lambda: app.database.log.first.txid > now.txid + 10)
+
+
+def files_since(store: Store, txid: int) -> list[ArchiveFile]:
+    return [file for file in list_files(store) if file.max_txid > txid]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the primary lives", "the primary starts again meanwhile"])
+def test_after_an_outage_longer_than_the_log_one_difference_is_shipped(tmp_path: Path, restarted: bool) -> None:
+    store = Unreliable(tmp_path / "archive")
+    with tiny(tmp_path) as app:
+        with archiving(app, store, CALM) as archiver:
+            with sql(app.path) as stock:
+                stock("CREATE TABLE ballast(data); ")
+                stock(
+                    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) "
+                    "INSERT INTO ballast SELECT randomblob(900) FROM n"
+                )
+            assert archived(app, archiver)
+            before = archiver.txid
+            store.fault = lambda call, key: True
+            with load(app.path) as busy:
+                outlive_the_log(app, busy)
+                assert poll(lambda: archiver.error)
+                assert archiver.behind_s > 0
+                bound = app.database.log.max_bytes + app.database.log.segment_bytes
+                assert app.database.log.size_bytes <= bound
+                if restarted:
+                    archiver.stop(drain_s=0.1)
+                    app.restart()
+                    archiver = Archiver(app.database, store, CALM, interval_s=0.05)
+                    archiver.start()
+                    outlive_the_log(app, busy)
+                store.fault = lambda call, key: False
+                assert archived(app, archiver)
+                busy.stop()
+            assert archived(app, archiver)
+            assert archiver.error is None
+            archiver.stop()
+        new = files_since(store, before)
+        assert {file.level for file in new} == {0}, "a difference, not a snapshot"
+        bridge = min(new, key=lambda file: file.min_txid)
+        assert bridge.min_txid == before + 1
+        assert bridge.size < app.path.stat().st_size / 4
+        plan = plan_restore(list_files(store))
+        assert plan[0].max_txid <= before, "what is restorable before the outage stays"
+        app.stop()
+        expected = checkpointed(app.path)
+    assert restored(store, tmp_path / "ours.db") == expected
+    assert restored_by_litestream(store, tmp_path / "theirs.db") == expected
+
+
+def test_notes_that_cannot_be_kept_cost_a_snapshot_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from primary.unarchived import Unarchived
+
+    def full(self: Unarchived, *, durable: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = Unreliable(tmp_path / "archive")
+    with tiny(tmp_path) as app:
+        with archiving(app, store, CALM) as archiver:
+            write(app.path, 1)
+            assert archived(app, archiver)
+            store.fault = lambda call, key: True
+            monkeypatch.setattr(Unarchived, "_save", full)
+            with load(app.path) as busy:
+                outlive_the_log(app, busy)
+                busy.stop()
+            monkeypatch.undo()
+            store.fault = lambda call, key: False
+            assert archived(app, archiver)
+        assert len(levels(store)[SNAPSHOT_LEVEL]) == 2
+        assert app.database.loop.failure is None
+        app.stop()
+        assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+def test_the_archive_of_another_history_is_not_joined_with_ours(app: Served, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "app.db"
+    other.parent.mkdir()
+    create(other)
+    store = DirectoryStore(tmp_path / "archive")
+    with served(other) as theirs, archiving(theirs, store, CALM) as archiver:
+        with sql(other) as stock:
+            stock("CREATE TABLE only_theirs(x)")
+        write(other, 3)
+        assert archived(theirs, archiver)
+        ended = archiver.txid
+    write(app.path, 10)
+    with archiving(app, store, CALM) as archiver:
+        assert archived(app, archiver)
+        write(app.path, 3)
+        assert archived(app, archiver)
+    there = levels(store)
+    covered = {txid for file in there[0] for txid in range(file.min_txid, file.max_txid + 1)}
+    assert set(range(2, max(covered))) - covered, "a TXID between the two that no chain can cross"
+    assert max(file.max_txid for file in there[SNAPSHOT_LEVEL]) > ended
+    app.stop()
+    assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+def test_upkeep_of_many_databases_shares_its_workers() -> None:
+    assert upkeeping._working._initial_value == upkeeping.WORKERS  # type: ignore[attr-defined]
