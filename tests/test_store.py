@@ -13,8 +13,9 @@ import pytest
 from support.s3 import S3Server, moto_s3, rclone_s3
 
 from walcast.errors import ConfigError, Unavailable
-from walcast.store import DirectorySpec, ObjectMissing, S3Spec, Store, open_store
+from walcast.store import DirectorySpec, ObjectExists, ObjectMissing, S3Spec, Store, open_store
 from walcast.store.s3 import S3Store, _rfc3339
+from walcast.store.s3_retry import Bounds
 
 NOON_MS = 1_750_000_000_123
 
@@ -198,6 +199,30 @@ def test_a_put_that_fails_midway_leaves_what_was_there(store: Store, good: int) 
     assert store.get("kept") == b"before"
 
 
+def test_only_a_store_that_honours_preconditions_says_so(request: pytest.FixtureRequest, store: Store) -> None:
+    assert store.honours_preconditions() == ("rclone" not in request.node.name)
+    assert store.honours_preconditions() == ("rclone" not in request.node.name)
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("size", [5, 9 << 20])
+def test_an_object_that_is_there_stays_where_it_must_be_absent(store: Store, size: int) -> None:
+    store.put("a", b"first", timestamp_ms=NOON_MS, if_absent=True)
+    if store.honours_preconditions():
+        with pytest.raises(ObjectExists) as caught:
+            store.put("a", io.BytesIO(bytes(size)), timestamp_ms=NOON_MS, if_absent=True)
+        assert (caught.value.key, caught.value.url) == ("a", store.url)
+        assert store.get("a") == b"first"
+        assert [found.key for found in store.list()] == ["a"]
+    else:
+        store.put("a", io.BytesIO(bytes(size)), timestamp_ms=NOON_MS, if_absent=True)
+    store.put("b", io.BytesIO(bytes(size)), timestamp_ms=NOON_MS, if_absent=True)
+    assert store.get("b") == bytes(size)
+    store.delete(["a"])
+    store.put("a", b"again", timestamp_ms=NOON_MS, if_absent=True)
+    assert store.get("a") == b"again"
+
+
 def test_a_check_leaves_nothing_behind(store: Store) -> None:
     store.check()
     assert list(store.list()) == []
@@ -217,6 +242,29 @@ def test_a_file_has_the_time_of_its_transaction(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
         store.put("ltx/0/a", b"1", timestamp_ms=NOON_MS)
         assert [found.timestamp_ms for found in store.list()] == [NOON_MS]
+
+
+def test_of_many_that_put_where_nothing_is_in_a_directory_one_succeeds(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    together = threading.Barrier(8)
+    winners: list[bytes] = []
+    losers: list[bytes] = []
+
+    def put(body: bytes) -> None:
+        together.wait(10)
+        try:
+            store.put("lease", body, timestamp_ms=NOON_MS, if_absent=True)
+            winners.append(body)
+        except ObjectExists:
+            losers.append(body)
+
+    threads = [threading.Thread(target=put, args=(b"%d" % number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(losers) == 7
+    assert [store.get("lease")] == winners
 
 
 def test_leftovers_of_a_crash_are_not_listed(tmp_path: Path) -> None:
@@ -248,7 +296,7 @@ def test_a_directory_that_cannot_be_made_is_a_configuration_error(tmp_path: Path
 
 
 def impatient(spec: S3Spec) -> S3Store:
-    return S3Store(spec, connect_s=0.3, read_s=0.3, attempts=2)
+    return S3Store(spec, Bounds(connect_s=0.3, read_s=0.3, attempts=2))
 
 
 def test_an_unreachable_endpoint_is_unavailable_soon() -> None:
@@ -286,7 +334,7 @@ def test_a_wrong_bucket_says_so(rclone: S3Server, moto: S3Server) -> None:
 def test_a_wrong_secret_says_so_without_telling_it(rclone: S3Server) -> None:
     with open_store(rclone.spec(secret="not the secret")) as store, pytest.raises(ConfigError) as caught:
         store.check()
-    assert "AWS_SECRET_ACCESS_KEY" in str(caught.value)
+    assert "secret-access-key" in str(caught.value)
     assert "not the secret" not in str(caught.value) + repr(store)
 
 

@@ -5,8 +5,9 @@ Keys are relative to the store's URL. Every implementation keeps these promises;
 * An object is there whole or not at all: a `put` that fails midway changes nothing.
 * `list` is sorted by key and reads its listing as it goes, so an archive of any size can be listed.
 * Nothing waits for ever, and memory stays bounded whatever the size of an object.
-* What goes wrong is `ObjectMissing`, `Unavailable` (a retry may help) or `ConfigError` (it will not: the message says
-  what to change).
+* Of several `put`s with `if_absent` of one key at the same time one succeeds, where `honours_preconditions` says so.
+* What goes wrong is `ObjectMissing`, `ObjectExists`, `Unavailable` (a retry may help) or `ConfigError` (it will not:
+  the message says what to change).
 
 A store may be used by several threads at once.
 """
@@ -26,6 +27,15 @@ class ObjectMissing(Unavailable):
 
     def __init__(self, key: str, url: str) -> None:
         super().__init__(f"{key} is not in the archive {url}")
+        self.key = key
+        self.url = url
+
+
+class ObjectExists(Unavailable):
+    """There is an object of this key already, and it was not to be replaced."""
+
+    def __init__(self, key: str, url: str) -> None:
+        super().__init__(f"{key} is in the archive {url} already")
         self.key = key
         self.url = url
 
@@ -55,8 +65,15 @@ class Store(Protocol):
     def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
         """An object from its start, in pieces of `size` bytes (the last may be shorter)."""
 
-    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int) -> None:
-        """Write an object, all or nothing, over an older one of that key. A stream is read to its end, not closed."""
+    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int, if_absent: bool = False) -> None:
+        """Write an object, all or nothing, over an older one of that key. A stream is read to its end, not closed.
+
+        With `if_absent` an older one stays, and ObjectExists is raised; a store that cannot tell, see
+        `honours_preconditions`, writes over it all the same.
+        """
+
+    def honours_preconditions(self) -> bool:
+        """Can the store write only where there is no object? Asks it once, with a probe object, and remembers."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose key starts with `prefix`, sorted by key."""

@@ -18,7 +18,7 @@ from typing import BinaryIO, Self
 
 from walcast.errors import ConfigError, Unavailable
 from walcast.filesystem import fsync_directory
-from walcast.store.base import ObjectInfo, ObjectMissing
+from walcast.store.base import ObjectExists, ObjectInfo, ObjectMissing
 
 _COPY_BYTES = 1 << 20
 
@@ -33,6 +33,7 @@ _WRONG_PLACE = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class DirectoryStore:
@@ -40,6 +41,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._has_links: bool | None = None
 
     @property
     def url(self) -> str:
@@ -61,7 +63,7 @@ class DirectoryStore:
             while chunk := file.read(size):
                 yield chunk
 
-    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int) -> None:
+    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int, if_absent: bool = False) -> None:
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         with self._errors(key):
@@ -76,11 +78,34 @@ class DirectoryStore:
                     # Before the rename: an object is never seen with another time than its own.
                     os.utime(file.fileno(), ns=(timestamp_ms * 1_000_000, timestamp_ms * 1_000_000))
                     os.fsync(file.fileno())
-                temporary.replace(path)
+                if if_absent and self.honours_preconditions():
+                    self._place(temporary, path, key)
+                else:
+                    temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
             fsync_directory(path.parent)
+
+    def honours_preconditions(self) -> bool:
+        """Nearly always: only a few file systems have no hard links."""
+        if self._has_links is None:
+            probe = self.root / f".walcast-probe.{secrets.token_hex(4)}.tmp"
+            linked = probe.with_suffix(".link.tmp")
+            with self._errors(""):
+                self._make_folder(self.root)
+                try:
+                    probe.touch(exist_ok=False)
+                    linked.hardlink_to(probe)
+                    self._has_links = True
+                except OSError as error:
+                    if error.errno not in _NO_LINKS:
+                        raise
+                    self._has_links = False
+                finally:
+                    linked.unlink(missing_ok=True)
+                    probe.unlink(missing_ok=True)
+        return self._has_links
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder, _, _ = prefix.rpartition("/")
@@ -126,6 +151,14 @@ class DirectoryStore:
         if not key or any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"not a key: {key!r}")
         return self.root / key
+
+    def _place(self, temporary: Path, path: Path, key: str) -> None:
+        """As rename, but a file that is there already stays: link(2) makes a name, or says that there is one."""
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError as error:
+            raise ObjectExists(key, self.url) from error
+        temporary.unlink()
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
         try:

@@ -1,94 +1,194 @@
 """What an S3 server or botocore complains about → what the caller must do: change something, or try again.
 
-Decided by error codes and HTTP status, never by message text. The message names the bucket and the endpoint and says
-what to change; no key, no secret.
+Decided by error codes, HTTP status and error types, never by message text. The message names the bucket and the
+endpoint and says what to change; no key, no secret.
 """
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from typing import Any
 
 from walcast.errors import ConfigError, Unavailable, WalcastError
-from walcast.store.base import ObjectMissing
-from walcast.store.url import S3Spec
+from walcast.store.base import ObjectExists, ObjectMissing
+from walcast.store.s3_retry import is_passing, tls_reason
+from walcast.store.s3_spec import S3Spec
+
+_MESSAGE_CHARS = 300
 
 
 class PastTheEnd(Exception):
     """The range starts at or after the end of the object."""
 
 
-_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
-_DENIED = {"AccessDenied", "AllAccessDisabled", "Forbidden", "Unauthorized", "AccountProblem", "403", "401"}
-_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
-_PASSING = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestCanceled", "OperationAborted"}
-_PASSING_STATUS = {408, 409, 425, 429}
+class NotUnderstood(ConfigError):
+    """The server does not have what was asked for."""
+
+
+_UNKNOWN_KEY = {"InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException"}
+_WRONG_SECRET = {"SignatureDoesNotMatch", "InvalidSignatureException"}
+_OLD_TOKEN = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+_SKEWED = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
+_REGION = {
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}
+_PERMISSIONS = {
+    "list": "s3:ListBucket on the bucket",
+    "read": "s3:GetObject on its objects",
+    "write": "s3:PutObject and s3:AbortMultipartUpload on its objects",
+    "delete": "s3:DeleteObject on its objects",
+}
 
 
 def translate(error: Exception, spec: S3Spec, key: str, action: str) -> Exception | None:
-    """The error to raise instead, or None to let `error` pass. `action` completes "may not … there"."""
+    """The error to raise instead, or None to let `error` pass. `action`: list, read, write, delete, or use."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, WalcastError | PastTheEnd):
         return None
     if isinstance(error, ClientError):
-        return _from_server(error, spec, key, action)
+        facts = error.response.get("Error", {})
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code, message = str(facts.get("Code", "")), str(facts.get("Message", ""))
+        return explain(spec, key, action, code=code, message=message, status=status, facts=facts)
+    if isinstance(error, ResponseParserError):
+        return no_s3(spec, "an answer that is no XML")
     if isinstance(error, BotoCoreError):
         return _from_client(error, spec)
+    if isinstance(error, HTTPError):  # within a body
+        return Unavailable(f"the answer of {_where(spec)} was cut off: {_one_line(error)}")
     return None
 
 
-def _where(spec: S3Spec) -> str:
-    return f"bucket {spec.bucket!r} at {spec.endpoint or 'AWS'}"
+def no_s3(spec: S3Spec, what: str) -> ConfigError:
+    """There is a server, but another one."""
+    tls = "; if it has TLS, write endpoint=https://…" if (spec.endpoint or "").startswith("http:") else ""
+    return ConfigError(
+        f"{spec.endpoint or 'AWS'} gives {what}, so it is no S3 server: correct the endpoint, "
+        f"with its port and without a path{tls}"
+    )
 
 
-def _from_server(error: Any, spec: S3Spec, key: str, action: str) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    message = str(error.response.get("Error", {}).get("Message", "")).strip()
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def explain(
+    spec: S3Spec, key: str, action: str, *, code: str, message: str, status: int = 0, facts: Mapping[str, Any]
+) -> Exception:
+    """An error that the server put a code to; `code` is the status's number where the body was no S3 error."""
     where = _where(spec)
     if code == "NoSuchBucket":
-        return ConfigError(f"{where} does not exist: create it, or correct the bucket or the endpoint in the URL")
-    if code in ("NoSuchKey", "404", "NotFound"):
+        return ConfigError(f"{where} does not exist: create it, or correct the bucket or the endpoint{_dots(spec)}")
+    if code == "NoSuchKey" or (action == "read" and (code in ("404", "NotFound"))):
         return ObjectMissing(key, spec.url)
     if code == "InvalidRange" or status == 416:
         return PastTheEnd()
-    if code in _KEYS:
-        return ConfigError(
-            f"{where} refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-            "(or LITESTREAM_ACCESS_KEY_ID and LITESTREAM_SECRET_ACCESS_KEY)"
+    if code in ("PreconditionFailed", "412"):
+        return ObjectExists(key, spec.url)
+    if (refused := _refused(spec, key, action, code, status, facts)) is not None:
+        return refused
+    if code in _REGION or status in (301, 307):
+        region = f"region={facts['Region']}" if facts.get("Region") else "the right region=…"
+        return ConfigError(f"{where} is in another region ({code}): set {region} in the URL")
+    if code == "NoSuchUpload" or is_passing(code, status):
+        why = "is in trouble" if status >= 500 and "SlowDown" not in code else "asks to try later"
+        return Unavailable(f"{where} {why} ({code or status}): {_one_line(message)}")
+    if code == "NotImplemented" or status == 501:
+        return NotUnderstood(
+            f"{where} does not know how to {action} with these settings ({code}): {_one_line(message)}"
         )
-    if code in _DENIED or status in (401, 403):
-        if code == "RequestTimeTooSkewed":
-            return ConfigError(f"{where} refuses the request because the clocks differ: set this host's clock")
-        return ConfigError(f"these credentials may not {action} {where} ({code}): grant it, or use other credentials")
-    if code in _REGION:
-        return ConfigError(f"{where} is in another region ({code}): set ?region=… in the URL")
-    if status >= 500 and status != 501:
-        return Unavailable(f"{where} is in trouble ({code or status}): {message}")
-    if code in _PASSING or status in _PASSING_STATUS:
-        return Unavailable(f"{where} asks to try later ({code or status}): {message}")
-    return ConfigError(f"{where} does not understand the request ({code or status}): {message}; is it an S3 endpoint?")
+    if code in ("", str(status)):
+        return no_s3(spec, f"the answer {status}")
+    return ConfigError(f"{where} refuses to {action} {key or 'it'} ({code}): {_one_line(message)}")
+
+
+def _refused(
+    spec: S3Spec, key: str, action: str, code: str, status: int, facts: Mapping[str, Any]
+) -> ConfigError | None:
+    """Who we are, when it is, and what we may do."""
+    where = _where(spec)
+    if code in _SKEWED:
+        theirs = f", which is {facts['ServerTime']} there" if facts.get("ServerTime") else ""
+        return ConfigError(f"{where} refuses the request because the clocks differ: set this host's clock{theirs}")
+    if code in _UNKNOWN_KEY:
+        return ConfigError(f"{where} does not know the access key ({code}): correct {_keys(spec)}")
+    if code in _WRONG_SECRET:
+        return ConfigError(f"{where} finds the secret is not the access key's ({code}): correct {_keys(spec)}")
+    if code in _OLD_TOKEN:
+        return ConfigError(f"{where} no longer takes the session token ({code}): renew {_keys(spec)} and its token")
+    if "AccessDenied" in code or code in ("AllAccessDisabled", "AccountProblem") or status in (401, 403):
+        allow = _PERMISSIONS.get(action, "it")
+        what = f"{action} {key} in" if key and action != "list" else f"{action} what is in"
+        return ConfigError(
+            f"these credentials may not {what} {where} ({code}): allow {allow}, or use other credentials"
+        )
+    return None
 
 
 def _from_client(error: Exception, spec: S3Spec) -> Exception:
     from botocore import exceptions as botocore
 
     where = _where(spec)
-    missing = (botocore.NoCredentialsError, botocore.PartialCredentialsError, botocore.ProfileNotFound)
-    if isinstance(error, missing):
-        return ConfigError(f"no credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY ({error})")
+    if isinstance(error, botocore.NoCredentialsError | botocore.PartialCredentialsError | botocore.ProfileNotFound):
+        return ConfigError(f"no credentials for {where}: set {_keys(spec)} ({_one_line(error)})")
+    if isinstance(error, botocore.CredentialRetrievalError | botocore.MetadataRetrievalError):
+        return Unavailable(f"the credentials for {where} cannot be fetched: {_one_line(error)}")
     if isinstance(error, botocore.SSLError):
+        return _from_tls(error, spec)
+    if isinstance(error, botocore.HTTPClientError | botocore.ConnectionError | botocore.IncompleteReadError):
+        tls = " and whether it has TLS" if (spec.endpoint or "").startswith("http:") else ""
+        return Unavailable(f"no answer from {where} ({_reason(error)}): if it stays so, check the endpoint{tls}")
+    if isinstance(error, botocore.ChecksumError):  # also one of a body
+        return Unavailable(f"an answer of {where} came damaged: {_one_line(error)}")
+    return ConfigError(f"{where} cannot be used: {_one_line(error)}")
+
+
+def _from_tls(error: Exception, spec: S3Spec) -> Exception:
+    where, reason = _where(spec), tls_reason(error)
+    if reason == "CERTIFICATE_VERIFY_FAILED":
         return ConfigError(
-            f"no TLS connection to {where}: write endpoint=http://… if it has no TLS, or give its CA as "
-            f"?ca-bundle=FILE ({error})"
+            f"the certificate of {where} is not trusted: give its CA as ca-bundle=FILE, or write the host that it "
+            f"names ({_reason(error)})"
         )
-    passing = (
-        botocore.HTTPClientError,  # the root of timeouts, closed connections, proxies
-        botocore.ConnectionError,
-        botocore.IncompleteReadError,
-        botocore.CredentialRetrievalError,
-        botocore.MetadataRetrievalError,
+    if reason == "UNEXPECTED_EOF_WHILE_READING":
+        return Unavailable(f"no answer from {where}: the TLS connection broke off")
+    return ConfigError(f"no TLS connection to {where}: write endpoint=http://… if it has no TLS ({reason or error})")
+
+
+def _where(spec: S3Spec) -> str:
+    return f"bucket {spec.bucket!r} at {spec.endpoint or 'AWS'}"
+
+
+def _keys(spec: S3Spec) -> str:
+    if spec.access_key_id:
+        return "access-key-id and secret-access-key in the configuration file"
+    return (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or LITESTREAM_ACCESS_KEY_ID and LITESTREAM_SECRET_ACCESS_KEY, "
+        "or the profile)"
     )
-    if isinstance(error, passing):
-        return Unavailable(f"no answer from {where}: {error}")
-    return ConfigError(f"{where} cannot be used: {error}")
+
+
+def _dots(spec: S3Spec) -> str:
+    """A server's name may have been written where the bucket's goes."""
+    if spec.endpoint is None and "." in spec.bucket:
+        return f" (a server's address goes into ?endpoint=…: s3://BUCKET/PREFIX?endpoint=https://{spec.bucket})"
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, from under the layers around it; else the error itself."""
+    inside: BaseException | None = error
+    for _ in range(16):
+        if isinstance(inside, OSError) and inside.strerror and not isinstance(inside, socket.herror):
+            return inside.strerror
+        if inside is None:
+            break
+        inside = inside.__cause__ or inside.__context__
+    return _one_line(error)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:_MESSAGE_CHARS]

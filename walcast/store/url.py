@@ -1,6 +1,7 @@
 """Archive URLs: text → a specification (pure) → an open store.
 
     s3://bucket/prefix?endpoint=https://host&region=eu-west-1&path-style=true
+    s3://bucket.s3.eu-west-1.amazonaws.com/prefix, s3://bucket.localhost:9000/prefix: see `walcast.store.s3_hosts`
     file:///var/backups/app        or a plain directory path
 
 The defaults are Litestream's (`s3/replica_client.go`), so that one URL means one place to both: a custom endpoint is
@@ -11,12 +12,16 @@ on a local address.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from walcast.errors import ConfigError
 from walcast.store.base import Store
+from walcast.store.s3_hosts import place_of
+from walcast.store.s3_spec import S3Spec
+
+__all__ = ["DirectorySpec", "S3Spec", "StoreSpec", "normal_endpoint", "open_store", "parse_url"]
 
 _BOOLEANS = {"true": True, "1": True, "t": True, "yes": True, "false": False, "0": False, "f": False, "no": False}
 
@@ -32,8 +37,13 @@ _QUERY_KEYS = {
     "ca-bundle": "ca-bundle",
     "storage-class": "storage-class",
     "storageClass": "storage-class",
+    "sse": "sse",
+    "sse-kms-key-id": "sse-kms-key-id",
+    "sseKmsKeyId": "sse-kms-key-id",
+    "sse-customer-algorithm": "sse-customer-algorithm",
+    "sseCustomerAlgorithm": "sse-customer-algorithm",
 }
-# Settings of Litestream's client that change nothing in what is stored; this one needs no counterpart.
+# Settings of Litestream's client that change nothing in what is stored, or that follow from others.
 _QUERY_IGNORED = {
     "sign-payload",
     "signPayload",
@@ -42,9 +52,10 @@ _QUERY_IGNORED = {
     "concurrency",
     "part-size",
     "partSize",
+    "sse-customer-key-md5",
+    "sseCustomerKeyMD5",
 }
-
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
+_QUERY_SECRET = re.compile(r"(?:^|&)sse-?customer-?key=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,46 +67,6 @@ class DirectorySpec:
     @property
     def url(self) -> str:
         return "file://" + quote(str(self.path)) if self.path.is_absolute() else str(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class S3Spec:
-    """An archive in an S3 bucket. `prefix` has no slash at either end and may be empty (but
-    Litestream then looks for keys that begin with "./", so that the two do not find each other's files).
-
-    `access_key_id` and `secret_access_key` never come from a URL; a configuration file may set them. Without them the
-    environment decides, see `walcast.store.s3`.
-    """
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str | None = None
-    region: str | None = None
-    path_style: bool = False
-    skip_verify: bool = False
-    ca_bundle: str | None = None
-    storage_class: str | None = None
-    access_key_id: str | None = field(default=None, repr=False)
-    secret_access_key: str | None = field(default=None, repr=False)
-
-    @property
-    def url(self) -> str:
-        """The URL that parses to this, less the keys."""
-        query: dict[str, str] = {}
-        if self.endpoint:
-            query["endpoint"] = self.endpoint
-        if self.region:
-            query["region"] = self.region
-        if self.path_style != bool(self.endpoint):
-            query["path-style"] = str(self.path_style).lower()
-        if self.skip_verify:
-            query["skip-verify"] = "true"
-        if self.ca_bundle:
-            query["ca-bundle"] = self.ca_bundle
-        if self.storage_class:
-            query["storage-class"] = self.storage_class
-        path = f"/{quote(self.prefix)}" if self.prefix else ""
-        return f"s3://{self.bucket}{path}" + ("?" + urlencode(query, safe=":/") if query else "")
 
 
 StoreSpec = DirectorySpec | S3Spec
@@ -167,11 +138,36 @@ def _directory(text: str, host: str, path: str, query: str) -> DirectorySpec:
     return DirectorySpec(Path(unquote(path)))
 
 
-def _s3(text: str, bucket: str, path: str, query: str) -> S3Spec:
-    if not bucket:
+def _s3(text: str, host: str, path: str, query: str) -> S3Spec:
+    if _QUERY_SECRET.search(query):
+        # Before anything else, and not quoted: no message may repeat the URL.
+        raise ConfigError(
+            "an archive URL holds no keys: set sse-customer-key in the configuration file, or WALCAST_SSE_CUSTOMER_KEY"
+        )
+    if not host:
         raise ConfigError(f"archive URL {text!r}: the bucket is missing; write s3://bucket/prefix")
-    if not _BUCKET.fullmatch(bucket):
-        raise ConfigError(f"archive URL {text!r}: {bucket!r} is not a bucket name; a host goes into ?endpoint=…")
+    options = _options(text, query)
+    endpoint = normal_endpoint(options["endpoint"]) if "endpoint" in options else None
+    try:
+        place = place_of(host, path)
+        return S3Spec(
+            bucket=place.bucket,
+            prefix=place.prefix,
+            endpoint=endpoint or place.endpoint,
+            region=options.get("region", place.region),
+            path_style=_boolean(options, "path-style", endpoint is not None or place.path_style),
+            skip_verify=_boolean(options, "skip-verify", False),
+            ca_bundle=options.get("ca-bundle"),
+            storage_class=options.get("storage-class"),
+            sse=options.get("sse"),
+            sse_kms_key_id=options.get("sse-kms-key-id"),
+            sse_customer_algorithm=options.get("sse-customer-algorithm"),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"archive URL {text!r}: {error}") from error
+
+
+def _options(text: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
         if key in _QUERY_IGNORED:
@@ -185,23 +181,13 @@ def _s3(text: str, bucket: str, path: str, query: str) -> S3Spec:
         if not value:
             raise ConfigError(f"archive URL {text!r}: {key!r} has no value")
         options[name] = value
-    endpoint = normal_endpoint(options["endpoint"]) if "endpoint" in options else None
-    return S3Spec(
-        bucket=bucket,
-        prefix="/".join(part for part in path.split("/") if part),
-        endpoint=endpoint,
-        region=options.get("region"),
-        path_style=_boolean(text, options, "path-style", endpoint is not None),
-        skip_verify=_boolean(text, options, "skip-verify", False),
-        ca_bundle=options.get("ca-bundle"),
-        storage_class=options.get("storage-class"),
-    )
+    return options
 
 
-def _boolean(text: str, options: dict[str, str], name: str, default: bool) -> bool:
+def _boolean(options: dict[str, str], name: str, default: bool) -> bool:
     if name not in options:
         return default
     value = _BOOLEANS.get(options[name].lower())
     if value is None:
-        raise ConfigError(f"archive URL {text!r}: {name!r} is true or false, not {options[name]!r}")
+        raise ConfigError(f"{name!r} is true or false, not {options[name]!r}")
     return value
