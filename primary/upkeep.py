@@ -19,8 +19,9 @@ from primary.catalogue import Catalogue
 from primary.compaction import Written, compact, prove
 from primary.database import Database
 from primary.levels import MAX_INPUTS, ArchivePolicy, compaction_inputs, expired, interval_passed, snapshot_due
+from primary.retention import delete_expired
 from primary.snapshot import SPARE_BYTES, snapshot
-from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile, ltx_key, plan_restore
+from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile, ltx_key
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.store import ObjectMissing, Store
 
@@ -29,7 +30,7 @@ log = logging.getLogger("walcast.archive")
 WORKERS = 2
 SPOOL_BYTES = 8 << 20
 SETTLED_S = 3600.0
-DELETE_BATCH = 1000
+DELETE_AGAIN_S = 600.0
 
 _working = threading.BoundedSemaphore(WORKERS)
 
@@ -188,25 +189,22 @@ class Upkeep:
         self._unproven.discard(file.key)
 
     def _delete_expired(self, now_ms: int) -> None:
-        files = self._catalogue.all()
-        going = expired(files, self._policy, now_ms)
-        for file in going.relied_on:
-            if file.key in self._unproven:
-                self._prove(file)
-        keys = {file.key for file in going.files}
-        goal = plan_restore(files)[-1].max_txid
-        if plan_restore([file for file in files if file.key not in keys])[-1].max_txid != goal:
-            raise Corrupt(f"{self._store.url}: retention would make the newest TXID unrestorable; nothing was deleted")
+        deleted = 0
         try:
-            for at in range(0, len(going.files), DELETE_BATCH):
-                batch = going.files[at : at + DELETE_BATCH]
-                self._store.delete(file.key for file in batch)
+            for batch in delete_expired(
+                self._store,
+                self._catalogue.all(),
+                self._policy,
+                now_ms,
+                lambda file: file.key in self._unproven,
+                self._tick,
+            ):
                 self._catalogue.remove(batch)
-                self._tick()
+                deleted += len(batch)
         except WalcastError:
-            self._delete_not_before_s = time.monotonic() + SETTLED_S / 6
+            self._delete_not_before_s = time.monotonic() + DELETE_AGAIN_S
             raise
-        log.debug("retention", extra={"url": self._store.url, "deleted": len(going.files)})
+        log.debug("retention", extra={"url": self._store.url, "deleted": deleted})
 
     def _tick(self) -> None:
         if self._stop.is_set():

@@ -1,0 +1,177 @@
+"""`walcast snapshot DB URL`: one backup now, for cron. Into the archive, read back, and only then reported.
+
+Where a process serves the database, that one makes the snapshot; else this command is the database's primary for as
+long as it takes. Either way no writer waits, and the file is exact: its checksum is the database's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import click
+
+from node.options import JSON, PATH, Command, flag
+from node.ping import check_url, ping
+from primary.compaction import Written, prove
+from primary.database import Database
+from primary.levels import ArchivePolicy
+from primary.retention import delete_expired
+from primary.snapshot import snapshot
+from walcast import local, ltx
+from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, ltx_key
+from walcast.errors import ConfigError, Unavailable
+from walcast.filesystem import check_database_file
+from walcast.position import Position, format_txid
+from walcast.statedir import in_use, state_dir
+from walcast.store import Store, open_store
+
+log = logging.getLogger("walcast.snapshot")
+
+DAY_S = 86_400.0
+ASK_S = 600.0  # a database of a terabyte takes its time before the first byte comes
+
+EXAMPLES = """\b
+Example:
+  walcast snapshot app.db s3://bucket/app
+  walcast snapshot app.db /backup/app --retention-days 30 --ping-url https://example.com/ping/app"""
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A snapshot that is in the archive and was read back."""
+
+    file: ArchiveFile
+    position: Position
+    pages: int
+    page_size: int
+    deleted: int
+
+
+@click.command("snapshot", cls=Command, epilog=EXAMPLES)
+@click.argument("db", type=PATH)
+@click.argument("url")
+@flag("--retention-days", type=click.FloatRange(min=0), default=None, help="Then delete what is older, if a newer is.")
+@flag("--ping-url", default=None, help="GET this, only when all went well.")
+@JSON
+def snapshot_command(db: Path, url: str, retention_days: float | None, ping_url: str | None, as_json: bool) -> None:
+    """Back up a database now, whatever is writing to it: a verified snapshot in the archive, and its size."""
+    if ping_url:
+        check_url(ping_url)
+    check_database_file(db)
+    started = time.monotonic()
+    with open_store(url) as store:
+        store.check()
+        archived = archive_snapshot(db, store, retention_days)
+        if ping_url:
+            ping(ping_url)
+        seconds = round(time.monotonic() - started, 3)
+        click.echo(json.dumps(_facts(store, archived, seconds)) if as_json else _words(store, archived, seconds))
+    sys.stdout.flush()
+
+
+def archive_snapshot(db: Path, store: Store, retention_days: float | None = None) -> Archived:
+    """Make, put, read back, and tidy up. Raises as `walcast.errors` says; nothing is deleted unless all went well."""
+    files = list_files(store)
+    newest = max((file.max_txid for file in files), default=0)
+    with _taken(db, newest) as (written, stream):
+        header = written.header
+        if header.max_txid < newest:
+            raise ConfigError(
+                f"the archive {store.url} is at TXID {format_txid(newest)}, {db} at {format_txid(header.max_txid)}: "
+                "that is another database's archive, or another history's; give an empty one"
+            )
+        key = ltx_key(store, SNAPSHOT_LEVEL, header.min_txid, header.max_txid)
+        store.put(key, stream, timestamp_ms=header.timestamp_ms)
+    size = written.trailer.size
+    file = ArchiveFile(SNAPSHOT_LEVEL, header.min_txid, header.max_txid, size, header.timestamp_ms, key)
+    prove(store, key, written)
+    deleted = 0
+    if retention_days is not None:
+        policy = ArchivePolicy(retention_s=retention_days * DAY_S)
+        there = [other for other in files if other.key != key] + [file]
+        now_ms = time.time_ns() // 1_000_000
+        deleted = sum(map(len, delete_expired(store, there, policy, now_ms, lambda other: other.key != key)))
+    position = Position(header.max_txid, header.database_checksum)
+    return Archived(file, position, header.commit_pages, header.page_size, deleted)
+
+
+@contextmanager
+def _taken(db: Path, archive_txid: int) -> Iterator[tuple[Written, BinaryIO]]:
+    """A snapshot by whoever serves the database, else by ourselves."""
+    if (state_dir(db) / "positions").exists():
+        raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
+    if in_use(db) is False:
+        with _served_here(db, archive_txid) as database, snapshot(database) as taken:
+            yield taken
+        return
+    with local.ask(db, "snapshot", timeout_s=ASK_S) as (answer, stream):
+        header = ltx.Header.decode(bytes.fromhex(answer["header"]))
+        assert header is not None  # 100 bytes, by this version of walcast
+        trailer = ltx.Trailer(answer["post_checksum"], answer["file_checksum"], answer["size"])
+        body = io.BufferedReader(cast(Any, _Announced(stream, trailer.size, db)), 1 << 20)
+        yield Written(header, trailer), cast(BinaryIO, body)
+
+
+@contextmanager
+def _served_here(db: Path, archive_txid: int) -> Iterator[Database]:
+    database = Database(db, db.stem)
+    try:
+        database.start()
+        if archive_txid > database.log.position.txid:
+            # TXIDs name files: the archive knows newer ones than this log, which is new or was lost.
+            database.loop.skip_to(archive_txid + 1)
+        yield database
+    finally:
+        database.stop()
+
+
+class _Announced(io.RawIOBase):
+    """A stream that must have exactly the bytes that were announced."""
+
+    def __init__(self, stream: BinaryIO, size: int, db: Path) -> None:
+        self._stream = stream
+        self._left = size
+        self._db = db
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(min(len(buffer), self._left))
+        if not data and self._left:
+            raise Unavailable(f"{self._db}: the process that serves it hung up, {self._left} bytes before the end")
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
+
+
+def _facts(store: Store, archived: Archived, seconds: float) -> dict[str, Any]:
+    return {
+        "url": store.url,
+        "key": archived.file.key,
+        "position": str(archived.position),
+        "txid": archived.position.txid,
+        "bytes": archived.file.size,
+        "pages": archived.pages,
+        "page_size": archived.page_size,
+        "verified": True,
+        "deleted": archived.deleted,
+        "seconds": seconds,
+    }
+
+
+def _words(store: Store, archived: Archived, seconds: float) -> str:
+    deleted = f", {archived.deleted} old files deleted" if archived.deleted else ""
+    return (
+        f"{archived.file.key} in {store.url}: {archived.file.size} bytes, verified, "
+        f"{archived.pages} pages at {archived.position}{deleted}, {seconds:.1f} s"
+    )

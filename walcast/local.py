@@ -1,0 +1,81 @@
+"""The socket in a state folder: how a command finds the process that serves a database on this host, and asks it.
+
+`app.db-walcast/socket`, for its owner only; no address, no port, no certificate. A request is one line of JSON, the
+answer is one line of JSON, `{"error": …}` when it failed, and what that line announces after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from walcast.errors import ConfigError, Unavailable
+from walcast.statedir import state_dir
+
+NAME = "socket"
+LINE_BYTES = 1 << 16
+TIMEOUT_S = 60.0
+
+
+def listen(database: Path) -> socket.socket:
+    """A listening socket in the state folder, which this process must have locked. OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with _short_path(database) as path:
+            Path(path).unlink(missing_ok=True)  # of a process that was killed
+            os.fchmod(made.fileno(), 0o600)
+            made.bind(path)
+        made.listen()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def forget(database: Path) -> None:
+    """Remove the socket; nobody listens any more."""
+    (state_dir(database) / NAME).unlink(missing_ok=True)
+
+
+@contextmanager
+def ask(database: Path, want: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
+    """The answer of the process that serves a database, and the stream behind it.
+
+    `timeout_s` bounds every single wait. Unavailable when nobody serves it or the answer breaks off, ConfigError when
+    that is another user's process or it refuses.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        made.settimeout(timeout_s)
+        try:
+            with _short_path(database) as path:
+                made.connect(path)
+            made.sendall(json.dumps({"want": want}).encode() + b"\n")
+            with made.makefile("rb") as stream:
+                line = stream.readline(LINE_BYTES)
+                answer = json.loads(line) if line.endswith(b"\n") else None
+                if answer is None:
+                    raise Unavailable(f"{database}: the process that serves it hung up")
+                if "error" in answer:
+                    raise (Unavailable if answer.get("again") else ConfigError)(answer["error"])
+                yield answer, cast(BinaryIO, stream)
+        except PermissionError as error:
+            raise ConfigError(f"{database}: served by another user's process; run this as that user") from error
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise Unavailable(f"{database}: no walcast process serves it") from error
+        except (TimeoutError, ConnectionError) as error:
+            raise Unavailable(f"{database}: the process that serves it does not answer: {error}") from error
+
+
+@contextmanager
+def _short_path(database: Path) -> Iterator[str]:
+    """A path of the socket that fits into a socket address, which holds 107 bytes."""
+    folder = os.open(state_dir(database), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{NAME}"
+    finally:
+        os.close(folder)
