@@ -18,6 +18,7 @@ from node.archive_commands import parse_txid, restore_command
 from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
 from node.primary_command import DEFAULT_LISTEN, primary_command
 from node.process import run_until_signal
+from node.snapshot_command import snapshot_command
 from walcast import wire
 from walcast.errors import ConfigError
 
@@ -147,6 +148,7 @@ def verify(db: Path, primary_address: str, name: str | None, as_json: bool, **tl
 
 
 main.add_command(primary_command)
+main.add_command(snapshot_command)
 main.add_command(restore_command)
 
 
