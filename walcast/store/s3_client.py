@@ -1,4 +1,4 @@
-"""A specification and this host's environment → a boto3 client that behaves alike with all S3 servers.
+"""A specification and this host's environment → a botocore client that behaves alike with all S3 servers.
 
 What S3-compatible servers get wrong shapes it. On a custom endpoint checksums are sent and asked for only when the
 protocol requires them: botocore's default ones come as a trailer in `aws-chunked` encoding that many servers store as
@@ -18,7 +18,8 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
 from walcast.errors import ConfigError
 from walcast.store.s3_retry import Bounds, Retries
@@ -47,14 +48,15 @@ def from_environment(spec: S3Spec, environ: Mapping[str, str]) -> S3Spec:
 
 def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
     """Opens no connection yet. Raises ConfigError, or what botocore raises about its own configuration files."""
-    import boto3
     from botocore.config import Config
+    from botocore.session import get_session
 
     environ = os.environ
     if spec.ca_bundle and not spec.skip_verify:
         _check_ca_bundle(spec.ca_bundle)
-    session = boto3.session.Session()
-    # boto3 reads the two variables by itself
+    session = get_session()
+    session.register_component("data_loader", _descriptions())
+    # botocore reads the two variables by itself
     custom = bool(spec.endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"))
     checksums: dict[str, Any] = {}
     if custom:
@@ -71,9 +73,12 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
     )
     key_id, secret = _keys(spec, environ)
     try:
-        client = session.client(
+        client: Any = session.create_client(
             "s3",
-            region_name=spec.region or session.region_name or environ.get("AWS_REGION") or "us-east-1",
+            region_name=spec.region
+            or session.get_config_variable("region")
+            or environ.get("AWS_REGION")
+            or "us-east-1",
             endpoint_url=spec.endpoint,
             aws_access_key_id=key_id,
             aws_secret_access_key=secret,
@@ -82,16 +87,23 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
         )
     except ValueError as error:  # what botocore says of a host it cannot use, such as one with an underscore
         raise ConfigError(f"{error}: a host consists of letters, digits, dots and dashes; correct it") from error
-    events: Any = client.meta.events  # the type in its stubs knows no handler that answers
-    events.register("needs-retry.s3", retries.needs_retry)
+    client.meta.events.register("needs-retry.s3", retries.needs_retry)
     if custom:
-        events.register("before-call.s3", _send_small_bodies_at_once)
-        events.register("before-sign.s3.DeleteObjects", _digest_as_ever)
-    return client
+        client.meta.events.register("before-call.s3", _send_small_bodies_at_once)
+        client.meta.events.register("before-sign.s3.DeleteObjects", _digest_as_ever)
+    return cast("S3Client", client)
+
+
+@cache
+def _descriptions() -> Any:
+    """botocore's description of S3, read once for all clients of this process: 150 ms and some megabytes each."""
+    from botocore.session import get_session
+
+    return get_session().get_component("data_loader")
 
 
 def _keys(spec: S3Spec, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Key and secret, or None twice: boto3 finds them."""
+    """Key and secret, or None twice: botocore finds them."""
     if spec.access_key_id and spec.secret_access_key:
         return spec.access_key_id, spec.secret_access_key
     if not (environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_PROFILE")):
