@@ -6,7 +6,8 @@ assert requests[0].url == "https://bucket.s3.eu-west-1.amazonaws.com/db/a"
 
 def answer(request: Request) -> Answer: return s3_error(403, "AccessDenied")
 with answering(answer) as (endpoint, requests): ...
-with answering(answer, tls=certificate(tmp_path)) as (endpoint, requests): ...   # https; as a proxy also CONNECT
+with answering(answer, tls=certificate(tmp_path)) as (endpoint, requests): ...   # https
+    with answering(answer, tls=…, proxy=True) as (proxy, requests): ...   # for HTTPS_PROXY; speaks for every server
 """
 
 from __future__ import annotations
@@ -113,8 +114,10 @@ def _text(value: str | bytes) -> str:
 
 
 @contextmanager
-def answering(answer: Callable[[Request], Answer], tls: Path | None = None) -> Iterator[tuple[str, list[Request]]]:
-    """A server on loopback, and the requests it got. As a proxy it ends TLS itself, so it sees all URLs."""
+def answering(
+    answer: Callable[[Request], Answer], tls: Path | None = None, *, proxy: bool = False
+) -> Iterator[tuple[str, list[Request]]]:
+    """A server on loopback, and the requests it got. As a `proxy` it ends the TLS of its clients: it sees all URLs."""
     requests: list[Request] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if tls is not None:
@@ -127,12 +130,11 @@ def answering(answer: Callable[[Request], Answer], tls: Path | None = None) -> I
 
     Handler.context = context
     with _Quiet(("127.0.0.1", 0), Handler) as server:
-        direct = context if tls is not None else None
-        server.context = direct
+        server.context = context if tls and not proxy else None
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", requests
+            yield f"{'https' if server.context else 'http'}://127.0.0.1:{server.server_port}", requests
         finally:
             server.shutdown()
             thread.join()
@@ -199,6 +201,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body if self.command != "HEAD" else b"")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = respond  # noqa: N815 - names of http.server
+
+    def finish(self) -> None:
+        super().finish()
+        for end in (self.rfile, self.wfile, self.connection):  # those of TLS, where it came in between
+            end.close()
 
     def log_message(self, *_: object) -> None:
         pass

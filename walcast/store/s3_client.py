@@ -50,10 +50,15 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
     """Opens no connection yet. Raises ConfigError, or what botocore raises about its own configuration files."""
     from botocore.config import Config
     from botocore.session import get_session
+    from urllib3 import disable_warnings
+    from urllib3.exceptions import InsecureRequestWarning
 
     environ = os.environ
     if spec.ca_bundle and not spec.skip_verify:
         _check_ca_bundle(spec.ca_bundle)
+    if spec.skip_verify:
+        # It was asked for; a warning with every request would hide the rest.
+        disable_warnings(InsecureRequestWarning)
     session = get_session()
     session.register_component("data_loader", _descriptions())
     # botocore reads the two variables by itself
