@@ -17,10 +17,12 @@ from walcast.archive import ArchiveFile, ArchiveGap, list_files, restorable_txid
 from walcast.archive_times import read_headers, timed
 from walcast.damage import DamagedFile, check_header
 from walcast.errors import ConfigError, Corrupt
+from walcast.generations import list_generations, plan_generation
 from walcast.ltx import Decoder, Header, Page, Trailer
 from walcast.position import Position, format_txid
 from walcast.restore_apply import GoOn, Progress, Restored, restore_to
 from walcast.restore_around import Around, Goal, check_witnesses
+from walcast.restore_generations import restore_generation
 from walcast.restore_target import check_output, put_in_place, temporary_beside
 from walcast.store.base import Store
 
@@ -87,6 +89,9 @@ def restore(
     that turns out damaged or removed is gone around when others cover its transactions, never by restoring less. A
     dry run reads the header of each file of the plan, and writes nothing.
 
+    An archive without LTX files that Litestream 0.3 wrote is restored too, to the times of `plan_generation` and with
+    no TXID.
+
     Raises ConfigError, the errors of `walcast.archive`, Corrupt, Unavailable; the output is then as it was before.
     """
     place = Path(os.path.realpath(output))  # through a symbolic link, as SQLite names the side files
@@ -97,8 +102,18 @@ def restore(
         raise obstacle
     goal = Goal(txid, timestamp_ms)
     files = list_files(store)
-    if not files and if_replica_exists:
+    older = [] if files else list_generations(store)  # what Litestream 0.3 wrote
+    if not files and not older and if_replica_exists:
         return RestoreReport(output, (), None, skipped="the archive is empty")
+    if older:
+        old_plan = plan_generation(older, txid=txid, timestamp_ms=timestamp_ms)
+        if dry_run:
+            return RestoreReport(output, tuple(old_plan), None, obstacle=str(obstacle) if obstacle else None)
+        with temporary_beside(place) as temporary:
+            restored, went = restore_generation(store, old_plan, temporary, parallelism=parallelism, progress=progress)
+            check_integrity(temporary, integrity_check)
+            put_in_place(temporary, place, force=force)
+        return RestoreReport(output, restored.applied, restored, went_around=went)
     if timestamp_ms is not None:
         files = timed(store, files, timestamp_ms)
     around = Around(store, goal, files)
