@@ -47,7 +47,7 @@ class Restored:
     """What a plan made: the position's checksum is computed from the pages written.
 
     `applied` are the files, in order. `unconfirmed` are those that no other file's database checksum has shown to be of
-    the same database as the rest: all of them where files carry none, as Litestream's, and a snapshot alone.
+    one database with the rest: all of them where files carry none, as Litestream's, and a snapshot alone.
     """
 
     position: Position
@@ -127,7 +127,7 @@ def _apply(
                     continue
                 trailer = pages.finish()
                 assert pages.header is not None  # `finish` says so
-                writer.file_done(pages.header, trailer)
+                writer.file_done(pages.header, trailer, pages.count)
             except DamagedFile:
                 raise
             except Corrupt as error:
@@ -193,8 +193,8 @@ class _Writer:
             self._writes.popleft().result()
         self._writes.append(self._pool.submit(_write_pages, self._descriptor, header.page_size, batch))
 
-    def file_done(self, header: Header, trailer: Trailer) -> None:
-        """A proven file is all written: the database must have the checksum that the file says."""
+    def file_done(self, header: Header, trailer: Trailer, pages: int) -> None:
+        """A proven file of this many pages is all written: the database must have the checksum that the file says."""
         sums = self._of_file(header)
         expected = header.database_checksum if header.no_checksum else trailer.post_checksum
         if expected and expected != sums.database:
@@ -204,8 +204,8 @@ class _Writer:
         assert self.file is not None
         self._unconfirmed.append(self.file)
         self.applied.append(self.file)
-        if expected and len(self.applied) > 1:
-            self._unconfirmed.clear()
+        if expected and pages < header.commit_pages - 1:
+            self._unconfirmed.clear()  # the checksum is right also for pages that others brought
         self._last = header
 
     def restored(self) -> Restored:

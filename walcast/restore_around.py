@@ -5,8 +5,8 @@ one of several is another database's, and nothing tells which: then plans withou
 likeliest first, until one comes out consistent. The archive is listed again after each failure, since what compaction
 and retention removed meanwhile is part of another file.
 
-One case is beyond what one plan can prove: a snapshot alone, of another database under this one's name. It
-is compared with every other file that ends at the same TXID, as far as those carry a database checksum.
+What a plan alone cannot prove is that its files, a single snapshot for one, are not all of another database under this
+one's names. So the result is compared with what the other files that end at the same TXID say it should be.
 """
 
 from __future__ import annotations
@@ -173,15 +173,13 @@ def _name(file: ArchiveFile) -> Name:
 
 
 def check_witnesses(store: Store, files: Sequence[ArchiveFile], restored: Restored) -> None:
-    """Raise Contradiction when a file that ends at the same TXID says another database checksum.
+    """Raise Contradiction when a file that ends at the same TXID, and is whole, says another database checksum.
 
-    Asked only of a restore whose own files do not confirm each other: one small request for each such file.
+    One small request for each such file, of which every level has one at most.
     """
     applied = set(restored.applied)
     txid = restored.position.txid
     witnesses = [file for file in files if file.max_txid == txid and file not in applied]
-    if not restored.unconfirmed or not witnesses:
-        return
     for file, header in zip(witnesses, read_headers(store, witnesses), strict=True):
         if not isinstance(header, Header) or header.database_checksum in (0, restored.position.checksum):
             continue
@@ -190,7 +188,7 @@ def check_witnesses(store: Store, files: Sequence[ArchiveFile], restored: Restor
                 restored.applied[-1],
                 f"the database restored has checksum {restored.position.checksum:016x}, but {file.key} says "
                 f"{header.database_checksum:016x}: one of them is of another database",
-                tuple(reversed(restored.unconfirmed)),
+                tuple(reversed(restored.unconfirmed)) or restored.applied[-1:],
             )
 
 

@@ -42,7 +42,7 @@ class FilePages:
         self._rest = b""
         self._crc = 0
         self._last_pgno = 0
-        self._count = 0
+        self.count = 0
         self._end: bytearray | None = None  # what comes after the pages
         self._frames: Decoder | None = None
         self._framed: list[Page] = []
@@ -95,10 +95,10 @@ class FilePages:
             or len(self._end) < PAGE_HEADER_SIZE + 1 + _INDEX_SIZE_BYTES + TRAILER_SIZE
         ):
             raise Corrupt(f"LTX file, byte {self.fed_bytes}: not complete")
-        if header.is_snapshot and self._count != header.commit_pages - (
+        if header.is_snapshot and self.count != header.commit_pages - (
             header.commit_pages >= lock_pgno(header.page_size)
         ):
-            raise Corrupt(f"LTX file: snapshot with {self._count} of {header.commit_pages} pages")
+            raise Corrupt(f"LTX file: snapshot with {self.count} of {header.commit_pages} pages")
         covered = self._end[: len(self._end) - TRAILER_SIZE]
         index_size = int.from_bytes(covered[-_INDEX_SIZE_BYTES:], "big")
         if index_size != len(covered) - PAGE_HEADER_SIZE - _INDEX_SIZE_BYTES:
@@ -150,7 +150,7 @@ class FilePages:
         return at
 
     def _emit_batch(self, header: Header, pgnos: list[int], pages: list[bytes], sums: list[int]) -> None:
-        self._count += len(pages)
+        self.count += len(pages)
         self._emit(header, Batch(np.array(pgnos, np.uint32), pages, np.array(sums, np.uint64)))
 
     def _feed_frames(self, data: bytes) -> None:

@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+import io
 import random
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from walcast.archive import ltx_key
 from walcast.checksum import PageChecksums
 from walcast.ltx import FLAG_NO_CHECKSUM, Encoder, Header
-from walcast.store import Store
+from walcast.store import ObjectInfo, ObjectMissing, Store
+
+
+class MemoryStore:
+    """A store that needs no disk; `requests` are the keys that were read and the prefixes that were listed."""
+
+    url = "memory:"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[bytes, int]] = {}
+        self.requests: list[str] = []
+
+    def level_prefix(self, level: int) -> str:
+        return f"{level:04x}/"
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        self.requests.append(key)
+        if key not in self.objects:
+            raise ObjectMissing(key, self.url)
+        body = self.objects[key][0]
+        return body[start:] if length is None else body[start : start + length]
+
+    def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        file = io.BytesIO(self.get(key))
+        return iter(lambda: file.read(size), b"")
+
+    def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int) -> None:
+        self.objects[key] = (body if isinstance(body, bytes) else body.read(), timestamp_ms)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self.requests.append(prefix)
+        for key in sorted(self.objects):
+            if key.startswith(prefix):
+                body, timestamp_ms = self.objects[key]
+                yield ObjectInfo(key, len(body), timestamp_ms)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.objects.pop(key, None)
+
+    def check(self, *, write: bool = True) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> MemoryStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class History:
