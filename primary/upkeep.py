@@ -49,7 +49,7 @@ class Upkeep:
         # Whoever wrote a file proved it before the next one of its level, so only the newest may be unproven.
         self._unproven = {file.key for level in LEVELS if (file := catalogue.newest(level)) is not None}
         self._compacted_ms = {
-            level: file.timestamp_ms if (file := catalogue.newest(level)) else 0
+            level: file.timestamp_ms if (file := catalogue.newest(level)) else _now_ms()
             for level in range(1, len(policy.level_intervals_s) + 1)
         }
         self._floor_txid = 0

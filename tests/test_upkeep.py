@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.archiving import CALM, archived, archiving, compact_now, levels, restored, restored_by_litestream
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
 from support.nodes import poll
@@ -24,13 +23,10 @@ from primary.archiver import Archiver
 from primary.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
 from walcast.errors import Unavailable
-from walcast.restore import restore
 from walcast.store import Store, open_store
 from walcast.store.directory import DirectoryStore
 
-LITESTREAM = Path(sys.executable).with_name("litestream")
 FAST = ArchivePolicy(level_intervals_s=(0.3, 0.6, 1.2), snapshot_interval_s=1.5, retention_s=2.0, raw_retention_s=0.4)
-CALM = ArchivePolicy(level_intervals_s=(3600.0,), raw_retention_s=3600.0)
 COMMIT = "UPDATE accounts SET balance = balance + 1"
 
 
@@ -42,53 +38,10 @@ def app(tmp_path: Path) -> Iterator[Served]:
         yield made
 
 
-@contextmanager
-def archiving(app: Served, store: Store, policy: ArchivePolicy = FAST) -> Iterator[Archiver]:
-    archiver = Archiver(app.database, store, policy, interval_s=0.05)
-    archiver.start()
-    try:
-        yield archiver
-    finally:
-        archiver.stop()
-
-
-def archived(app: Served, archiver: Archiver) -> bool:
-    """Until everything that is committed now is in the archive."""
-    goal = app.position.txid
-    return bool(poll(lambda: archiver.txid >= goal))
-
-
-def levels(store: Store) -> dict[int, list[ArchiveFile]]:
-    found: dict[int, list[ArchiveFile]] = {}
-    for file in list_files(store):
-        found.setdefault(file.level, []).append(file)
-    return found
-
-
 def write(db: Path, commits: int) -> None:
     with sql(db) as stock:
         for _ in range(commits):
             stock(COMMIT)
-
-
-def restored(store: Store, output: Path) -> bytes:
-    restore(store, output, integrity_check="full")
-    return output.read_bytes()
-
-
-def restored_by_litestream(store: DirectoryStore, output: Path) -> bytes:
-    command = [str(LITESTREAM), "restore", "-o", str(output), store.url]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return output.read_bytes()
-
-
-def compact_now(archiver: Archiver) -> None:
-    """As if an interval had passed."""
-    upkeep = archiver._upkeep
-    assert upkeep is not None
-    assert poll(lambda: upkeep._thread is None or not upkeep._thread.is_alive())
-    upkeep._compacted_ms[1] = 0
-    archiver._grown.set()
 
 
 def load(db: Path) -> Any:
@@ -97,7 +50,7 @@ def load(db: Path) -> Any:
 
 def test_levels_fill_raw_files_go_old_snapshots_go_and_everything_is_restorable(app: Served, tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "archive")
-    with archiving(app, store) as archiver:
+    with archiving(app, store, FAST) as archiver:
         with load(app.path) as busy:
             first = poll(lambda: levels(store).get(SNAPSHOT_LEVEL))[0]
 
@@ -124,7 +77,7 @@ def test_levels_fill_raw_files_go_old_snapshots_go_and_everything_is_restorable(
 
 def test_after_one_listing_nothing_is_listed_and_nothing_is_put_when_idle(app: Served, tmp_path: Path) -> None:
     with counted_s3(tmp_path / "s3") as server, open_store(server.spec()) as store:
-        with archiving(app, store) as archiver:
+        with archiving(app, store, FAST) as archiver:
             write(app.path, 1)
             assert archived(app, archiver)
             listed = server.traffic.requests["LIST"]
@@ -174,7 +127,7 @@ class Unreliable(DirectoryStore):
 def test_a_store_that_fails_now_and_then_in_any_call_loses_nothing(app: Served, tmp_path: Path) -> None:
     store = Unreliable(tmp_path / "archive")
     rng = random.Random(5)
-    with archiving(app, store) as archiver:
+    with archiving(app, store, FAST) as archiver:
         write(app.path, 1)
         assert archived(app, archiver)
         store.fault = lambda call, key: rng.random() < 0.08
@@ -203,7 +156,7 @@ def test_nothing_is_deleted_that_a_damaged_file_was_to_replace(app: Served, tmp_
             super().put(key, body, **options)
 
     store = Lying(tmp_path / "archive")
-    with archiving(app, store) as archiver:
+    with archiving(app, store, FAST) as archiver:
         for _ in range(3):
             write(app.path, 2)
             assert archived(app, archiver)
@@ -216,7 +169,7 @@ def test_nothing_is_deleted_that_a_damaged_file_was_to_replace(app: Served, tmp_
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
 def test_a_damaged_raw_file_is_bridged_by_a_snapshot(app: Served, tmp_path: Path, damage: str) -> None:
     store = DirectoryStore(tmp_path / "archive")
-    with archiving(app, store, CALM) as archiver:
+    with archiving(app, store) as archiver:
         for _ in range(2):
             write(app.path, 1)
             assert archived(app, archiver)
@@ -243,7 +196,7 @@ def test_a_damaged_raw_file_is_bridged_by_a_snapshot(app: Served, tmp_path: Path
 def test_a_primary_that_starts_again_takes_up_what_was_left(app: Served, tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "archive")
     for _ in range(3):
-        with archiving(app, store) as archiver:
+        with archiving(app, store, FAST) as archiver:
             write(app.path, 2)
             assert archived(app, archiver)
             assert poll(lambda: 0 not in levels(store))
@@ -259,7 +212,7 @@ def test_without_room_for_a_snapshot_the_apps_disk_is_left_alone(
     from primary import snapshot as snapshots
 
     monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
-    with archiving(app, DirectoryStore(tmp_path / "archive")) as archiver:
+    with archiving(app, DirectoryStore(tmp_path / "archive"), FAST) as archiver:
         assert poll(lambda: archiver.error)
         assert "no room for a snapshot" in str(archiver.error)
         assert archiver.behind_s > 0
@@ -290,7 +243,7 @@ def files_since(store: Store, txid: int) -> list[ArchiveFile]:
 def test_after_an_outage_longer_than_the_log_one_difference_is_shipped(tmp_path: Path, restarted: bool) -> None:
     store = Unreliable(tmp_path / "archive")
     with tiny(tmp_path) as app:
-        with archiving(app, store, CALM) as archiver:
+        with archiving(app, store) as archiver:
             with sql(app.path) as stock:
                 stock("CREATE TABLE ballast(data); ")
                 stock(
@@ -341,7 +294,7 @@ def test_notes_that_cannot_be_kept_cost_a_snapshot_and_nothing_else(
 
     store = Unreliable(tmp_path / "archive")
     with tiny(tmp_path) as app:
-        with archiving(app, store, CALM) as archiver:
+        with archiving(app, store) as archiver:
             write(app.path, 1)
             assert archived(app, archiver)
             store.fault = lambda call, key: True
@@ -363,14 +316,14 @@ def test_the_archive_of_another_history_is_not_joined_with_ours(app: Served, tmp
     other.parent.mkdir()
     create(other)
     store = DirectoryStore(tmp_path / "archive")
-    with served(other) as theirs, archiving(theirs, store, CALM) as archiver:
+    with served(other) as theirs, archiving(theirs, store) as archiver:
         with sql(other) as stock:
             stock("CREATE TABLE only_theirs(x)")
         write(other, 3)
         assert archived(theirs, archiver)
         ended = archiver.txid
     write(app.path, 10)
-    with archiving(app, store, CALM) as archiver:
+    with archiving(app, store) as archiver:
         assert archived(app, archiver)
         write(app.path, 3)
         assert archived(app, archiver)
