@@ -57,13 +57,15 @@ class S3Server:
 
 
 @contextmanager
-def rclone_s3(folder: Path) -> Iterator[S3Server]:
-    """`rclone serve s3` over `folder`, at a port of the system's choice."""
+def rclone_s3(folder: Path, *, tls: Path | None = None) -> Iterator[S3Server]:
+    """`rclone serve s3` over `folder`, at a port of the system's choice; with TLS, the file has key and certificate."""
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).with_name("rclone")
     command = [str(program), "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", f"{KEY_ID},{SECRET}"]
     command += ["--config", os.devnull, "--vfs-cache-mode", "off", str(folder)]
-    with _process(command, r"http://127\.0\.0\.1:\d+") as endpoint:
+    if tls is not None:
+        command += ["--cert", str(tls), "--key", str(tls)]
+    with _process(command, r"https?://127\.0\.0\.1:\d+") as endpoint:
         yield S3Server(endpoint, folder)
 
 

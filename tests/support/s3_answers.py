@@ -72,8 +72,9 @@ def friendly(request: Request) -> Answer:
     """What an S3 server with nothing in it says."""
     if request.operation == "LIST":
         return Answer(body=LISTING)
-    if request.operation == "MULTIPART":
-        kind = "InitiateMultipartUploadResult" if "uploads" in request.query else "CompleteMultipartUploadResult"
+    if request.operation in ("MULTIPART", "COMPLETE"):
+        begun = request.operation == "MULTIPART"
+        kind = "InitiateMultipartUploadResult" if begun else "CompleteMultipartUploadResult"
         return Answer(body=f"<{kind}><UploadId>up</UploadId></{kind}>".encode())
     if request.operation == "DELETE":
         return Answer(body=b"<DeleteResult></DeleteResult>")

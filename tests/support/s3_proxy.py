@@ -1,13 +1,16 @@
 """A reverse proxy in front of an S3 server, on a thread: it counts requests, refuses service and slows answers down.
 
     with proxied("http://127.0.0.1:9000") as (endpoint, traffic):
-        traffic.requests                    # Counter: LIST, GET, HEAD, PUT, PART, MULTIPART, DELETE, OTHER
+        traffic.requests                    # Counter: LIST, GET, HEAD, PUT, DELETE, OTHER, and of an upload in parts
+                                            # MULTIPART (it begins), PART, COMPLETE, ABORT
         traffic.delay_s = 0.2               # before every answer, from now on
         with traffic.outage("503"): ...     # every request is answered 503 Slow Down
         with traffic.outage("close"): ...   # every connection is closed at its next request
         with traffic.outage("hang"): ...    # no answer until the outage ends
+        with traffic.outage("lose"): ...    # the server does what is asked, but its answer is lost
         with traffic.outage("503", "PUT", "DELETE"): ...   # only these operations; the others go through
         traffic.start_outage("close"); traffic.end_outage()   # the same where a block does not fit
+        traffic.start_outage("lose", "PUT", times=1)          # ends by itself after so many requests
 
 Requests are counted as they come in, also those that are then refused; `refused` counts these alone. The Host header
 goes through unchanged, because signature version 4 covers it.
@@ -27,6 +30,7 @@ from urllib.parse import parse_qs, urlsplit
 
 _PIECE_BYTES = 1 << 16
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "trailer", "upgrade"}
+_POSTS = (("delete", "DELETE"), ("uploads", "MULTIPART"), ("uploadId", "COMPLETE"))
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>"
 )
@@ -40,14 +44,16 @@ class Traffic:
         self.refused: Counter[str] = Counter()
         self.delay_s = 0.0
         self._outage: tuple[str, tuple[str, ...]] | None = None
+        self._left: int | None = None
         self._changed = threading.Condition()
         self._closing = False
 
-    def start_outage(self, kind: str, *operations: str) -> None:
-        """`kind` is "503", "close" or "hang"; without operations it hits all."""
-        assert kind in ("503", "close", "hang"), kind
+    def start_outage(self, kind: str, *operations: str, times: int | None = None) -> None:
+        """`kind` is "503", "close", "hang" or "lose"; without operations it hits all, without `times` until it ends."""
+        assert kind in ("503", "close", "hang", "lose"), kind
         with self._changed:
             self._outage = (kind, operations)
+            self._left = times
             self._changed.notify_all()
 
     def end_outage(self) -> None:
@@ -56,8 +62,8 @@ class Traffic:
             self._changed.notify_all()
 
     @contextmanager
-    def outage(self, kind: str, *operations: str) -> Iterator[None]:
-        self.start_outage(kind, *operations)
+    def outage(self, kind: str, *operations: str, times: int | None = None) -> Iterator[None]:
+        self.start_outage(kind, *operations, times=times)
         try:
             yield
         finally:
@@ -80,13 +86,15 @@ class Traffic:
             self.requests[operation] += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closing, self.delay_s)
-            if self._hit(operation) == "hang":
+            kind = self._hit(operation)
+            if kind is not None:
                 self.refused[operation] += 1
+                if self._left is not None:
+                    self._left -= 1
+                    self._outage = self._outage if self._left else None
+            if kind == "hang":
                 self._changed.wait_for(lambda: self._closing or self._hit(operation) != "hang")
-                return "close"
-            if (kind := self._hit(operation)) is not None:
-                self.refused[operation] += 1
-            return "close" if self._closing else kind
+            return "close" if self._closing or kind == "hang" else kind
 
     def _hit(self, operation: str) -> str | None:
         if self._outage is None or (self._outage[1] and operation not in self._outage[1]):
@@ -103,8 +111,10 @@ def operation_of(method: str, target: str) -> str:
     if method == "PUT":
         return "PART" if "partNumber" in query else "PUT"
     if method == "POST":
-        return "DELETE" if "delete" in query else "MULTIPART" if {"uploads", "uploadId"} & query.keys() else "OTHER"
-    return method if method in ("HEAD", "DELETE") else "OTHER"
+        return next((name for part, name in _POSTS if part in query), "OTHER")
+    if method == "DELETE":
+        return "ABORT" if "uploadId" in query else "DELETE"
+    return "HEAD" if method == "HEAD" else "OTHER"
 
 
 @contextmanager
@@ -187,6 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal is None:
             self._send_upstream()
             self._send_back()
+        elif refusal == "lose":
+            self._send_upstream()
+            self.upstream.getresponse().read()
+            self.close_connection = True
         elif refusal == "503":
             self._read_body(lambda piece: None)
             self._answer_503()
