@@ -85,8 +85,10 @@ def friendly(request: Request) -> Answer:
 
 
 @contextmanager
-def captured(spec: S3Spec, answer: Callable[[Request], Answer] = friendly) -> Iterator[tuple[S3Store, list[Request]]]:
-    """A store whose requests, signed and ready to be sent, are answered here."""
+def captured(
+    spec: S3Spec, answer: Callable[[Request], Answer] = friendly, *, keys: bool = True
+) -> Iterator[tuple[S3Store, list[Request]]]:
+    """A store whose requests, signed and ready to be sent, are answered here; with `keys` it has some."""
     from botocore.awsrequest import AWSResponse
 
     requests: list[Request] = []
@@ -98,7 +100,7 @@ def captured(spec: S3Spec, answer: Callable[[Request], Answer] = friendly) -> It
         given = answer(requests[-1])
         return AWSResponse(request.url, given.status, given.headers, _Raw(given.body))
 
-    with S3Store(replace(spec, access_key_id="AKIA", secret_access_key="secret")) as store:
+    with S3Store(replace(spec, access_key_id="AKIA", secret_access_key="secret") if keys else spec) as store:
         store._client().meta.events.register("before-send.s3", send)
         yield store, requests
 

@@ -94,6 +94,7 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
         raise ConfigError(f"{error}: a host consists of letters, digits, dots and dashes; correct it") from error
     client.meta.events.register("needs-retry.s3", retries.needs_retry)
     if custom:
+        client.meta.events.register("before-parameter-build.s3", _stay_here)
         client.meta.events.register("before-call.s3", _send_small_bodies_at_once)
         client.meta.events.register("before-sign.s3.DeleteObjects", _digest_as_ever)
     return cast("S3Client", client)
@@ -125,6 +126,12 @@ def _check_ca_bundle(path: str) -> None:
     except OSError as error:
         reason = "no PEM file" if isinstance(error, ssl.SSLError) else error.strerror
         raise ConfigError(f"the ca-bundle {path} cannot be used ({reason}): give a file of PEM certificates") from error
+
+
+def _stay_here(context: dict[str, Any], **_: Any) -> None:
+    """botocore asks whoever redirects for the bucket's region; a web server that redirects all makes that endless."""
+    if redirect := context.get("s3_redirect"):
+        redirect["redirected"] = True
 
 
 def _send_small_bodies_at_once(params: dict[str, Any], **_: Any) -> None:

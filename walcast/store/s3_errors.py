@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.store.base import ObjectExists, ObjectMissing
-from walcast.store.s3_retry import is_passing, tls_reason
+from walcast.store.s3_retry import NO_XML, is_passing, tls_reason
 from walcast.store.s3_spec import S3Spec
 
+_NO_XML_TEXT = "an answer that is no XML"
 _MESSAGE_CHARS = 300
+_SKEW_S = 300.0  # S3 allows 900, some servers less
 
 
 class PastTheEnd(Exception):
@@ -53,12 +57,15 @@ def translate(error: Exception, spec: S3Spec, key: str, action: str) -> Exceptio
     if isinstance(error, WalcastError | PastTheEnd):
         return None
     if isinstance(error, ClientError):
-        facts = error.response.get("Error", {})
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        about = error.response.get("ResponseMetadata", {})
+        facts = {**error.response.get("Error", {}), "Location": about.get("HTTPHeaders", {}).get("location")}
+        status = int(about.get("HTTPStatusCode", 0))
         code, message = str(facts.get("Code", "")), str(facts.get("Message", ""))
+        if status in (401, 403) and abs(ahead := _ahead_s(error)) > _SKEW_S:
+            return _skewed(spec, f"{ahead:+.0f} s from now")
         return explain(spec, key, action, code=code, message=message, status=status, facts=facts)
     if isinstance(error, ResponseParserError):
-        return no_s3(spec, "an answer that is no XML")
+        return no_s3(spec, _NO_XML_TEXT)
     if isinstance(error, BotoCoreError):
         return _from_client(error, spec)
     if isinstance(error, HTTPError):  # within a body
@@ -90,9 +97,13 @@ def explain(
         return ObjectExists(key, spec.url)
     if (refused := _refused(spec, key, action, code, status, facts)) is not None:
         return refused
-    if code in _REGION or status in (301, 307):
+    if code == str(status) and 301 <= status <= 308:
+        return no_s3(spec, f"the answer {status} to go to {_one_line(facts.get('Location') or 'another place')}")
+    if code in _REGION:
         region = f"region={facts['Region']}" if facts.get("Region") else "the right region=…"
         return ConfigError(f"{where} is in another region ({code}): set {region} in the URL")
+    if code == NO_XML:
+        return no_s3(spec, _NO_XML_TEXT)
     if code == "NoSuchUpload" or is_passing(code, status):
         why = "is in trouble" if status >= 500 and "SlowDown" not in code else "asks to try later"
         return Unavailable(f"{where} {why} ({code or status}): {_one_line(message)}")
@@ -111,8 +122,7 @@ def _refused(
     """Who we are, when it is, and what we may do."""
     where = _where(spec)
     if code in _SKEWED:
-        theirs = f", which is {facts['ServerTime']} there" if facts.get("ServerTime") else ""
-        return ConfigError(f"{where} refuses the request because the clocks differ: set this host's clock{theirs}")
+        return _skewed(spec, facts.get("ServerTime") or "another time")
     if code in _UNKNOWN_KEY:
         return ConfigError(f"{where} does not know the access key ({code}): correct {_keys(spec)}")
     if code in _WRONG_SECRET:
@@ -126,6 +136,21 @@ def _refused(
             f"these credentials may not {what} {where} ({code}): allow {allow}, or use other credentials"
         )
     return None
+
+
+def _skewed(spec: S3Spec, theirs: str) -> ConfigError:
+    return ConfigError(
+        f"{_where(spec)} refuses the request because the clocks differ: set this host's clock; it is {theirs} there"
+    )
+
+
+def _ahead_s(error: Any) -> float:
+    """How far a server's clock is ahead of ours; some say no more than that access is denied."""
+    try:
+        date = parsedate_to_datetime(error.response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (KeyError, ValueError):
+        return 0.0
 
 
 def _from_client(error: Exception, spec: S3Spec) -> Exception:

@@ -38,10 +38,14 @@ _PASSING = _THROTTLED | {
     "RequestTimeout",
     "RequestTimeoutException",
     "RequestCanceled",
+    "InternalError",
+    "ServiceUnavailable",
     "OperationAborted",
     "ConditionalRequestConflict",
     "PriorRequestNotComplete",
 }
+# Ours: an answer of 200 that botocore cannot read, and takes for one of 500.
+NO_XML = "NoXML"
 _PASSING_STATUS = {408, 425, 429}
 _THROTTLED_STATUS = {429, 503}
 
@@ -122,6 +126,9 @@ class Retries:
         status = int(parsed.get("ResponseMetadata", {}).get("HTTPStatusCode", answer.status_code))
         if status < 300 and not code:
             return None
+        if code == "500" and getattr(answer.raw, "status", 500) == 200:
+            # Cut off, or a web page: worth repeating, but the server did not say that it is in trouble.
+            parsed["Error"]["Code"] = NO_XML
         asked = retry_after_s({str(name).lower(): value for name, value in answer.headers.items()}, datetime.now(UTC))
         return pause_s(attempts, self._bounds, jitter, code=code, status=status, retry_after=asked)
 

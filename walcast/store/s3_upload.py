@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from walcast.store.s3_errors import no_s3
 from walcast.store.s3_spec import S3Spec, customer_key, put_encryption
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def upload(client: S3Client, target: Target, body: BinaryIO | bytes) -> None:
     first = _read(source, part_bytes)
     try:
         if len(first) < part_bytes:
-            client.put_object(**target.beginning, **target.ending, Body=first)
+            stored = client.put_object(**target.beginning, **target.ending, Body=first)
+            _fact(stored, "ETag", target)
         else:
             _upload_parts(client, target, _parts(first, source, part_bytes), part_bytes)
     except ClientError as error:
@@ -113,22 +115,24 @@ def size_left(source: BinaryIO) -> int:
 def _upload_parts(client: S3Client, target: Target, parts: Iterator[bytes], part_bytes: int) -> None:
     checksum = _checksum(client)
     begun = client.create_multipart_upload(**target.beginning, **checksum)
-    same = {**target.place, "UploadId": begun["UploadId"]}
+    same = {**target.place, "UploadId": _fact(begun, "UploadId", target)}
     try:
-        done = _send_parts(client, {**same, **checksum, **customer_key(target.spec)}, parts, part_bytes)
+        done = _send_parts(client, target, {**same, **checksum, **customer_key(target.spec)}, parts, part_bytes)
         client.complete_multipart_upload(**same, **target.ending, MultipartUpload={"Parts": done})
     except BaseException:
         _abort(client, same)
         raise
 
 
-def _send_parts(client: S3Client, same: dict[str, Any], parts: Iterator[bytes], part_bytes: int) -> list[Any]:
+def _send_parts(
+    client: S3Client, target: Target, same: dict[str, Any], parts: Iterator[bytes], part_bytes: int
+) -> list[Any]:
     """All parts, several at a time. After an error no thread sends any more."""
 
     def send(number: int, part: bytes) -> dict[str, Any]:
         answer: Any = client.upload_part(**same, PartNumber=number, Body=part)
         sums = {_CHECKSUM: answer[_CHECKSUM]} if "ChecksumAlgorithm" in same and _CHECKSUM in answer else {}
-        return {"PartNumber": number, "ETag": answer["ETag"], **sums}
+        return {"PartNumber": number, "ETag": _fact(answer, "ETag", target), **sums}
 
     threads = max(1, min(_MAX_THREADS, _PARTS_BYTES // part_bytes - 1))
     done: list[dict[str, Any]] = []
@@ -150,6 +154,13 @@ def _checksum(client: S3Client) -> dict[str, Any]:
     """On AWS every part has a checksum, and the object one of these: as boto3's transfer does it."""
     wanted = getattr(client.meta.config, "request_checksum_calculation", None)
     return {"ChecksumAlgorithm": "CRC32"} if wanted == "when_supported" else {}
+
+
+def _fact(answer: Any, name: str, target: Target) -> Any:
+    """What every S3 server answers with. A web server may take a PUT for granted, too."""
+    if not answer.get(name):
+        raise no_s3(target.spec, f"an answer without {name}")
+    return answer[name]
 
 
 def _abort(client: S3Client, same: dict[str, Any]) -> None:
