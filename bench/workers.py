@@ -38,9 +38,13 @@ def ready() -> None:
     sys.stdin.readline()
 
 
-def paced(path: str, commits: str, per_s: str) -> dict[str, Any]:
-    """Commits of one row at a steady rate, by absolute deadlines: first id, and when each commit returned."""
-    db, row, count, step_ns = connect(path), text(ROW_BYTES, 1), int(commits), int(1e9 / float(per_s))
+def paced(path: str, commits: str, per_s: str, kinds: str = "1") -> dict[str, Any]:
+    """Commits of one row at a steady rate, by absolute deadlines: first id, and when each commit returned.
+
+    `kinds`: how many different rows there are, one after the other.
+    """
+    db, count, step_ns = connect(path), int(commits), int(1e9 / float(per_s))
+    rows = [text(ROW_BYTES, seed) for seed in range(1, int(kinds) + 1)]
     first = (db.execute("SELECT max(id) FROM t").fetchone()[0] or 0) + 1
     returned: list[int] = []
     ready()
@@ -49,7 +53,7 @@ def paced(path: str, commits: str, per_s: str) -> dict[str, Any]:
         wait_ns = begin_ns + i * step_ns - time.monotonic_ns()
         if wait_ns > 0:
             time.sleep(wait_ns / 1e9)
-        db.execute("INSERT INTO t (v) VALUES (?)", (row,))
+        db.execute("INSERT INTO t (v) VALUES (?)", (rows[i % len(rows)],))
         returned.append(time.monotonic_ns())
     return {"first": first, "returned_ns": returned}
 
