@@ -1,9 +1,9 @@
 """What an archive costs: objects put and bytes sent in an hour, at 1, 100 and 10,000 commits a second.
 
-Three primaries at once, each with an app that commits one row of 150 bytes (LZ4 halves it) at its pace, archiving into folders with the
-default policy, for eleven minutes: raw uploads and levels 1 and 2. Level 3 and the daily snapshot come on top: two
-objects an hour at most, and at most the compressed database each. Counted are the files that appear, and what the
-deletion leaves at the end; an hour is what was counted, stretched.
+Three primaries at once, each with an app that commits one row of 150 bytes (LZ4 halves it) at its pace, archiving into
+folders with the default policy, for eleven minutes: raw uploads and levels 1 and 2. Level 3 and the daily snapshot come
+on top: two objects an hour at most, and at most the compressed database each. Counted are the files that appear, and
+what the deletion leaves at the end; an hour is what was counted, stretched.
 """
 
 from __future__ import annotations
