@@ -23,10 +23,11 @@ import lz4.frame
 
 from walcast.checksum import PageChecksums
 from walcast.damage import DamagedFile
+from walcast.download import downloading
 from walcast.errors import ConfigError, Corrupt, WalcastError
 from walcast.generations import GenerationFile, GenerationGap, hint_before, list_generations, plan_to, segment_key
 from walcast.position import Position
-from walcast.restore_apply import Progress, Restored, _download
+from walcast.restore_apply import Progress, Restored
 from walcast.restore_wal import RestoredWal, write_all
 from walcast.store.base import ObjectMissing, Store
 
@@ -52,6 +53,7 @@ def restore_generation(
     the archive restores without the file.
     """
     goal, avoid = plan[-1], list[str]()
+    first: DamagedFile | ObjectMissing | GenerationGap | None = None
     while True:
         try:
             return generation_to(store, plan, target, parallelism=parallelism, progress=progress), tuple(avoid)
@@ -64,7 +66,8 @@ def restore_generation(
             try:
                 plan = plan_to([file for file in files if file.key != bad.key], goal)
             except WalcastError:
-                raise error from None
+                raise first or error from None
+            first = first or error
             log.warning("going around a file of the archive", extra={"url": store.url, "error": str(error)})
 
 
@@ -84,15 +87,12 @@ def generation_to(
     """
     if not plan or not plan[0].is_snapshot:
         raise ValueError("a restore begins with a file that holds the whole database")
-    with _Making(target) as making:
-        total, done = sum(file.size for file in plan), 0
-        # Every file has at least one piece, so the groups are the plan's files.
-        for file, (_, pieces) in zip(
-            plan, groupby(_download(store, plan, parallelism), lambda p: p[0].key), strict=True
-        ):
+    total, done = sum(file.size for file in plan), 0
+    with _Making(target) as making, downloading(store, plan, parallelism) as pieces:
+        for file, of_file in groupby(pieces, key=lambda piece: piece[0]):
             making.begin(file)
             frame = _Frame(file)
-            for _, data, _ in pieces:
+            for _, data, _ in of_file:
                 for unpacked in frame.feed(data):
                     making.feed(unpacked)
                 done += len(data)
@@ -165,6 +165,7 @@ class _Making:
             if self._wal is not None:
                 self._wal.apply(self._descriptor)
                 self._wal.close()
+                self._wal = None
             self._wal = RestoredWal(self._wal_path, self._page_size)
 
     def feed(self, data: bytes) -> None:
