@@ -99,7 +99,8 @@ def never_wrong(seed: int, hows: list[str], txid: int | None, time_ms: int | Non
 def judge(
     made: Damaged, files: list[ArchiveFile], report: RestoreReport, found: bytes, txid: int | None, time_ms: int | None
 ) -> None:
-    """Dumb: compare with what was written. A foreign database can pass only where nothing in the archive denies it."""
+    """Dumb: compare with what was written. A foreign database can pass only where nothing in the archive denies it, or
+    as many as three of its files are there."""
     assert report.restored is not None
     reached = report.restored.position.txid
     if txid is not None:
@@ -113,7 +114,9 @@ def judge(
     note(f"plan {[file.key for file in report.plan]}, foreign {made.foreign}")
     assert found == made.theirs.states[reached]
     assert report.plan[-1].key in made.foreign
-    assert not [file for file in files if file.max_txid == reached and file.key not in made.touched]
+    untouched = [file for file in files if file.max_txid == reached and file.key not in made.touched]
+    assert len(untouched) < 2
+    assert not untouched or len(made.foreign) >= 3
 
 
 damages = st.lists(st.sampled_from(HOWS), max_size=6)

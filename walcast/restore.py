@@ -21,7 +21,7 @@ from walcast.generations import list_generations, plan_generation
 from walcast.ltx import Decoder, Header, Page, Trailer
 from walcast.position import Position, format_txid
 from walcast.restore_apply import GoOn, Progress, Restored, restore_to
-from walcast.restore_around import Around, Goal, check_witnesses
+from walcast.restore_around import Around, Goal
 from walcast.restore_generations import restore_generation
 from walcast.restore_target import check_output, put_in_place, temporary_beside
 from walcast.store.base import Store
@@ -125,7 +125,7 @@ def restore(
 
             def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
                 done = restore_to(store, plan, temporary, parallelism=parallelism, progress=progress, go_on=go_on)
-                check_witnesses(store, around.files, done)
+                around.confirm(done)
                 return done
 
             restored = around.carry_out(attempt)

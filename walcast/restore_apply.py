@@ -46,8 +46,9 @@ _NO_SUMS = np.zeros(0, np.uint64)
 class Restored:
     """What a plan made: the position's checksum is computed from the pages written.
 
-    `applied` are the files, in order. `unconfirmed` are those that no other file's database checksum has shown to be of
-    one database with the rest: all of them where files carry none, as Litestream's, and a snapshot alone.
+    `applied` are the files, in order. `agreeing` is how many of them said the database checksum that the pages had
+    then; `unconfirmed` are those that none but themselves say to be of this database: all where files carry no database
+    checksum, as Litestream's, and a snapshot alone. What was there before a file that holds all pages does not count.
     """
 
     position: Position
@@ -59,6 +60,7 @@ class Restored:
     checksums: PageChecksums
     timestamp_ms: int
     applied: tuple[ArchiveFile, ...] = ()
+    agreeing: int = 0
     unconfirmed: tuple[ArchiveFile, ...] = ()
 
 
@@ -175,6 +177,7 @@ class _Writer:
         self._sums: PageChecksums | None = None
         self._pages = 0
         self._last: Header | None = None
+        self._agreeing = 0
         self._unconfirmed: list[ArchiveFile] = []
         self.applied: list[ArchiveFile] = []
         self.file: ArchiveFile | None = None  # whose pages come now
@@ -196,6 +199,10 @@ class _Writer:
     def file_done(self, header: Header, trailer: Trailer, pages: int) -> None:
         """A proven file of this many pages is all written: the database must have the checksum that the file says."""
         sums = self._of_file(header)
+        whole = pages >= header.commit_pages - 1
+        if whole:
+            self._agreeing = 0
+            self._unconfirmed.clear()
         expected = header.database_checksum if header.no_checksum else trailer.post_checksum
         if expected and expected != sums.database:
             raise self._contradiction(
@@ -204,8 +211,10 @@ class _Writer:
         assert self.file is not None
         self._unconfirmed.append(self.file)
         self.applied.append(self.file)
-        if expected and pages < header.commit_pages - 1:
-            self._unconfirmed.clear()  # the checksum is right also for pages that others brought
+        if expected:
+            self._agreeing += 1
+            if not whole:
+                self._unconfirmed.clear()  # the checksum is right also for pages that others brought
         self._last = header
 
     def restored(self) -> Restored:
@@ -224,6 +233,7 @@ class _Writer:
             checksums=sums,
             timestamp_ms=last.timestamp_ms,
             applied=tuple(self.applied),
+            agreeing=self._agreeing,
             unconfirmed=tuple(self._unconfirmed),
         )
 

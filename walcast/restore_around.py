@@ -33,6 +33,7 @@ Attempt = Callable[[Sequence[ArchiveFile], GoOn], T]
 
 _GUESSES_MAX = 16
 _ATTEMPTS_MAX = 100
+_OUTVOTED = 3
 
 Name = tuple[str, int]  # key and size: an object that is written anew in another size is another one
 
@@ -95,6 +96,31 @@ class Around:
                 plan = self._next_plan(error)
                 log.warning("going around a file of the archive", extra={"url": self._store.url, "error": str(error)})
         raise self._last_words()
+
+    def confirm(self, restored: Restored) -> None:
+        """Raise Contradiction when whole files that end at the same TXID say another database checksum.
+
+        One such file is not heard against `_OUTVOTED` or more that agree. One small request for each file that ends
+        there, of which every level has one at most.
+        """
+        txid, checksum = restored.position.txid, restored.position.checksum
+        last = restored.applied[-1]
+        others = [file for file in self.files if file.max_txid == txid and file != last]
+        agreeing, denying = restored.agreeing, list[tuple[ArchiveFile, int]]()
+        for file, header in zip(others, read_headers(self._store, others), strict=True):
+            if isinstance(header, Header) and header.database_checksum == checksum:
+                agreeing += 1
+            elif isinstance(header, Header) and header.database_checksum and _is_whole(self._store, file):
+                denying.append((file, header.database_checksum))
+        if not denying or (len(denying) == 1 and agreeing >= _OUTVOTED):
+            return
+        file, other = denying[0]
+        raise Contradiction(
+            last,
+            f"the database restored has checksum {checksum:016x}, but {file.key} says {other:016x}: one of them is of "
+            "another database",
+            tuple(reversed(restored.unconfirmed)) or (last,),
+        )
 
     def _note(self, error: DamagedFile | ObjectMissing) -> None:
         """Learn from a failure, and list again."""
@@ -170,26 +196,6 @@ class Around:
 
 def _name(file: ArchiveFile) -> Name:
     return file.key, file.size
-
-
-def check_witnesses(store: Store, files: Sequence[ArchiveFile], restored: Restored) -> None:
-    """Raise Contradiction when a file that ends at the same TXID, and is whole, says another database checksum.
-
-    One small request for each such file, of which every level has one at most.
-    """
-    applied = set(restored.applied)
-    txid = restored.position.txid
-    witnesses = [file for file in files if file.max_txid == txid and file not in applied]
-    for file, header in zip(witnesses, read_headers(store, witnesses), strict=True):
-        if not isinstance(header, Header) or header.database_checksum in (0, restored.position.checksum):
-            continue
-        if _is_whole(store, file):
-            raise Contradiction(
-                restored.applied[-1],
-                f"the database restored has checksum {restored.position.checksum:016x}, but {file.key} says "
-                f"{header.database_checksum:016x}: one of them is of another database",
-                tuple(reversed(restored.unconfirmed)) or restored.applied[-1:],
-            )
 
 
 def _is_whole(store: Store, file: ArchiveFile) -> bool:
