@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from node.http import Facts, HttpServer
 from primary.archiver import Archiver
 from primary.database import Database
+from primary.local_service import LocalService
 from primary.publisher import Publisher, Served
 from walcast import wire
 from walcast.errors import ConfigError
@@ -62,6 +63,7 @@ class Primary:
         self._stores: dict[str, Store] = {}
         self._archivers: dict[str, Archiver] = {}
         self._served: dict[str, Served] = {}
+        self._local: dict[str, LocalService] = {}
         self._failed = asyncio.Event()
 
     async def run(self, stop: asyncio.Event, ready: Callable[[Primary], None]) -> None:
@@ -88,6 +90,8 @@ class Primary:
                 await asyncio.to_thread(http.close)
             publisher.stop()
             await server.stop(GRACE_S)
+            for local in self._local.values():
+                await local.stop()
             for archiver in self._archivers.values():
                 await asyncio.to_thread(archiver.stop)
             for served in self._served.values():
@@ -150,10 +154,17 @@ class Primary:
         facts = {"database": settings.name, "path": str(settings.path), "position": str(database.log.position)}
         log.info("serving", extra=facts)
         await self._healthy.set(settings.name, health_pb2.HealthCheckResponse.SERVING)
+        archiver = None
         if settings.name in self._stores:
             archiver = Archiver(database, self._stores[settings.name])
             self._archivers[settings.name] = archiver
             archiver.start()
+        self._local[settings.name] = LocalService(
+            database,
+            lambda: primary_facts(self.status()),
+            archiver.look_again if archiver else lambda: None,
+        )
+        await self._local[settings.name].start()
 
     def status(self) -> pb.StatusReply:
         """For the Status call."""
@@ -179,7 +190,9 @@ class Primary:
         archiver = self._archivers.get(name)
         if archiver is not None:
             message.archive.CopyFrom(
-                pb.ArchiveStatus(url=archiver.store.url, txid=archiver.txid, error=archiver.error or "")
+                pb.ArchiveStatus(
+                    url=archiver.store.url, txid=archiver.txid, error=archiver.error or archiver.upkeep_error or ""
+                )
             )
         for follower in served.followers.connected:
             message.followers.append(

@@ -67,6 +67,8 @@ def snapshot_command(db: Path, url: str, retention_days: float | None, ping_url:
     if ping_url:
         check_url(ping_url)
     check_database_file(db)
+    if (state_dir(db) / "positions").exists():
+        raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
     started = time.monotonic()
     with open_store(url) as store:
         store.check()
@@ -107,8 +109,6 @@ def archive_snapshot(db: Path, store: Store, retention_days: float | None = None
 @contextmanager
 def _taken(db: Path, archive_txid: int) -> Iterator[tuple[Written, BinaryIO]]:
     """A snapshot by whoever serves the database, else by ourselves."""
-    if (state_dir(db) / "positions").exists():
-        raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
     if in_use(db) is False:
         with _served_here(db, archive_txid) as database, snapshot(database) as taken:
             yield taken

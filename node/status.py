@@ -10,11 +10,12 @@ import grpc
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from walcast import wire
+from walcast import local, wire
 from walcast.errors import ConfigError, Unavailable
 from walcast.facts import primary_facts
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.statedir import state_dir
 from walcast.statusfile import State, read_status
 
 TIMEOUT_S = 5.0
@@ -23,10 +24,21 @@ Facts = dict[str, Any]
 
 
 def status_of(target: str, tls: wire.Tls) -> Facts:
-    """Of a primary, when `target` is HOST:PORT, or of the replica at that path."""
+    """Of a primary, when `target` is HOST:PORT, or of what is at that path."""
     if ("/" not in target and ":" in target) and not Path(target).exists():
         return primary_status(wire.Address.parse(target), tls)
-    return replica_status(Path(target))
+    return local_status(Path(target))
+
+
+def local_status(path: Path) -> Facts:
+    """Of the primary that serves the database at `path` on this host, or of the replica there."""
+    if (state_dir(path) / local.NAME).exists():
+        try:
+            with local.ask(path, "status", timeout_s=TIMEOUT_S) as (facts, _):
+                return facts
+        except Unavailable:
+            pass  # left behind by a process that was killed
+    return replica_status(path)
 
 
 def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
