@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,29 +116,38 @@ def test_an_archive_that_does_not_exist_yet_lists_as_empty(store: Store) -> None
     assert list(store.list("ltx/0/")) == []
 
 
+@pytest.mark.parametrize("kind", ["directory", "rclone", "moto"])
 def test_more_objects_than_one_answer_holds_are_listed_and_deleted(
-    request: pytest.FixtureRequest, store: Store
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     keys = [f"many/{number:05d}" for number in range(1005)]
-    fill(request, store, keys)
-    assert [found.key for found in store.list("many/")] == keys
-    store.delete(keys[1:])
-    assert [found.key for found in store.list("many/")] == keys[:1]
+    with filled(kind, tmp_path, keys, request) as store:
+        assert [found.key for found in store.list("many/")] == keys
+        store.delete(keys[1:])
+        assert [found.key for found in store.list("many/")] == keys[:1]
 
 
-def fill(request: pytest.FixtureRequest, store: Store, keys: list[str]) -> None:
-    """Many empty objects; past moto's door, where a put takes 20 ms."""
-    if not isinstance(store, S3Store):
-        for key in keys:
-            store.put(key, b"", timestamp_ms=NOON_MS)
-    elif "rclone" in request.node.name:
-        put_quickly(store, keys)
-    else:
+@contextmanager
+def filled(kind: str, folder: Path, keys: list[str], request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A store with empty objects that did not come through its door, where a put takes 20 ms."""
+    if kind == "moto":
         from moto.s3.models import s3_backends
 
-        backend = s3_backends["123456789012"]["aws"]
+        spec = request.getfixturevalue("moto").spec("filled")
         for key in keys:
-            backend.put_object(store.spec.bucket, f"{store.spec.prefix}/{key}", b"")
+            s3_backends["123456789012"]["aws"].put_object(spec.bucket, f"{spec.prefix}/{key}", b"")
+        with open_store(spec) as store:
+            yield store
+        return
+    for path in [folder / ("archive/db" if kind == "rclone" else "") / key for key in keys]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if kind == "directory":
+        with open_store(str(folder)) as store:
+            yield store
+    else:  # a server of its own: the other one remembers its folders
+        with rclone_s3(folder) as server, open_store(server.spec("db")) as store:
+            yield store
 
 
 def put_quickly(store: Store, keys: list[str]) -> None:
@@ -386,7 +396,6 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped() -> None:
 
 def cutting_server(body: bytes, cut_after: int):  # type: ignore[no-untyped-def]
     """An S3 server that promises all of a range and hangs up after `cut_after` bytes of it."""
-    from contextlib import contextmanager
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     requests: list[str] = []

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -58,19 +59,28 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Request]]]:
+    with answering(friendly, tls=certificate(tmp_path_factory.mktemp("proxy")), proxy=True) as running:
+        yield running
+
+
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_is_one_place_to_both(url: str, tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+def test_a_url_is_one_place_to_both(
+    url: str, proxy: tuple[str, list[Request]], tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
     url += ("&" if "?" in url else "?") + "skipVerify=true"
-    with answering(friendly, tls=certificate(tmp_path), proxy=True) as (proxy, requests):
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-            environment.setenv(name, proxy)
-        with open_store(url) as store:
-            list(store.list(store.level_prefix(9)))
-        ours = place(requests, "0009/")
-        requests.clear()
-        said = subprocess.run([LITESTREAM, "restore", "-o", tmp_path / "none.db", url], capture_output=True, timeout=20)
-        assert requests, said.stderr
-        assert place(requests, "0009/") == ours
+    address, requests = proxy
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        environment.setenv(name, address)
+    requests.clear()
+    with open_store(url) as store:
+        list(store.list(store.level_prefix(9)))
+    ours = place(requests, "0009/")
+    requests.clear()
+    said = subprocess.run([LITESTREAM, "restore", "-o", tmp_path / "none.db", url], capture_output=True, timeout=20)
+    assert requests, said.stderr
+    assert place(requests, "0009/") == ours
 
 
 def test_a_bucket_before_host_and_port_is_one_place_to_both(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
