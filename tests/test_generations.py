@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +36,7 @@ from walcast.generations import (
 )
 from walcast.moment import format_moment
 from walcast.restore import restore
-from walcast.restore_generations import restore_generation
+from walcast.restore_generations import generation_to, restore_generation
 from walcast.restore_wal import RestoredWal
 from walcast.store import Store, open_store
 from walcast.wal import WAL_HEADER_SIZE, WalHeader, frame_checksums, frame_dtype
@@ -248,6 +249,16 @@ def test_a_plan_ends_with_the_last_segment_not_after_the_time(time_ms: int | Non
         assert (plan[0], plan[-1]) == (first, last)
 
 
+def test_a_plan_ends_before_the_first_segment_that_is_too_new_whatever_comes_after_it() -> None:
+    files = lines(
+        (f"{A}/snapshots/00000000.snapshot", 10),
+        (f"{A}/wal/00000000_00000000.wal", 11),
+        (f"{A}/wal/00000000_00001038.wal", 20),
+        (f"{A}/wal/00000000_00002050.wal", 12),
+    )
+    assert keys(plan_generation(files, timestamp_ms=15))[-1] == f"{A}/wal/00000000_00000000.wal"
+
+
 def test_nothing_is_planned_before_the_first_snapshot() -> None:
     with pytest.raises(TxidNotAvailable, match="does not reach back"):
         plan_generation(LISTING, timestamp_ms=9)
@@ -439,6 +450,21 @@ def test_a_flipped_bit_under_a_whole_lz4_frame_breaks_the_chain(forge: Forge, ou
     restore(forge.store, out)
 
 
+@pytest.mark.parametrize("at", [12, 16, 23, WAL_HEADER_SIZE + 8, WAL_HEADER_SIZE + 15])
+def test_a_flipped_bit_that_no_frame_checksum_covers_is_damage(forge: Forge, out: Path, at: int) -> None:
+    key = segment_key(A, 2, 0)
+    bad = bytearray(unpack(forge.store, key))
+    bad[at] ^= 1
+    rewrite(forge.store, key, bytes(bad))
+    assert refused(forge.store, out, DamagedFile).file.key == key
+
+
+def test_a_file_that_became_shorter_than_listed_is_damage(forge: Forge, tmp_path: Path) -> None:
+    *plan, last = plan_generation(list_generations(forge.store))
+    with pytest.raises(DamagedFile, match=f"ends at byte {last.size} of {last.size + 9}"):
+        generation_to(forge.store, [*plan, replace(last, size=last.size + 9)], tmp_path / "made.db")
+
+
 def test_a_cut_off_segment_is_named_when_anything_goes_on_after_it(forge: Forge, out: Path) -> None:
     plan = plan_generation(list_generations(forge.store))
     frame = 24 + forge.page_size
@@ -460,6 +486,13 @@ def test_a_snapshot_that_is_none_is_named(forge: Forge, out: Path, body: bytes) 
     assert refused(forge.store, out, DamagedFile).file.key == snapshot_key(A, 1)
 
 
+def test_a_snapshot_alone_that_ends_within_a_page_is_damage(make: Callable[..., Forge], out: Path) -> None:
+    forge = make()
+    key = forge.snapshot()
+    rewrite(forge.store, key, unpack(forge.store, key)[:-1])
+    assert "no number of pages" in str(refused(forge.store, out, DamagedFile))
+
+
 def test_more_bytes_after_the_frame_are_damage(forge: Forge, out: Path) -> None:
     last = list(forge.states)[-1]
     forge.store.put(last, forge.store.get(last) + b"x", timestamp_ms=forge.time_ms)
@@ -467,12 +500,16 @@ def test_more_bytes_after_the_frame_are_damage(forge: Forge, out: Path) -> None:
 
 
 def test_a_damaged_snapshot_is_gone_around(forge: Forge, out: Path) -> None:
-    body = forge.store.get(snapshot_key(A, 1))
-    forge.store.put(snapshot_key(A, 1), body[:-1], timestamp_ms=forge.time_ms)
+    snapshot = next(file for file in list_generations(forge.store) if file.key == snapshot_key(A, 1))
+    forge.store.put(snapshot.key, forge.store.get(snapshot.key)[:-1], timestamp_ms=snapshot.timestamp_ms)
     report = restore(forge.store, out)
     assert out.read_bytes() == list(forge.states.values())[-1]
     assert report.went_around == (snapshot_key(A, 1),)
     assert report.plan[0].key == snapshot_key(A, 0)
+    at = list(forge.states)[-4]
+    time_ms = next(file.timestamp_ms for file in list_generations(forge.store) if file.key == at)
+    restore(forge.store, out, timestamp_ms=time_ms, force=True)
+    assert out.read_bytes() == forge.states[at]
 
 
 def test_a_snapshot_removed_after_it_was_listed_is_gone_around(forge: Forge, tmp_path: Path) -> None:
@@ -499,6 +536,14 @@ def test_the_error_says_how_far_the_archive_restores_without_the_file(forge: For
     assert hint in str(refused(forge.store, out, DamagedFile))
     restore(forge.store, out, timestamp_ms=forge.time_ms - 1000)
     assert out.read_bytes() == forge.states[before]
+
+
+def test_no_time_is_named_that_would_not_help(forge: Forge, out: Path) -> None:
+    for file in list_generations(forge.store):  # as after a copy that kept no times
+        forge.store.put(file.key, forge.store.get(file.key), timestamp_ms=forge.time_ms)
+    last = list(forge.states)[-1]
+    forge.store.put(last, forge.store.get(last)[:-1], timestamp_ms=forge.time_ms)
+    assert "--timestamp" not in str(refused(forge.store, out, DamagedFile))
 
 
 def test_a_segment_of_another_generation_is_damage(make: Callable[..., Forge], out: Path) -> None:
@@ -558,13 +603,13 @@ def test_a_wal_of_another_page_size_is_damage(tmp_path: Path) -> None:
 
 def lz4_content(body: bytes) -> bytes | None:
     try:
-        return lz4.frame.decompress(body)
+        return bytes(lz4.frame.decompress(body))
     except RuntimeError:
         return None
 
 
 def unpack(store: Store, key: str) -> bytes:
-    return lz4.frame.decompress(store.get(key))
+    return bytes(lz4.frame.decompress(store.get(key)))
 
 
 def rewrite(store: Store, key: str, raw: bytes) -> None:
