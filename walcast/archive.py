@@ -105,7 +105,7 @@ def plan_restore(
     """
     if txid is not None and timestamp_ms is not None:
         raise ConfigError("restore to a TXID or to a time, not to both")
-    usable = _usable(files, txid, timestamp_ms)
+    usable = usable_files(files, txid, timestamp_ms)
     start: list[ArchiveFile] = []
     reached = after_txid
     if not after_txid:
@@ -148,8 +148,8 @@ def restorable_txids(files: Iterable[ArchiveFile]) -> list[int]:
     return ends
 
 
-def _usable(files: Iterable[ArchiveFile], txid: int | None, timestamp_ms: int | None) -> list[ArchiveFile]:
-    """The files that do not go beyond the target."""
+def usable_files(files: Iterable[ArchiveFile], txid: int | None, timestamp_ms: int | None) -> list[ArchiveFile]:
+    """The files that do not go beyond a TXID or a time."""
     return [
         file
         for file in files

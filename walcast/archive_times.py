@@ -14,39 +14,12 @@ from dataclasses import replace
 from itertools import groupby, islice
 
 from walcast.archive import ArchiveFile
-from walcast.damage import DamagedFile, check_header
-from walcast.errors import Corrupt
-from walcast.ltx import HEADER_SIZE, Header
+from walcast.archive_read import read_header, read_headers
+from walcast.damage import DamagedFile
+from walcast.ltx import Header
 from walcast.store.base import ObjectMissing, Store
 
 FEW_FILES = 32
-_THREADS = 16
-
-
-def read_header(store: Store, file: ArchiveFile) -> Header:
-    """A file's first 100 bytes. DamagedFile for what is not the header of this file, ObjectMissing."""
-    head = store.get(file.key, 0, HEADER_SIZE)
-    try:
-        header = Header.decode(head)
-    except Corrupt as error:
-        raise DamagedFile(file, str(error)) from error
-    if header is None:
-        raise DamagedFile(file, f"has only {len(head)} bytes")
-    check_header(header, file)
-    return header
-
-
-def read_headers(store: Store, files: Sequence[ArchiveFile]) -> Iterator[Header | DamagedFile | ObjectMissing]:
-    """The headers of all these, in order, several at a time; or why there is none."""
-
-    def read(file: ArchiveFile) -> Header | DamagedFile | ObjectMissing:
-        try:
-            return read_header(store, file)
-        except (DamagedFile, ObjectMissing) as error:
-            return error
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="walcast-headers") as pool:
-        yield from pool.map(read, files)
 
 
 def timed(store: Store, files: Sequence[ArchiveFile], timestamp_ms: int) -> list[ArchiveFile]:

@@ -1,4 +1,4 @@
-"""Restore a database from an archive, all or nothing; read what an archive has after a TXID.
+"""Restore a database from an archive, all or nothing.
 
 Nothing is ever seen at the output path but a whole, proven database.
 """
@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from walcast.archive import ArchiveFile, ArchiveGap, list_files, restorable_txids
-from walcast.archive_times import read_headers, timed
-from walcast.damage import DamagedFile, check_header
+from walcast.archive_read import pages_after, read_headers
+from walcast.damage import DamagedFile
 from walcast.errors import ConfigError, Corrupt
-from walcast.generations import list_generations, plan_generation
-from walcast.ltx import Decoder, Header, Page, Trailer
+from walcast.generations import GenerationFile, list_generations, plan_generation
+from walcast.ltx import Header
 from walcast.position import Position, format_txid
 from walcast.restore_apply import GoOn, Progress, Restored, restore_to
-from walcast.restore_around import Around, Goal
+from walcast.restore_around import Around, Attempt, Goal
 from walcast.restore_generations import restore_generation
 from walcast.restore_target import check_output, put_in_place, temporary_beside
 from walcast.store.base import Store
@@ -38,6 +38,8 @@ __all__ = [
     "restore",
     "restore_to",
 ]
+
+T = TypeVar("T")
 
 IntegrityCheck = Literal["none", "quick", "full"]
 
@@ -100,74 +102,84 @@ def restore(
     obstacle = _obstacle(place, force=force)
     if obstacle is not None and not dry_run:
         raise obstacle
-    goal = Goal(txid, timestamp_ms)
     files = list_files(store)
     older = [] if files else list_generations(store)  # what Litestream 0.3 wrote
     if not files and not older and if_replica_exists:
         return RestoreReport(output, (), None, skipped="the archive is empty")
+    way: _Way
     if older:
-        old_plan = plan_generation(older, txid=txid, timestamp_ms=timestamp_ms)
-        if dry_run:
-            return RestoreReport(output, tuple(old_plan), None, obstacle=str(obstacle) if obstacle else None)
-        with temporary_beside(place) as temporary:
-            restored, went = restore_generation(store, old_plan, temporary, parallelism=parallelism, progress=progress)
-            check_integrity(temporary, integrity_check)
-            put_in_place(temporary, place, force=force)
-        return RestoreReport(output, restored.applied, restored, went_around=went)
-    if timestamp_ms is not None:
-        files = timed(store, files, timestamp_ms)
-    around = Around(store, goal, files)
-    try:
-        if dry_run:
-            plan, planned = around.carry_out(lambda plan, _: (tuple(plan), _look_ahead(store, plan)))
-            return RestoreReport(output, plan, None, None, around.keys, planned, str(obstacle) if obstacle else None)
-        with temporary_beside(place) as temporary:
-
-            def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
-                done = restore_to(store, plan, temporary, parallelism=parallelism, progress=progress, go_on=go_on)
-                around.confirm(done)
-                return done
-
-            restored = around.carry_out(attempt)
-            check_integrity(temporary, integrity_check)
-            put_in_place(temporary, place, force=force)
-    except ArchiveGap as gap:
-        raise _with_hint(gap, files, txid) from gap
-    return RestoreReport(output, restored.applied, restored, went_around=around.keys)
+        way = _OldWay(store, plan_generation(older, txid=txid, timestamp_ms=timestamp_ms))
+    else:
+        way = _LtxWay(store, files, Goal(txid, timestamp_ms))
+    if dry_run:
+        plan, planned = way.look_ahead()
+        return RestoreReport(output, plan, None, None, way.went_around, planned, str(obstacle) if obstacle else None)
+    with temporary_beside(place) as temporary:
+        restored = way.go(temporary, parallelism, progress)
+        check_integrity(temporary, integrity_check)
+        put_in_place(temporary, place, force=force)
+    return RestoreReport(output, restored.applied, restored, went_around=way.went_around)
 
 
-def pages_after(store: Store, plan: Sequence[ArchiveFile]) -> Iterator[tuple[Header, Iterator[Page]]]:
-    """The files of a plan, decoded in order and in bounded memory.
+class _Way(Protocol):
+    """From an archive to a file."""
 
-    A file's pages are proven when its iterator has ended without an error; one left unfinished is read to its end.
-    """
-    for file in plan:
-        events = _events(store, file)
-        header = next(events)
-        assert isinstance(header, Header)  # `_events` begins with it
-        pages = (event for event in events if isinstance(event, Page))
-        yield header, pages
-        for _ in pages:
-            pass
+    @property
+    def went_around(self) -> tuple[str, ...]: ...
+
+    def look_ahead(self) -> tuple[tuple[ArchiveFile, ...], Planned | None]: ...
+
+    def go(self, temporary: Path, parallelism: int, progress: Progress | None) -> Restored: ...
 
 
-def _events(store: Store, file: ArchiveFile) -> Iterator[Header | Page]:
-    decoder = Decoder()
-    try:
-        for chunk in store.chunks(file.key):
-            decoder.feed(chunk)
-            while (event := decoder.next_event()) is not None:
-                if isinstance(event, Header):
-                    check_header(event, file)
-                if not isinstance(event, Trailer):
-                    yield event
-        decoder.close()
-    except DamagedFile:
-        raise
-    except Corrupt as error:
-        raise DamagedFile(file, str(error)) from error
-    if decoder.unused:
-        raise DamagedFile(file, "more bytes after the trailer")
+class _OldWay:
+    """Through an archive that Litestream 0.3 wrote."""
+
+    def __init__(self, store: Store, plan: list[GenerationFile]) -> None:
+        self._store = store
+        self._plan = plan
+        self.went_around: tuple[str, ...] = ()
+
+    def look_ahead(self) -> tuple[tuple[ArchiveFile, ...], None]:
+        return tuple(self._plan), None
+
+    def go(self, temporary: Path, parallelism: int, progress: Progress | None) -> Restored:
+        restored, self.went_around = restore_generation(
+            self._store, self._plan, temporary, parallelism=parallelism, progress=progress
+        )
+        return restored
+
+
+class _LtxWay:
+    """Through LTX files, around those that are damaged or gone."""
+
+    def __init__(self, store: Store, files: list[ArchiveFile], goal: Goal) -> None:
+        self._store = store
+        self._goal = goal
+        self._around = Around(store, goal, goal.timed(store, files))
+
+    @property
+    def went_around(self) -> tuple[str, ...]:
+        return self._around.keys
+
+    def look_ahead(self) -> tuple[tuple[ArchiveFile, ...], Planned]:
+        return self._carry_out(lambda plan, _: (tuple(plan), _planned(self._store, plan)))
+
+    def go(self, temporary: Path, parallelism: int, progress: Progress | None) -> Restored:
+        def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
+            done = restore_to(self._store, plan, temporary, parallelism=parallelism, progress=progress, go_on=go_on)
+            self._around.confirm(done)
+            return done
+
+        return self._carry_out(attempt)
+
+    def _carry_out(self, attempt: Attempt[T]) -> T:
+        try:
+            return self._around.carry_out(attempt)
+        except ArchiveGap as gap:
+            if ends := restorable_txids(self._goal.allowed(self._around.files)):
+                gap.args = (f"{gap}; the archive restores to --txid {format_txid(ends[-1])}",)
+            raise
 
 
 def _obstacle(output: Path, *, force: bool) -> ConfigError | None:
@@ -178,7 +190,7 @@ def _obstacle(output: Path, *, force: bool) -> ConfigError | None:
     return None
 
 
-def _look_ahead(store: Store, plan: Sequence[ArchiveFile]) -> Planned:
+def _planned(store: Store, plan: Sequence[ArchiveFile]) -> Planned:
     """Read the headers of a plan's files. Raises DamagedFile and ObjectMissing, as restoring would."""
     headers: list[Header] = []
     for answer in read_headers(store, plan):
@@ -189,13 +201,6 @@ def _look_ahead(store: Store, plan: Sequence[ArchiveFile]) -> Planned:
     times_ms = tuple(header.timestamp_ms for header in headers)
     position = Position(last.max_txid, last.database_checksum)
     return Planned(position, last.timestamp_ms, last.page_size, last.commit_pages, times_ms)
-
-
-def _with_hint(gap: ArchiveGap, files: Sequence[ArchiveFile], txid: int | None) -> ArchiveGap:
-    """The gap, with the newest TXID that can be restored in spite of it."""
-    newest = max((end for end in restorable_txids(files) if txid is None or end <= txid), default=0)
-    gap.args = (f"{gap}; the archive restores to --txid {format_txid(newest)}",) if newest else gap.args
-    return gap
 
 
 def check_integrity(path: Path, kind: IntegrityCheck) -> None:

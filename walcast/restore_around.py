@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
-from walcast.archive import ArchiveFile, list_files, plan_restore, restorable_txids
-from walcast.archive_times import read_headers, timed
+from walcast.archive import ArchiveFile, list_files, plan_restore, restorable_txids, usable_files
+from walcast.archive_read import file_events, read_headers
+from walcast.archive_times import timed
 from walcast.damage import Contradiction, DamagedFile
-from walcast.errors import Corrupt, WalcastError
-from walcast.ltx import Decoder, Header
+from walcast.errors import WalcastError
+from walcast.ltx import Header
 from walcast.position import format_txid
 from walcast.restore_apply import GoOn, Restored
 from walcast.store.base import ObjectMissing, Store
@@ -55,8 +56,15 @@ class Goal:
 
     def files(self, store: Store) -> list[ArchiveFile]:
         """The archive's files, with the times that this goal needs."""
-        files = list_files(store)
+        return self.timed(store, list_files(store))
+
+    def timed(self, store: Store, files: list[ArchiveFile]) -> list[ArchiveFile]:
+        """These files, with the times that this goal needs."""
         return files if self.timestamp_ms is None else timed(store, files, self.timestamp_ms)
+
+    def allowed(self, files: Sequence[ArchiveFile]) -> list[ArchiveFile]:
+        """Those of the files that do not go beyond the goal."""
+        return usable_files(files, self.txid, self.timestamp_ms)
 
     def plan(self, files: Sequence[ArchiveFile], after_txid: int = 0) -> list[ArchiveFile]:
         """Raises as `plan_restore`."""
@@ -183,12 +191,11 @@ class Around:
         """The first error, with the other files that stood in the way and how far the archive reaches without them."""
         first = self._first
         assert first is not None
-        ends = restorable_txids(self._without(self._bad.union(*self._guessed)))
-        newest = max((txid for txid in ends if txid <= self._least_txid), default=0)
+        ends = restorable_txids(self._goal.allowed(self._without(self._bad.union(*self._guessed))))
         key = first.file.key if isinstance(first, DamagedFile) else first.key
         others = [other for other in dict.fromkeys(self._found) if other != key]
         more = f"; {', '.join(others[:3])}{' …' if len(others) > 3 else ''} cannot be used either" if others else ""
-        hint = f"{more}; without it the archive restores to --txid {format_txid(newest)}" if newest else more
+        hint = f"{more}; without it the archive restores to --txid {format_txid(ends[-1])}" if ends else more
         if isinstance(first, ObjectMissing):
             return FileGone(first, hint)
         return first.retold(hint)
@@ -199,13 +206,9 @@ def _name(file: ArchiveFile) -> Name:
 
 
 def _is_whole(store: Store, file: ArchiveFile) -> bool:
-    decoder = Decoder()
     try:
-        for chunk in store.chunks(file.key):
-            decoder.feed(chunk)
-            while decoder.next_event() is not None:
-                pass
-        decoder.close()
-    except (Corrupt, ObjectMissing):
+        for _ in file_events(store, file):
+            pass
+    except (DamagedFile, ObjectMissing):
         return False
-    return not decoder.unused
+    return True
