@@ -54,7 +54,7 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
 def archived_since(store: Store, applier: Applier) -> bool:
     """Apply what the archive has after the replica's position, in one commit; False when it has no such chain."""
     plan = plan_restore(list_files(store), after_txid=applier.position.txid)
-    if not plan or plan[0].min_txid != applier.position.txid + 1:
+    if not plan or plan[0].min_txid > applier.position.txid + 1:
         return False
     applier.begin()
     try:

@@ -76,15 +76,19 @@ def compact(
     return Written(header, encoder.finish())
 
 
-def prove(store: Store, key: str, written: Written | None = None, tick: Callable[[], None] = lambda: None) -> None:
+def prove(
+    store: Store, key: str, written: Written | None = None, tick: Callable[[], None] = lambda: None
+) -> ltx.Header:
     """Read a file back, whole: Corrupt when it is not what it claims to be, or not what was `written`."""
     pages = FilePages(lambda header, batch: None)
     for chunk in store.chunks(key):
         tick()
         pages.feed(chunk)
     trailer = pages.finish()
+    assert pages.header is not None  # `finish` says so
     if written is not None and (pages.header, trailer) != (written.header, written.trailer):
         raise Corrupt(f"{key} in {store.url} is not what was written there")
+    return pages.header
 
 
 class _Input:

@@ -23,7 +23,7 @@ from primary.retention import delete_expired
 from primary.snapshot import SPARE_BYTES, snapshot
 from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile, ltx_key
 from walcast.errors import Corrupt, Unavailable, WalcastError
-from walcast.store import ObjectMissing, Store
+from walcast.store import ObjectExists, ObjectMissing, Store
 
 log = logging.getLogger("walcast.archive")
 
@@ -77,8 +77,15 @@ class Upkeep:
         """Put a file into the archive."""
         header, size = written.header, written.trailer.size
         key = ltx_key(self._store, level, header.min_txid, header.max_txid)
-        file.seek(0)
-        self._store.put(key, file, timestamp_ms=header.timestamp_ms)
+        try:
+            file.seek(0)
+            self._store.put(key, file, timestamp_ms=header.timestamp_ms, if_absent=True)
+        except ObjectExists:
+            # Ours, when the answer to an earlier put was lost; the same state in any case, or not ours at all.
+            if prove(self._store, key, tick=self._tick).database_checksum != header.database_checksum:
+                raise Unavailable(
+                    f"{key} is in {self._store.url} already, with another content: does another primary archive there?"
+                ) from None
         there = ArchiveFile(level, header.min_txid, header.max_txid, size, header.timestamp_ms, key)
         if level:
             self._unproven.add(key)

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 from support.nodes import follower, poll, primary, wait_level, walcast
-from support.s3 import rclone_s3
+from support.s3 import counted_s3, rclone_s3
+
+from walcast.archive import list_files
+from walcast.restore import restore
+from walcast.store import open_store
 
 LITESTREAM = Path(sys.executable).with_name("litestream")
 
@@ -123,3 +127,42 @@ def test_a_primary_that_lost_its_state_goes_on_behind_its_archive(tmp_path: Path
     output = tmp_path / "restored.db"
     assert walcast("restore", folder, "-o", output).returncode == 0
     assert output.read_bytes() == checkpointed(app)
+
+
+def test_an_outage_longer_than_the_log_stops_nothing_and_ends_with_one_difference(tmp_path: Path) -> None:
+    app, edge = made(tmp_path / "p" / "app.db"), tmp_path / "f" / "app.db"
+    with counted_s3(tmp_path / "s3") as server, open_store(server.spec()) as store:
+        env = server.environment()
+        with primary(app, server.url(), "--log-max-bytes", str(1 << 20), env=env) as node:
+            assert poll(lambda: len(set(archived_txid(node.address))) == 1)
+            before = archived_txid(node.address)[0]
+            listed = server.traffic.requests["LIST"]
+            with follower(edge, node.address, env=env):
+                with server.traffic.outage("503"):
+                    with closing(sqlite3.connect(app, isolation_level=None, timeout=30)) as db:
+                        for _ in range(4):
+                            for _ in range(60):
+                                db.execute("update t set v = hex(randomblob(150)) where id % 19 = 0")
+                            wait_level(node.address, edge)
+                    assert log_bytes(app) < (1 + 4 + 1) << 20, "the bound, what is allocated ahead, the notes"
+                    assert poll(lambda: archive_error(node.address))
+                assert poll(lambda: len(set(archived_txid(node.address))) == 1)
+                assert archive_error(node.address) is None
+                assert server.traffic.requests["LIST"] == listed
+            bridge = node.wait_event("archived what was missed, as one file")
+            assert bridge["from_txid"] == before + 1
+        assert {file.level for file in list_files(store) if file.max_txid > before} == {0}
+    # What was restorable before is restorable still, and so is what came after.
+    with rclone_s3(tmp_path / "s3") as server, open_store(server.spec()) as store:
+        restore(store, tmp_path / "before.db", txid=before)
+        restore(store, tmp_path / "after.db", integrity_check="full")
+    assert (tmp_path / "after.db").read_bytes() == checkpointed(app)
+
+
+def log_bytes(app: Path) -> int:
+    return sum(file.stat().st_size for file in app.with_name("app.db-walcast").rglob("*") if file.is_file())
+
+
+def archive_error(address: str) -> str | None:
+    error: str | None = json.loads(walcast("status", address, "--json").stdout)["databases"][0]["archive"]["error"]
+    return error

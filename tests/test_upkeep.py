@@ -23,7 +23,7 @@ from primary.archiver import Archiver
 from primary.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
 from walcast.errors import Unavailable
-from walcast.store import Store, open_store
+from walcast.store import ObjectInfo, Store, open_store
 from walcast.store.directory import DirectoryStore
 
 FAST = ArchivePolicy(level_intervals_s=(0.3, 0.6, 1.2), snapshot_interval_s=1.5, retention_s=2.0, raw_retention_s=0.4)
@@ -331,6 +331,38 @@ def test_the_archive_of_another_history_is_not_joined_with_ours(app: Served, tmp
     covered = {txid for file in there[0] for txid in range(file.min_txid, file.max_txid + 1)}
     assert set(range(2, max(covered))) - covered, "a TXID between the two that no chain can cross"
     assert max(file.max_txid for file in there[SNAPSHOT_LEVEL]) > ended
+    app.stop()
+    assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+def test_a_primary_never_writes_over_what_another_one_archived(app: Served, tmp_path: Path) -> None:
+    class Blind(DirectoryStore):
+        """Lists nothing: as it was a moment before the other one came."""
+
+        def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+            yield from ()
+
+    other = tmp_path / "other.db"
+    create(other, seed=1)
+    store = DirectoryStore(tmp_path / "archive")
+    with served(other) as theirs, archiving(theirs, store) as archiver:
+        assert archived(theirs, archiver)
+        theirs.stop()
+        there = {file.key: store.get(file.key) for file in list_files(store)}
+    with archiving(app, Blind(tmp_path / "archive")) as archiver:
+        assert poll(lambda: archiver.error)
+        assert "another primary" in str(archiver.error)
+    assert {file.key: store.get(file.key) for file in list_files(store)} == there
+
+
+def test_an_answer_that_was_lost_is_no_conflict(app: Served, tmp_path: Path) -> None:
+    store = Unreliable(tmp_path / "archive")
+    store.fault = lambda call, key: call == "after put" and store.calls.count((call, key)) == 1
+    with archiving(app, store) as archiver:
+        assert archived(app, archiver)
+        write(app.path, 1)
+        assert archived(app, archiver)
+    assert any(call == "after put" for call, _ in store.calls)
     app.stop()
     assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
 
