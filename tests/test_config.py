@@ -118,7 +118,7 @@ dbs:
     assert config.ignored[0] == Ignored("addr", 4)
     assert {(found.key, found.line) for found in config.ignored} >= {
         ("exec", 5),
-        ("snapshot", 7),
+        ("socket", 11),
         ("dbs.monitor-interval", 15),
         ("dbs.replica.sync-interval", 22),
         ("dbs.replica.retention", 32),
@@ -144,14 +144,10 @@ dbs:
         ("dbs: /a.db\n", "1: a list belongs here, not a single value"),
         ("dbs:\n- /a.db\n", "2: a mapping belongs here, not a single value"),
         ("- a\n", "1: a mapping belongs here, not a list"),
-        ("dbs:\n- name: a\n", "2: a database needs a 'path'"),
+        ("dbs:\n- name: a\n", "2: a database needs a 'path', or a 'dir' for all in a folder"),
         ("listen: a:1\nhttp: a:2\nlisten: a:3\n", "3: 'listen' is already in line 1"),
         ("tls:\n  cert: /c\n", "2: tls: 'cert' and 'key' go together"),
         ("listen: 'a\n", "2: found unexpected end of stream"),
-        (
-            "dbs:\n- dir: /data\n  pattern: '*.db'\n",
-            "2: 'dir': a directory of databases is not supported yet; list them",
-        ),
         (
             "dbs:\n- path: /a.db\n- path: /x/../a.db\n  name: b\n",
             "3: the path /a.db is already that of the one in line 2",
@@ -178,7 +174,7 @@ dbs:
         ),
         (
             "sse-kms-key-id: k\ndbs:\n- path: /a\n  archive: /x\n",
-            "1: 'sse-kms-key-id' is not supported: the archive would not be encrypted so",
+            "1: 'sse-kms-key-id' is for S3: an archive in a directory would not be encrypted",
         ),
         (
             "access-key-id: k\ndbs:\n- path: /a\n  archive: s3://bucket/p\n",
