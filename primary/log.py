@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primary import savedsums
-from primary.segment import SUFFIX, Entry, Segment, Writer
+from primary.segment import Entry, Segment, Writer
+from primary.segments import delete_segments, load_segments
 from walcast import ltx
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import Corrupt
@@ -73,7 +74,7 @@ class TransactionLog:
         and `position` still tells the last TXID given, so that a new start goes on behind it."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = cls(directory, max_bytes=max_bytes, max_age_s=max_age_s)
-        log._load_segments()
+        log._load()
         saved = savedsums.load(directory)
         if saved is None or log._rotten:
             return log
@@ -89,26 +90,9 @@ class TransactionLog:
             log.position = max(log.position, position)  # no TXID is given twice
         return log
 
-    def _load_segments(self) -> None:
-        lost_txid = 0
-        for path in sorted(self.directory.glob(f"*{SUFFIX}")):
-            segment = Segment.load(path)
-            self._check_contiguous(segment)
-            lost_txid = max(lost_txid, segment.lost_txid)
-            last = self._segments[-1].entry(-1) if self._segments else None
-            if not len(segment):
-                if not segment.lost_txid:  # evidence of TXIDs that were given stays until `start` has saved
-                    path.unlink()
-                continue
-            first = segment.entry(0)
-            if last and (first.min_txid, first.pre_checksum) != (last.max_txid + 1, last.post_checksum):
-                for older in self._segments:
-                    older.path.unlink()
-                self._segments.clear()
-            self._segments.append(segment)
+    def _load(self) -> None:
+        self._segments, lost_txid = load_segments(self.directory)
         if self._segments:
-            if not lost_txid:
-                self._segments[-1].seal()
             entry = self._segments[-1].entry(-1)
             self.position = entry.position
             self.term = entry.header().term or 1
@@ -116,19 +100,6 @@ class TransactionLog:
         if lost_txid > self.position.txid:
             self.position = Position(lost_txid)
             self._rotten = True
-
-    def _drop_all(self) -> None:
-        for path in self.directory.glob(f"*{SUFFIX}"):
-            path.unlink()
-        self._segments.clear()
-
-    @staticmethod
-    def _check_contiguous(segment: Segment) -> None:
-        for i in range(1, len(segment)):
-            follows = segment.min_txids[i] == segment.max_txids[i - 1] + 1
-            if not follows or segment.pre_checksums[i] != segment.post_checksums[i - 1]:
-                segment.cut(i)
-                return
 
     def _replay(self, checksums: PageChecksums, position: Position) -> None:
         """Bring the saved checksums up to the log's end; what does not decode was never published and ends the log."""
@@ -156,7 +127,8 @@ class TransactionLog:
         """Begin anew at a state of the database; older entries no longer connect and go."""
         savedsums.save(self.directory, checksums, position, self.term)  # first: a crash must not forget TXIDs given
         with self._lock:
-            self._drop_all()
+            delete_segments(self.directory)
+            self._segments.clear()
             self.checksums, self.position, self._rotten = checksums, position, False
 
     # Appending
