@@ -19,6 +19,7 @@ from support.nodes import barrier, poll, primary
 from support.writers import sql
 
 from primary import archiver as archiving
+from primary import log as logging_of_transactions
 from primary import loop as looping
 from primary import savedsums
 from primary.archiver import Archiver
@@ -204,7 +205,7 @@ def test_a_crash_while_a_history_begins_forgets_no_txid(
         if where == "saving":
             patch.setattr(savedsums, "save", crash)
         else:
-            patch.setattr(log, "_drop_all", crash)
+            patch.setattr(logging_of_transactions, "delete_segments", crash)
         assert log.checksums is not None
         with pytest.raises(Crash):
             log.start(log.checksums.copy(), Position(newest.txid + 5, newest.checksum))
