@@ -254,14 +254,20 @@ def test_a_file_has_the_time_of_its_transaction(tmp_path: Path) -> None:
         assert [found.timestamp_ms for found in store.list()] == [NOON_MS]
 
 
-def test_of_many_that_put_where_nothing_is_in_a_directory_one_succeeds(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
+def test_of_many_that_put_where_nothing_is_in_a_directory_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have written, and nothing is there yet, when the first of them gives its object the name."""
     together = threading.Barrier(8)
+    store = open_store(str(tmp_path))
+    store.honours_preconditions()
+    link = Path.hardlink_to
+    linked: list[int] = []
+    monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (linked.append(together.wait(10)), link(*paths)))
     winners: list[bytes] = []
     losers: list[bytes] = []
 
     def put(body: bytes) -> None:
-        together.wait(10)
         try:
             store.put("lease", body, timestamp_ms=NOON_MS, if_absent=True)
             winners.append(body)
@@ -273,8 +279,10 @@ def test_of_many_that_put_where_nothing_is_in_a_directory_one_succeeds(tmp_path:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(linked) == 8  # nobody only looked whether it is free
     assert len(losers) == 7
     assert [store.get("lease")] == winners
+    assert [path.name for path in tmp_path.iterdir()] == ["lease"]
 
 
 def test_leftovers_of_a_crash_are_not_listed(tmp_path: Path) -> None:
