@@ -285,6 +285,16 @@ def test_of_many_that_put_where_nothing_is_in_a_directory_one_succeeds(
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]
 
 
+def test_a_link_that_nfs_makes_twice_is_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Path.hardlink_to
+    with open_store(str(tmp_path)) as store:
+        assert store.honours_preconditions()
+        monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (link(*paths), link(*paths)))
+        store.put("a", b"mine", timestamp_ms=NOON_MS, if_absent=True)
+        assert store.get("a") == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_leftovers_of_a_crash_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "ltx/0").mkdir(parents=True)
     for name in ("ltx/0/.a.0000.tmp", "ltx/0/b.ltx.tmp", "ltx/0/c"):

@@ -157,7 +157,9 @@ class DirectoryStore:
         try:
             path.hardlink_to(temporary)
         except FileExistsError as error:
-            raise ObjectExists(key, self.url) from error
+            # NFS sends a request again whose answer was lost, and then finds the link that the first one made.
+            if not path.samefile(temporary):
+                raise ObjectExists(key, self.url) from error
         temporary.unlink()
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
