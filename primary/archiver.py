@@ -1,8 +1,8 @@
 """The log → the archive: at most one upload a second, none when nothing was committed, never in the stream's way.
 
-Each upload merges the entries since the last one. An archive without a beginning gets a snapshot. When the store was
-away for longer than the log reaches, one file takes the archive over all that it missed (`unarchived.py`). One listing
-at the start; after that nothing is asked.
+Each upload merges the entries since the last one, up to MERGE_BYTES. An archive without a beginning gets a snapshot.
+When the store was away for longer than the log reaches, one file takes the archive over all that it missed
+(`unarchived.py`). One listing at the start; after that nothing is asked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from walcast.store import Store
 log = logging.getLogger("walcast.archive")
 
 INTERVAL_S = 1.0
-MERGE_BYTES = 8 << 20
+MERGE_BYTES = 64 << 20
+SPOOL_BYTES = 8 << 20
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 DRAIN_S = 5.0
 
@@ -114,7 +115,9 @@ class Archiver:
             self._grown.clear()
             began = time.monotonic()
             try:
-                self._catch_up()
+                self._take_a_turn()
+                while stopping and self._is_behind():
+                    self._upload_next()
             except Exception as error:  # noqa: BLE001 - logged, with its traceback when nobody expects it
                 self._failed(error)
                 wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
@@ -128,9 +131,10 @@ class Archiver:
             self.error, failures = None, 0
             if stopping:
                 return
-            assert self._upkeep is not None  # `_catch_up` says so
+            assert self._upkeep is not None  # the turn says so
             self._upkeep.start_when_due()
-            self._grown.wait(self._upkeep.wait_s())
+            if not self._is_behind():
+                self._grown.wait(self._upkeep.wait_s())
             self._stop.wait(max(0.0, began + self._interval_s - time.monotonic()))
 
     def _failed(self, error: Exception) -> None:
@@ -140,8 +144,8 @@ class Archiver:
             log.warning("cannot archive, trying again", extra=facts, exc_info=not expected)
         self.error = str(error) or type(error).__name__
 
-    def _catch_up(self) -> None:
-        """Upload until the archive has what the log has."""
+    def _take_a_turn(self) -> None:
+        """Upload one file, if there is anything to upload."""
         if self._catalogue is None:
             self._catalogue, self._position = self._begin()
             self._upkeep = Upkeep(self._database, self.store, self.policy, self._catalogue)
@@ -150,12 +154,22 @@ class Archiver:
             self._catalogue.replace(SNAPSHOT_LEVEL, list_files(self.store, [SNAPSHOT_LEVEL]))
         if self._position is None:
             self._upload_snapshot()
-        goal = self._database.log.position  # what comes meanwhile is for the next turn
-        while self._position is None or self._position.txid < goal.txid:
+        elif self._is_behind():
             self._upload_next()
+        self._note_how_far_behind()
+
+    def _note_how_far_behind(self) -> None:
+        if self._is_behind():
+            entry = self._database.log.after(self._position.txid) if self._position else None
+            if entry is not None and entry.captured_ns:
+                self._behind_since_s = entry.captured_ns / 1e9
+            return
         self._behind_since_s = None
-        if self._database.log.position.txid > self._position.txid:
+        if self._is_behind():  # since the last look
             self._on_append()
+
+    def _is_behind(self) -> bool:
+        return self._position is None or self._position.txid < self._database.log.position.txid
 
     def _begin(self) -> tuple[Catalogue, Position | None]:
         """What is in the archive, and where its restorable chain ends; None when it has none that this log can tell."""
@@ -192,7 +206,7 @@ class Archiver:
         if not entries:
             self._bridge()
             return
-        with tempfile.SpooledTemporaryFile(MERGE_BYTES, dir=str(self._database.state.path)) as file:
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(self._database.state.path)) as file:
             try:
                 written = merge(entries, file.write)
             except Corrupt as error:
