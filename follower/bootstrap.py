@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lz4.block
@@ -21,10 +21,12 @@ from follower.fresh import Fresh
 from follower.newfile import TEMPORARY, NewFile, put_in_place
 from follower.receiver import Receiver, Target
 from walcast import wire
-from walcast.archive import ArchiveEmpty, list_files, plan_restore
+from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
 from walcast.errors import Corrupt, Unavailable
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
+from walcast.restore_apply import GoOn, Restored
+from walcast.restore_around import Around, Goal
 from walcast.rpc import replication_pb2 as pb
 from walcast.store import Store
 
@@ -34,19 +36,24 @@ Progress = Callable[[int, int], None]
 
 
 def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress | None = None) -> Fresh | None:
-    """Make the replica at `path`; None when the archive has nothing to begin with."""
-    try:
-        plan = plan_restore(list_files(store))
-    except ArchiveEmpty:
-        return None
+    """Make the replica at `path`; None when the archive has nothing to begin with.
+
+    What is damaged, or compacted away while this runs, is gone around as in any restore.
+    """
     temporary = state_dir / TEMPORARY
+
+    def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
+        return restore_to(store, plan, temporary, progress=progress, go_on=go_on)
+
     try:
-        restored = restore_to(store, plan, temporary, progress=progress)
+        restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
         fresh = Fresh.of(temporary, restored.checksums)  # before anybody else can open it
         put_in_place(temporary, path, state_dir, restored.term, restored.position)
+    except ArchiveEmpty:
+        return None
     finally:
         temporary.unlink(missing_ok=True)
-    facts = {"url": store.url, "position": str(restored.position), "files": len(plan)}
+    facts = {"url": store.url, "position": str(restored.position), "files": restored.files}
     log.info("bootstrapped from the archive", extra=facts)
     return fresh
 
