@@ -392,6 +392,25 @@ def test_what_was_not_committed_at_the_end_is_left_out(forge: Forge, out: Path) 
         assert out.read_bytes() == forge.states[before]
 
 
+def test_a_segment_may_end_within_a_transaction_that_the_next_one_commits(forge: Forge, out: Path) -> None:
+    """Litestream uploads a copy of the WAL that it is still writing to."""
+    before, last = list(forge.states)[-2:]
+    raw, size = unpack(forge.store, last), 24 + forge.page_size
+    index, offset = forge.index, int(last.split("_")[1].split(".")[0], 16)
+    rewrite(forge.store, last, raw[:size])
+    forge.store.put(segment_key(A, index, offset + size), pack(raw[size:]), timestamp_ms=forge.time_ms + 5)
+    restore(forge.store, out)
+    assert out.read_bytes() == forge.states[last]
+    restore(forge.store, out, timestamp_ms=forge.time_ms, force=True)
+    assert out.read_bytes() == forge.states[before]
+
+
+def test_a_segment_that_overlaps_the_next_is_damage(forge: Forge, out: Path) -> None:
+    before, last = list(forge.states)[-2:]
+    rewrite(forge.store, before, unpack(forge.store, before) + unpack(forge.store, last))
+    assert "begins before" in str(refused(forge.store, out, DamagedFile))
+
+
 def test_a_wal_of_only_a_header_changes_nothing(forge: Forge, out: Path) -> None:
     last = list(forge.states)[-1]
     forge.next_index()

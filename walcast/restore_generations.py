@@ -212,13 +212,14 @@ class _Making:
         return page_size
 
     def _check_end(self, last: GenerationFile, wal: RestoredWal, file: GenerationFile) -> None:
-        """`last` is over and `file` comes next: Litestream ends each segment with a commit."""
-        if file.offset and file.offset > wal.size:
+        """`last` is over and `file` comes next. Within a WAL a segment may end anywhere, its end is a commit."""
+        if not file.offset:
+            if wal.torn_bytes or wal.frames != wal.committed:
+                raise DamagedFile(last, f"its WAL ends here without a commit, but {file.key} goes on after it")
+        elif file.offset > wal.size:
             raise GenerationGap(segment_key(file.generation, file.index, wal.size), file)
-        if file.offset and file.offset < wal.size:
+        elif file.offset < wal.size:
             raise DamagedFile(last, f"reaches byte {wal.size} of its WAL, but {file.key} begins before")
-        if wal.torn_bytes or wal.frames != wal.committed:
-            raise DamagedFile(last, f"ends without a commit, but {file.key} goes on after it")
 
 
 def _chunks(descriptor: int, page_size: int) -> Iterator[tuple[int, bytes]]:
