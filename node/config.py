@@ -62,7 +62,8 @@ class DatabaseConfig:
 
 @dataclass(frozen=True, slots=True)
 class FolderConfig:
-    """All databases of a folder, those to come as well with `watch`. `prefix` goes before their names."""
+    """All databases of a folder, those to come as well with `watch`. `prefix` goes before their names, `where` is
+    FILE:LINE."""
 
     folder: Folder
     watch: bool
@@ -70,6 +71,7 @@ class FolderConfig:
     archive: ArchiveConfig | None
     policy: ArchivePolicy
     line: int
+    where: str
 
     def database(self, path: Path) -> DatabaseConfig:
         """One of them; ConfigError when its path makes no name."""
@@ -230,6 +232,7 @@ class _Reader:
             archive,
             policy,
             line_of(node),
+            f"{self._yaml.path}:{line_of(node)}",
         )
 
     # Values

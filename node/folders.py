@@ -155,7 +155,7 @@ class Folder:
         if not path.is_relative_to(self.dir) or not self.matches(path.name):
             return False
         parents = path.relative_to(self.dir).parts[:-1]
-        return not parents or (self.recursive and all(map(_is_looked_into, parents)))
+        return not parents or (self.recursive and all(map(is_looked_into, parents)))
 
     def relative(self, path: Path) -> str:
         """The path of one of its files below `dir`, as Litestream appends it to the archive's place."""
@@ -193,7 +193,7 @@ class Folder:
             here = sorted(entries, key=lambda entry: entry.name)
         for entry in here:
             if self.recursive and entry.is_dir(follow_symlinks=False):
-                if _is_looked_into(entry.name):
+                if is_looked_into(entry.name):
                     try:
                         yield from self._entries(Path(entry.path), folders)
                     except OSError:
@@ -202,5 +202,6 @@ class Folder:
                 yield entry
 
 
-def _is_looked_into(name: str) -> bool:
+def is_looked_into(name: str) -> bool:
+    """May a folder of this name have databases?"""
     return not name.startswith(".") and not name.endswith(_SIDE_FILES)

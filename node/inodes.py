@@ -36,6 +36,11 @@ class Inodes:
             self._held[inode] = name
             return None
 
+    def holder(self, inode: Inode) -> str | None:
+        """The database that it is, if anybody holds it."""
+        with self._lock:
+            return self._held.get(inode)
+
     def let_go(self, inode: Inode) -> None:
         """It is closed."""
         with self._lock:

@@ -10,11 +10,14 @@ from typing import Any
 
 import click
 
-from node.config import Config, load_config
+from node.config import NO_ARCHIVE, Config, load_config
 from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
-from node.primary_role import DatabaseSettings, Primary, PrimarySettings
+from node.ping import check_url
+from node.primary_role import Primary
 from node.process import run_until_signal
+from node.settings import DatabaseSettings, HeartbeatSettings, PrimarySettings, settings_of
 from walcast import wire
+from walcast.errors import ConfigError
 from walcast.wire import Address
 
 log = logging.getLogger("walcast.primary")
@@ -22,6 +25,7 @@ log = logging.getLogger("walcast.primary")
 DEFAULT_LISTEN = "127.0.0.1:7420"
 DEFAULT_LOG_BYTES = 256 << 20
 DEFAULT_LOG_AGE_S = 3600.0
+NAMES_SHOWN = 10
 
 EXAMPLES = """\b
 Example:
@@ -37,6 +41,8 @@ Example:
 @flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given.")
 @flag("--name", default=None, help="Name of the database; the file's stem when not given.")
 @flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
+@flag("--heartbeat-url", default=None, help="GET this, again and again, while all is captured and archived in time.")
+@flag("--heartbeat-interval", default=None, type=click.FloatRange(min=1), help="Seconds between two.  [default: 300]")
 @flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
 @tls_flags
 @CONFIG
@@ -50,9 +56,10 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
             "role": "primary",
             "listen": str(role.listening),
             "http": str(role.http_listening) if role.http_listening else None,
-            "databases": [d.name for d in settings.databases],
+            "databases": role.names,
         }
-        words = f"serving {', '.join(d.name for d in settings.databases)} on {role.listening}"
+        what = ", ".join(role.names) if 0 < len(role.names) <= NAMES_SHOWN else f"{len(role.names)} databases"
+        words = f"serving {what} on {role.listening}"
         click.echo(json.dumps(facts) if as_json else words)
 
     async def role(stop: asyncio.Event) -> None:
@@ -71,17 +78,25 @@ def _settings(
     name: str | None,
     log_max_bytes: int | None,
     log_max_age: float | None,
+    heartbeat_url: str | None,
+    heartbeat_interval: float | None,
     **tls: Any,
 ) -> PrimarySettings:
     """Flags win over the file, the file over the defaults."""
     told = load_config(config) if config else Config(Path())
     for ignored in told.ignored:
         log.info("not used by walcast", extra={"key": ignored.key, "line": ignored.line, "file": str(told.path)})
-    databases = [DatabaseSettings(d.path, d.name, d.archive) for d in told.dbs]
+    databases, folders = [settings_of(d) for d in told.dbs], told.folders
     if db is not None:
-        databases = [DatabaseSettings(db, name or db.stem, archive_url)]
-    if not databases:
+        databases, folders = [DatabaseSettings(db, name or db.stem, archive_url, told.policy)], ()
+    if not databases and not folders:
         raise click.UsageError("give a database, or --config FILE with some")
+    url = heartbeat_url or told.heartbeat_url
+    if url:
+        check_url(url)
+        bare = [str(d.path) for d in databases if not d.archive] + [f.where for f in folders if not f.archive]
+        if bare:
+            raise ConfigError(f"{bare[0]}: {NO_ARCHIVE}")
     flags = tls_of(**tls)
     return PrimarySettings(
         databases,
@@ -90,4 +105,6 @@ def _settings(
         http=Address.parse(http) if http else told.http,
         log_bytes=log_max_bytes or told.log_max_bytes or DEFAULT_LOG_BYTES,
         log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
+        folders=folders,
+        heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
     )

@@ -1,212 +1,280 @@
-"""The primary as a process: databases, the gRPC server in front of them, archivers behind them."""
+"""The primary as a process: databases that come and go, the gRPC server in front of them, archivers behind them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 
+from node.grpc_server import listen
+from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http import Facts, HttpServer
-from primary.archiver import Archiver
-from primary.database import Database
-from primary.local_service import LocalService
-from primary.publisher import Publisher, Served
+from node.inodes import Inode, Inodes
+from node.serving import ServedByName, Serving
+from node.settings import DatabaseSettings, PrimarySettings
+from node.watching import Watching, databases_of
+from primary.publisher import Publisher
 from walcast import wire
-from walcast.errors import ConfigError
+from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.rpc import replication_pb2 as pb
-from walcast.rpc import replication_pb2_grpc as rpc
-from walcast.store import Store, StoreSpec, open_store
+from walcast.store.url import parse_url
 
 log = logging.getLogger("walcast.primary")
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 GRACE_S = 1.0
 STATUS_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """One database to serve."""
-
-    path: Path
-    name: str
-    archive: str | StoreSpec | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PrimarySettings:
-    """What a primary is told."""
-
-    databases: list[DatabaseSettings]
-    listen: wire.Address
-    tls: wire.Tls = field(default_factory=wire.Tls)
-    http: wire.Address | None = None
-    log_bytes: int = 256 << 20
-    log_age_s: float = 3600.0
+MAX_DATABASES = 1000
+AT_ONCE = 4  # that are opened or closed
 
 
 class Primary:
-    """All that one primary process serves."""
+    """All that one primary process serves. Used in its event loop, but for `trouble` and `heartbeat_trouble`."""
 
     def __init__(self, settings: PrimarySettings) -> None:
         self.settings = settings
         self.listening: wire.Address = settings.listen
         self.http_listening: wire.Address | None = None
-        self._stores: dict[str, Store] = {}
-        self._archivers: dict[str, Archiver] = {}
-        self._served: dict[str, Served] = {}
-        self._local: dict[str, LocalService] = {}
+        self.inodes = Inodes()
+        self._serving: dict[str, Serving] = {}
+        self._served = ServedByName()
+        self._opening: set[str] = set()
+        self._closing: dict[str, asyncio.Task[None]] = {}
+        self.gate = asyncio.Semaphore(AT_ONCE)
+        self._watching = [Watching(config, self) for config in settings.folders if config.watch]
+        self._healthy: Any = None
+        self._stop = asyncio.Event()
         self._failed = asyncio.Event()
+        self._failure: WalcastError | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing more is to be opened."""
+        return self._stop.is_set() or self._failed.is_set()
+
+    @property
+    def room(self) -> int:
+        """How many databases more can be served."""
+        return max(0, MAX_DATABASES - len(self._serving) - len(self._opening))
+
+    def holds(self, name: str, inode: Inode) -> bool:
+        """Is the file served already, or is a database of this name still being let go?"""
+        return name in self._closing or self.inodes.holder(inode) is not None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the databases that are served now."""
+        return sorted(self._serving)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[Primary], None]) -> None:
         """Serve until `stop` is set; raises why when a database cannot be served any longer.
 
         Everything that can be wrong with the settings is found out before anything is changed on disk.
         """
-        for database in self.settings.databases:
-            check_database_file(database.path)
-            if database.archive:
-                self._stores[database.name] = open_store(database.archive)
+        self._stop = stop
+        databases = await asyncio.to_thread(self._find)
+        _raise_file_limit()
         publisher = Publisher(self._served, self.status)
-        server = self._server(publisher)
-        http = self._http()
-        try:
-            for settings in self.settings.databases:
-                await self._open(settings)
+        server, self._healthy, self.listening = listen(publisher, self.settings.listen, self.settings.tls)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
+            stack.push_async_callback(server.stop, GRACE_S)
+            stack.callback(publisher.stop)
+            self._http(stack)
+            await self._add_all(databases)
+            for watching in self._watching:
+                await stack.enter_async_context(watching)
             await server.start()
             log.info("listening", extra={"address": str(self.listening)})
+            if self.settings.heartbeat is not None:
+                beating = self.settings.heartbeat
+                stack.callback(Heartbeat(beating.url, beating.interval_s, self.heartbeat_trouble).start().stop)
             ready(self)
             await _first(stop, self._failed)
-        finally:
-            if http is not None:
-                await asyncio.to_thread(http.close)
-            publisher.stop()
-            await server.stop(GRACE_S)
-            for local in self._local.values():
-                await local.stop()
-            for archiver in self._archivers.values():
-                await asyncio.to_thread(archiver.stop)
-            for served in self._served.values():
-                await asyncio.to_thread(served.database.stop)
-            for store in self._stores.values():
-                store.close()
-        for served in self._served.values():
-            if served.database.loop.failure:
-                raise served.database.loop.failure
+        if self._failure is not None:
+            raise self._failure
 
-    def _server(self, publisher: Publisher) -> grpc.aio.Server:
-        server = grpc.aio.server(options=wire.OPTIONS)
-        rpc.add_ReplicationServicer_to_server(publisher, server)
-        healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-        self._healthy = healthy
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        address = self.settings.listen
-        credentials = self.settings.tls.server(address)
-        try:
-            port = (
-                server.add_secure_port(str(address), credentials)
-                if credentials
-                else server.add_insecure_port(str(address))
-            )
-        except RuntimeError:
-            port = 0
-        if not port:
-            raise ConfigError(f"cannot listen on {address}: the port is taken, or the address is not this machine's")
-        self.listening = wire.Address(address.host, port)
-        return server
+    def _find(self) -> list[DatabaseSettings]:
+        """All databases but those of watched folders; ConfigError when one cannot be served."""
+        found = {database.path.resolve(): database for database in self.settings.databases}
+        for folder in self.settings.folders:
+            for database in () if folder.watch else databases_of(folder, self.inodes):
+                found.setdefault(database.path.resolve(), database)  # what is listed by itself has its own settings
+        names: dict[str, Path] = {}
+        for database in found.values():
+            if database.name in names:
+                raise _name_taken(database, names[database.name])
+            names[database.name] = database.path
+            if not database.restore or database.path.exists():
+                check_database_file(database.path)
+            if isinstance(database.archive, str):
+                parse_url(database.archive)
+        if len(found) > MAX_DATABASES:
+            raise ConfigError(f"{len(found)} databases: one primary serves {MAX_DATABASES} at most")
+        return list(found.values())
 
-    def _http(self) -> HttpServer | None:
+    def _http(self, stack: AsyncExitStack) -> None:
         if self.settings.http is None:
-            return None
+            return
         loop = asyncio.get_running_loop()
 
         async def facts() -> Facts:
             return primary_facts(self.status())
 
-        def failure() -> str | None:
-            loops = [served.database.loop for served in self._served.values()]
-            return next((str(one.failure or one.trouble) for one in loops if one.failure or one.trouble), None)
-
         http = HttpServer(
-            self.settings.http, lambda: asyncio.run_coroutine_threadsafe(facts(), loop).result(STATUS_S), failure
+            self.settings.http, lambda: asyncio.run_coroutine_threadsafe(facts(), loop).result(STATUS_S), self.trouble
         )
         self.http_listening = http.listening
-        return http
+        stack.push_async_callback(asyncio.to_thread, http.close)
 
-    async def _open(self, settings: DatabaseSettings) -> None:
-        database = await asyncio.to_thread(
-            Database, settings.path, settings.name, log_bytes=self.settings.log_bytes, log_age_s=self.settings.log_age_s
-        )
-        loop = asyncio.get_running_loop()
-        database.loop.on_failure = lambda: loop.call_soon_threadsafe(self._failed.set)
-        served = Served(database)
-        self._served[settings.name] = served
-        await asyncio.to_thread(database.start)
-        facts = {"database": settings.name, "path": str(settings.path), "position": str(database.log.position)}
-        log.info("serving", extra=facts)
-        await self._healthy.set(settings.name, health_pb2.HealthCheckResponse.SERVING)
-        archiver = None
-        if settings.name in self._stores:
-            archiver = Archiver(database, self._stores[settings.name])
-            self._archivers[settings.name] = archiver
-            archiver.start()
-        self._local[settings.name] = LocalService(
-            database,
-            lambda: primary_facts(self.status()),
-            archiver.look_again if archiver else lambda: None,
-        )
-        await self._local[settings.name].start()
+    # Databases come and go
+
+    async def add(self, settings: DatabaseSettings, on_failure: Callable[[WalcastError], object]) -> Serving:
+        """Serve one more, inside `gate`; `on_failure` is called when its capture ended by itself.
+
+        ConfigError when it cannot be served, or its name or its file is served already; Unavailable when it may be
+        served later.
+        """
+        name = settings.name
+        if name in self._closing:
+            raise Unavailable(f"{settings.path}: still being let go")
+        if name in self._serving or name in self._opening:
+            raise _name_taken(settings, self._serving[name].settings.path if name in self._serving else None)
+        if not self.room:
+            raise ConfigError(f"{settings.path}: a primary serves {MAX_DATABASES} databases at most")
+        self._opening.add(name)
+        try:
+            serving = await Serving.open(
+                settings,
+                self.inodes,
+                log_bytes=self.settings.log_bytes,
+                log_age_s=self.settings.log_age_s,
+                on_failure=on_failure,
+            )
+        finally:
+            self._opening.discard(name)
+        self._serving[name] = serving
+        self._served[name] = serving.served
+        self._served.away.pop(name, None)
+        await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return serving
+
+    async def _add_all(self, databases: Sequence[DatabaseSettings]) -> None:
+        errors: list[Exception] = []
+
+        async def add(settings: DatabaseSettings) -> None:
+            async with self.gate:
+                if not errors and not self.stopping:
+                    try:
+                        await self.add(settings, self._static_failed)
+                    except Exception as error:  # noqa: BLE001 - raised when the others are done
+                        errors.append(error)
+
+        await asyncio.gather(*map(add, databases))
+        if errors:
+            raise errors[0]
+
+    async def remove(self, serving: Serving, reason: WalcastError, *, away: bool) -> None:
+        """Let go of it; its followers are told `reason`. `away`: it may come back. Returns before all is closed."""
+        name = serving.settings.name
+        if self._serving.get(name) is not serving:
+            return
+        del self._serving[name], self._served[name]
+        if away:
+            self._served.away[name] = str(reason)
+        self._closing[name] = asyncio.create_task(self._close_one(serving, reason))
+        await self._set_away(name, str(reason) if away else None)
+
+    async def _close_one(self, serving: Serving, reason: WalcastError) -> None:
+        try:
+            await serving.close(self.inodes, reason)
+        except Exception:
+            log.exception("could not be let go", extra={"database": serving.settings.name})
+        else:
+            log.info("let go", extra={"database": serving.settings.name, "reason": str(reason)})
+        finally:
+            del self._closing[serving.settings.name]
+            for watching in self._watching:
+                watching.look_again()  # what has the same name or is the same file can be served now
+
+    async def set_away(self, name: str, why: str | None) -> None:
+        """A database that is not served is to be refused for now, because of `why`; None: it is unknown."""
+        if name in self._serving:
+            return
+        await self._set_away(name, why)
+
+    async def _set_away(self, name: str, why: str | None) -> None:
+        if why is None:
+            self._served.away.pop(name, None)
+            await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        else:
+            self._served.away[name] = why
+            await self._healthy.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    def _static_failed(self, failure: WalcastError) -> None:
+        self._failure = self._failure or failure
+        self._failed.set()
+
+    async def _close(self) -> None:
+        """Let go of all, when the server is gone."""
+
+        async def close(serving: Serving) -> None:
+            async with self.gate:
+                try:
+                    await serving.close(self.inodes, patience_s=GRACE_S)
+                except Exception:
+                    log.exception("could not be let go", extra={"database": serving.settings.name})
+
+        await asyncio.gather(*map(close, self._serving.values()))
+        if self._closing:
+            await asyncio.wait(list(self._closing.values()), timeout=GRACE_S)
+
+    # What others ask
+
+    def trouble(self) -> str | None:
+        """Why not every commit of every database is captured now. For any thread."""
+        for serving in list(self._serving.values()):
+            if serving.trouble:
+                return serving.trouble
+        for watching in self._watching:
+            if watching.trouble:
+                return next(iter(list(watching.trouble.values())), None)
+        return None
+
+    def heartbeat_trouble(self) -> str | None:
+        """Why not every database is captured, and archived in time. For any thread."""
+        archives = (serving.archive_trouble(ARCHIVED_WITHIN_S) for serving in list(self._serving.values()))
+        return self.trouble() or next((trouble for trouble in archives if trouble), None)
 
     def status(self) -> pb.StatusReply:
-        """For the Status call."""
+        """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""
         reply = pb.StatusReply(role="primary", term=1, protocol=wire.PROTOCOL_VERSION)
-        for name, served in self._served.items():
-            reply.databases.append(self._database_status(name, served))
-            reply.term = max(reply.term, served.log.term)
+        for serving in self._serving.values():
+            reply.databases.append(serving.status())
+            reply.term = max(reply.term, serving.served.log.term)
+        for watching in self._watching:
+            reply.databases.extend(watching.status())
         return reply
 
-    def _database_status(self, name: str, served: Served) -> pb.DatabaseStatus:
-        database, position = served.database, served.log.position
-        checksums = served.log.checksums
-        message = pb.DatabaseStatus(
-            name=name,
-            path=str(database.path),
-            position=wire.position_message(position, served.log.term),
-            page_size=database.page_size,
-            pages=checksums.commit_pages if checksums else 0,
-            wal_bytes=database.wal_bytes,
-            log_bytes=served.log.size_bytes,
-            log_first_txid=served.log.first.txid,
-        )
-        archiver = self._archivers.get(name)
-        if archiver is not None:
-            message.archive.CopyFrom(
-                pb.ArchiveStatus(
-                    url=archiver.store.url, txid=archiver.txid, error=archiver.error or archiver.upkeep_error or ""
-                )
-            )
-        for follower in served.followers.connected:
-            message.followers.append(
-                pb.FollowerStatus(
-                    id=follower.id,
-                    received_txid=follower.received_txid,
-                    applied_txid=follower.applied_txid,
-                    lag_txids=max(0, position.txid - follower.applied_txid),
-                    lag_ms=follower.lag_ms(),
-                    state=follower.state,
-                    peer=follower.peer,
-                )
-            )
-        return message
+
+def _name_taken(settings: DatabaseSettings, path: Path | None) -> ConfigError:
+    holder = path or "a database that is being opened"
+    what = f"the name {settings.name} is already that of {holder}"
+    return ConfigError(f"{settings.path}: {what}; give them different ones with 'name'")
+
+
+def _raise_file_limit() -> None:
+    """A database takes a dozen descriptors, and the usual soft limit is a thousand."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -1,0 +1,73 @@
+"""Tell a monitor, again and again, that every database is captured and archived in time: silence means trouble.
+
+In a thread of its own, so that a monitor that hangs holds up nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from node.ping import ping
+from walcast.errors import WalcastError
+
+log = logging.getLogger("walcast.heartbeat")
+
+ARCHIVED_WITHIN_S = 60.0
+LOOK_AGAIN_S = 1.0
+RETRY_S = 15.0
+
+
+class Heartbeat:
+    """Pings `url` every `interval_s`, from `start` to `stop`, as long as `trouble` answers None.
+
+    A ping that is due and held back is sent as soon as the trouble is over, one that failed after a while.
+    """
+
+    def __init__(self, url: str, interval_s: float, trouble: Callable[[], str | None]) -> None:
+        self._url = url
+        self._interval_s = interval_s
+        self._trouble = trouble
+        self._missed: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> Self:
+        """Begin in the background."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End; a ping that is on its way is not waited for."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        wait_s = 0.0
+        while not self._stop.wait(wait_s):
+            wait_s = self._beat()
+
+    def _beat(self) -> float:
+        """Ping, if all is well; how long to wait now."""
+        wrong = self._trouble()
+        if wrong is not None:
+            self._say(wrong)
+            return min(self._interval_s, LOOK_AGAIN_S)
+        try:
+            ping(self._url)
+        except (WalcastError, ValueError) as error:
+            self._say(str(error))
+            return min(self._interval_s, RETRY_S)
+        self._say(None)
+        return self._interval_s
+
+    def _say(self, missed: str | None) -> None:
+        """Once a change: why there is no heartbeat, and that there is one again."""
+        if missed == self._missed:
+            return
+        if missed is not None:
+            log.warning("no heartbeat", extra={"reason": missed})
+        else:
+            log.info("heartbeat again", extra={"missed": self._missed})
+        self._missed = missed

@@ -1,0 +1,256 @@
+"""One database on the air: its capture, its archiver, the socket beside it; opened and let go as one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.inodes import Inode, Inodes, inode_of
+from node.settings import DatabaseSettings
+from primary.archiver import Archiver
+from primary.database import Database
+from primary.local_service import LocalService
+from primary.publisher import Refused, Served
+from walcast import wire
+from walcast.errors import ConfigError, Stopped, Unavailable, WalcastError
+from walcast.facts import primary_facts
+from walcast.filesystem import check_database_file
+from walcast.restore import restore
+from walcast.rpc import replication_pb2 as pb
+from walcast.store import Store, open_store
+
+log = logging.getLogger("walcast.primary")
+
+READERS_S = 40.0  # a copy keeps its connection for up to 30 s after its end
+READERS_EVERY_S = 0.05
+
+
+class LentDatabase(Database):
+    """Counts who reads its pages: its files must not be closed under them, nor their numbers go to other files."""
+
+    def __init__(self, path: Path, name: str, *, log_bytes: int, log_age_s: float) -> None:
+        self.readers = 0
+        self.leaving: WalcastError | None = None
+        self._counting = threading.Lock()
+        try:
+            super().__init__(path, name, log_bytes=log_bytes, log_age_s=log_age_s)
+        except BaseException:
+            # What is open already: a later try must find the state folder unlocked.
+            for part in ("_anchor", "_reader", "files", "log", "state"):
+                if hasattr(self, part):
+                    getattr(self, part).close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int, int], memoryview]]:
+        """As for any database; ends early, with Unavailable, when it is let go."""
+        with self._counting:
+            if self.leaving:
+                raise Unavailable(str(self.leaving))
+            self.readers += 1
+        try:
+            with super().reading() as read:
+
+                def read_unless_leaving(first: int, count: int) -> memoryview:
+                    if self.leaving:
+                        raise Unavailable(str(self.leaving))
+                    return read(first, count)
+
+                yield read_unless_leaving
+        finally:
+            with self._counting:
+                self.readers -= 1
+
+
+class ServedByName(dict[str, Served]):
+    """What the publisher looks names up in. A database that is `away`, and tried again, is refused for now, not as
+    unknown: that would be for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: dict[str, str] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.away
+
+    def __missing__(self, name: str) -> Served:
+        raise Refused(pb.REFUSAL_KIND_STOPPING, f"{name!r} is not served now: {self.away[name]}")
+
+
+class Serving:
+    """One database while it is served."""
+
+    def __init__(self, settings: DatabaseSettings, inode: Inode, database: LentDatabase, store: Store | None) -> None:
+        self.settings = settings
+        self.inode = inode
+        self.database = database
+        self.served = Served(database)
+        self.archiver = Archiver(database, store, settings.policy) if store else None
+        self._store = store
+        self._local: LocalService | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        settings: DatabaseSettings,
+        inodes: Inodes,
+        *,
+        log_bytes: int,
+        log_age_s: float,
+        on_failure: Callable[[WalcastError], object],
+    ) -> Serving:
+        """Raises what `primary.opening` does, and ConfigError when this process serves the file already. `on_failure`
+        is called in the event loop when capture ended by itself."""
+        store = await asyncio.to_thread(_ready_archive, settings)
+        database: LentDatabase | None = None
+        try:
+            path, inode = await asyncio.to_thread(_hold, settings, inodes)
+        except BaseException:
+            _close(store)
+            raise
+        try:
+            database = await asyncio.to_thread(
+                LentDatabase, path, settings.name, log_bytes=log_bytes, log_age_s=log_age_s
+            )
+            loop = asyncio.get_running_loop()
+            capture = database.loop
+            capture.on_failure = lambda: loop.call_soon_threadsafe(on_failure, capture.failure or Stopped("ended"))
+            facts = os.fstat(database.files.db_fd)
+            if (facts.st_dev, facts.st_ino) != inode:
+                raise Unavailable(f"{path} was replaced while it was being opened")
+            serving = cls(settings, inode, database, store)
+            await asyncio.to_thread(database.start)
+        except BaseException:
+            if database is not None:
+                await asyncio.to_thread(database.stop)
+            inodes.let_go(inode)
+            _close(store)
+            raise
+        await serving._start()
+        return serving
+
+    async def _start(self) -> None:
+        facts = {"database": self.settings.name, "path": str(self.database.path)}
+        log.info("serving", extra=facts | {"position": str(self.database.log.position)})
+        if self.archiver is not None:
+            self.archiver.start()
+        on_snapshot = self.archiver.look_again if self.archiver else lambda: None
+        self._local = LocalService(self.database, self._facts, on_snapshot)
+        await self._local.start()
+
+    def _facts(self) -> dict[str, object]:
+        term = self.served.log.term
+        return primary_facts(pb.StatusReply(role="primary", term=term, databases=[self.status()]))
+
+    async def close(self, inodes: Inodes, reason: WalcastError | None = None, *, patience_s: float = READERS_S) -> None:
+        """End streams and copies with `reason`, upload what is left, let go of the files."""
+        if reason is not None:
+            loop = self.database.loop
+            loop.failure = loop.failure or reason
+            self.database.leaving = loop.failure
+            self.served._wake()
+        if self._local is not None:
+            await self._local.stop()
+        if self.archiver is not None:
+            await asyncio.to_thread(self.archiver.stop)
+        self.database.leaving = self.database.leaving or Unavailable("stopping")
+        for _ in range(int(patience_s / READERS_EVERY_S)):
+            if not self.database.readers:
+                break
+            await asyncio.sleep(READERS_EVERY_S)
+        await asyncio.to_thread(self.database.stop)
+        inodes.let_go(self.inode)
+        _close(self._store)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why not every commit is captured now."""
+        failure = self.database.loop.failure
+        return str(failure) if failure else self.database.loop.trouble
+
+    def archive_trouble(self, within_s: float) -> str | None:
+        """Why the archive does not have every commit that is older than `within_s`; None when it has, or is none."""
+        archiver = self.archiver
+        if archiver is None:
+            return None
+        if archiver.error:
+            return archiver.error
+        if archiver.behind_s > within_s:
+            return f"the archive is more than {within_s:.0f} s behind"
+        return None if archiver.txid else "nothing is archived yet"
+
+    def status(self) -> pb.DatabaseStatus:
+        """What the Status call says of it."""
+        database, position = self.database, self.served.log.position
+        checksums = self.served.log.checksums
+        message = pb.DatabaseStatus(
+            name=self.settings.name,
+            path=str(database.path),
+            position=wire.position_message(position, self.served.log.term),
+            page_size=database.page_size,
+            pages=checksums.commit_pages if checksums else 0,
+            wal_bytes=database.wal_bytes,
+            log_bytes=self.served.log.size_bytes,
+            log_first_txid=self.served.log.first.txid,
+        )
+        archiver = self.archiver
+        if archiver is not None:
+            message.archive.CopyFrom(
+                pb.ArchiveStatus(url=archiver.store.url, txid=archiver.txid, error=archiver.error or "")
+            )
+        for follower in self.served.followers.connected:
+            message.followers.append(
+                pb.FollowerStatus(
+                    id=follower.id,
+                    received_txid=follower.received_txid,
+                    applied_txid=follower.applied_txid,
+                    lag_txids=max(0, position.txid - follower.applied_txid),
+                    lag_ms=follower.lag_ms(),
+                    state=follower.state,
+                    peer=follower.peer,
+                )
+            )
+        return message
+
+
+def _close(store: Store | None) -> None:
+    if store is not None:
+        store.close()
+
+
+def _ready_archive(settings: DatabaseSettings) -> Store | None:
+    """The archive's store; the database restored from it where that was asked for."""
+    if not settings.archive:
+        if settings.restore and not settings.path.exists():
+            raise ConfigError(f"{settings.path}: no such file, and no archive to restore it from")
+        return None
+    store = open_store(settings.archive)
+    try:
+        if settings.restore and not settings.path.exists():
+            report = restore(store, settings.path, if_db_not_exists=True, if_replica_exists=True)
+            if report.restored is None and not settings.path.exists():
+                raise ConfigError(f"{settings.path}: no such file, and its archive {store.url} is empty")
+            log.info("restored", extra={"path": str(settings.path), "url": store.url})
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _hold(settings: DatabaseSettings, inodes: Inodes) -> tuple[Path, Inode]:
+    """The file itself, where `path` is a link (SQLite keeps its side files beside the file); reserved."""
+    path = settings.path.resolve() if settings.path.is_symlink() else settings.path
+    try:
+        inode = inode_of(path)
+    except OSError:
+        check_database_file(path)  # says what is wrong
+        raise
+    holder = inodes.hold(inode, settings.name)
+    if holder is not None:
+        raise ConfigError(f"{settings.path} is the same file as the database {holder!r}, which is served already")
+    return path, inode

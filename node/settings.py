@@ -1,0 +1,49 @@
+"""What a primary is told, by flags and the configuration file together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.config import DatabaseConfig, FolderConfig
+from primary.levels import ArchivePolicy
+from walcast import wire
+from walcast.store import StoreSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """One database to serve. With `restore` a missing file is made from the archive first, if that has any."""
+
+    path: Path
+    name: str
+    archive: str | StoreSpec | None = None
+    policy: ArchivePolicy = field(default_factory=ArchivePolicy)
+    restore: bool = False
+
+
+def settings_of(config: DatabaseConfig) -> DatabaseSettings:
+    """What to serve, of what the file says."""
+    return DatabaseSettings(config.path, config.name, config.archive, config.policy, config.restore)
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatSettings:
+    """Where to tell, every `interval_s`, that all is well."""
+
+    url: str = field(repr=False)
+    interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrimarySettings:
+    """What a primary is told."""
+
+    databases: list[DatabaseSettings]
+    listen: wire.Address
+    tls: wire.Tls = field(default_factory=wire.Tls)
+    http: wire.Address | None = None
+    log_bytes: int = 256 << 20
+    log_age_s: float = 3600.0
+    folders: tuple[FolderConfig, ...] = ()
+    heartbeat: HeartbeatSettings | None = None
