@@ -1,33 +1,22 @@
-"""Commands on an archive."""
+"""What the commands on an archive share: which one is meant; TXIDs, times and sizes as they are read and printed."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import click
 
 from node.config import Config, load_config
-from node.options import CONFIG, JSON, PATH, Command, flag
-from node.progress import Progress
 from walcast.errors import ConfigError
-from walcast.restore import RestoreReport, restore
-from walcast.store import StoreSpec, open_store
+from walcast.moment import format_moment, parse_moment
+from walcast.store import StoreSpec
 
 
 def parse_timestamp(text: str) -> int:
     """RFC 3339, ms since the epoch; without a zone it is UTC. ConfigError for anything else."""
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_moment(text)
     except ValueError:
         raise ConfigError(f"{text!r} is no time: write it like 2026-01-31T12:00:00Z") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000)
 
 
 def parse_txid(text: str) -> int:
@@ -38,80 +27,47 @@ def parse_txid(text: str) -> int:
     return int(match[1], 16)
 
 
-@click.command(
-    "restore", cls=Command, epilog="\b\nExample:\n  walcast restore s3://bucket/app?region=eu-west-1 -o app.db"
-)
-@click.argument("url", metavar="URL|DB")
-@flag("-o", "--output", type=PATH, default=None, help="The database file to write; DB itself with --config.")
-@CONFIG
-@flag("--timestamp", default=None, help="The newest state not after this time (RFC 3339).")
-@flag("--txid", default=None, help="Exactly this TXID.")
-@flag("--if-replica-exists", is_flag=True, help="Exit 0 when the archive is empty.")
-@flag("--if-db-not-exists", is_flag=True, help="Exit 0 when the database exists.")
-@flag("--force", is_flag=True, help="Replace an existing database.")
-@flag("--dry-run", is_flag=True, help="Only say what would be done.")
-@flag("--integrity-check", type=click.Choice(["none", "quick", "full"]), default="none", help="Let SQLite check it.")
-@flag("--parallelism", type=click.IntRange(1, 64), default=4, help="Requests at once.")
-@JSON
-def restore_command(
-    url: str,
-    output: Path | None,
-    config: Path | None,
-    timestamp: str | None,
-    txid: str | None,
-    as_json: bool,
-    integrity_check: Any,
-    **options: Any,
-) -> None:
-    """Make a database from an archive, all or nothing."""
-    where: str | StoreSpec = url
-    if config is not None:
-        where, output = _configured(load_config(config), Path(url)), output or Path(url)
-    if output is None:
-        raise click.UsageError("give -o, the database file to write")
-    with open_store(where) as store:
-        report = restore(
-            store,
-            output,
-            txid=parse_txid(txid) if txid else None,
-            timestamp_ms=parse_timestamp(timestamp) if timestamp else None,
-            integrity_check=integrity_check,
-            progress=Progress("restoring") if sys.stderr.isatty() else None,
-            **options,
-        )
-    click.echo(json.dumps(_facts(report)) if as_json else _words(report))
+def archive_of(target: str, config: Path | None) -> str | StoreSpec:
+    """The archive of `URL|DB`: the URL, or with a configuration file the archive that it gives the database DB."""
+    return target if config is None else _configured(load_config(config), Path(target))
+
+
+def is_url(target: str) -> bool:
+    """Does `URL|DB` mean an archive? It does with a scheme, and as a directory."""
+    return "://" in target or Path(target).is_dir()
+
+
+def size_text(size: int) -> str:
+    """Bytes, in the unit that leaves few digits."""
+    value = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def time_text(timestamp_ms: int | None) -> str:
+    """A time in UTC, or that it is not known."""
+    return "not known" if timestamp_ms is None else format_moment(timestamp_ms)
+
+
+def columns(rows: list[tuple[str, ...]], right: str = "") -> str:
+    """Rows under each other, two blanks between columns; those of `right`, as digits, end together."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join(cell.rjust(width) if str(i) in right else cell.ljust(width) for i, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _configured(config: Config, path: Path) -> StoreSpec:
-    """The archive that the configuration file gives the database at `path`."""
     for database in config.dbs:
         if database.path == path.absolute():
             if database.archive is None:
                 raise ConfigError(f"{config.path}:{database.line}: {path} has no archive")
             return database.archive
     raise ConfigError(f"{config.path}: no database {path}")
-
-
-def _facts(report: RestoreReport) -> dict[str, Any]:
-    restored = report.restored
-    return {
-        "output": str(report.output),
-        "skipped": report.skipped,
-        "files": [{"key": f.key, "bytes": f.size, "level": f.level} for f in report.plan],
-        "bytes": sum(f.size for f in report.plan),
-        "position": str(restored.position) if restored else None,
-        "pages": restored.commit_pages if restored else None,
-        "page_size": restored.page_size if restored else None,
-        "went_around": list(report.went_around),
-    }
-
-
-def _words(report: RestoreReport) -> str:
-    if report.skipped:
-        return f"nothing done: {report.skipped}"
-    size = sum(f.size for f in report.plan)
-    if report.restored is None:
-        last = report.plan[-1]
-        return f"would restore {report.output} to TXID {last.max_txid:016x} from {len(report.plan)} files, {size} bytes"
-    around = f" (around {', '.join(report.went_around)})" if report.went_around else ""
-    return f"restored {report.output} to {report.restored.position} from {len(report.plan)} files, {size} bytes{around}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -14,11 +13,14 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from node.archive_commands import parse_txid, restore_command
+from node.archive_commands import parse_txid
+from node.ls_command import ls_command
 from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
 from node.primary_command import DEFAULT_LISTEN, primary_command
 from node.process import run_until_signal
+from node.restore_command import restore_command
 from node.snapshot_command import snapshot_command
+from node.verify_command import verify_command
 from walcast import wire
 from walcast.errors import ConfigError
 
@@ -112,44 +114,11 @@ def wait(db: Path, txid: str, timeout: float) -> None:
         raise ConfigError(str(error)) from error
 
 
-@command("verify", "walcast verify /edge/app.db --primary 127.0.0.1:7420")
-@click.argument("db", type=PATH)
-@flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary to compare with.")
-@flag("--name", default=None, help="Name of the database at the primary; the file's stem when not given.")
-@tls_flags
-@JSON
-def verify(db: Path, primary_address: str, name: str | None, as_json: bool, **tls: Any) -> None:
-    """Prove a replica equal to its primary, page by page."""
-    from follower.client import Client
-    from follower.verify import Verified, verify_replica
-
-    if not db.is_file():
-        raise ConfigError(f"{db}: no such file")
-    address = wire.Address.parse(primary_address)
-
-    async def run() -> Verified:
-        client = Client(address, tls_of(**tls), database=name or db.stem, follower_id="verify", guess=name is None)
-        try:
-            return await verify_replica(db, client)
-        finally:
-            await client.close()
-
-    done = asyncio.run(run())
-    if as_json:
-        facts = {
-            "equal": True,
-            "pages": done.pages,
-            "position": str(done.position),
-            "primary_position": str(done.primary_position),
-        }
-        click.echo(json.dumps(facts))
-    else:
-        click.echo(f"equal: {done.pages} pages, replica at {done.position}, primary at {done.primary_position}")
-
-
 main.add_command(primary_command)
 main.add_command(snapshot_command)
 main.add_command(restore_command)
+main.add_command(ls_command)
+main.add_command(verify_command)
 
 
 @command("demo", "walcast demo", "walcast demo --seconds 30 --keep")

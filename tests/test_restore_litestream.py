@@ -18,9 +18,11 @@ from support.s3 import S3Server, rclone_s3
 
 from walcast.archive import list_files, ltx_key, plan_restore
 from walcast.checksum import PageChecksums
+from walcast.contents import contents_of
 from walcast.ltx import FLAG_NO_CHECKSUM, Encoder, Header
 from walcast.restore import restore
 from walcast.store import DirectorySpec, Store, StoreSpec, open_store
+from walcast.verify_archive import verify_archive
 
 DEADLINE_S = 30
 LITESTREAM = Path(sys.executable).with_name("litestream")
@@ -73,6 +75,11 @@ def test_litestreams_archive_is_restored_as_litestream_does(place: Place, tmp_pa
         until(lambda: settled(store))
     with open_store(place.spec) as store:
         files = list_files(store)
+        verified = verify_archive(store, scratch=tmp_path)
+        assert (verified.problems, verified.notes, verified.files_read) == ([], [], len(files))
+        contents = contents_of(store)
+        assert contents.restorable[-1].last.txid == contents.newest_txid == max(file.max_txid for file in files)
+        assert contents.holes == ()
         theirs = litestream_restore(place, tmp_path / "theirs.db")
         report = restore(store, tmp_path / "ours.db", integrity_check="full")
         assert (tmp_path / "ours.db").read_bytes() == theirs

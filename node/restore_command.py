@@ -1,0 +1,159 @@
+"""`walcast restore`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.archive_commands import archive_of, columns, parse_timestamp, parse_txid, size_text, time_text
+from node.options import CONFIG, JSON, PATH, Command, flag
+from node.progress import progress_of
+from walcast.archive import ArchiveFile
+from walcast.moment import format_moment
+from walcast.position import format_txid
+from walcast.restore import RestoreReport, restore
+from walcast.store import open_store
+
+EXAMPLES = (
+    "walcast restore s3://bucket/app?region=eu-west-1 -o app.db",
+    "walcast restore s3://bucket/app -o yesterday.db --timestamp 2026-01-31T12:00:00Z",
+    "walcast restore s3://bucket/app -o app.db --if-db-not-exists --if-replica-exists && exec app",
+)
+
+
+@click.command("restore", cls=Command, epilog="\b\nExample:\n" + "\n".join(f"  {line}" for line in EXAMPLES))
+@click.argument("url", metavar="URL|DB")
+@flag("-o", "--output", type=PATH, default=None, help="The database file to write; DB itself with --config.")
+@CONFIG
+@flag("--timestamp", default=None, help="The newest state not after this time: RFC 3339, UTC without a zone.")
+@flag("--txid", default=None, help="Exactly this TXID.")
+@flag("--if-replica-exists", is_flag=True, help="Exit 0 when the archive is empty.")
+@flag("--if-db-not-exists", is_flag=True, help="Exit 0 when the database exists.")
+@flag("--force", is_flag=True, help="Replace an existing database, and its -wal, -shm and -journal.")
+@flag("--dry-run", is_flag=True, help="Only say what would be done.")
+@flag("--integrity-check", type=click.Choice(["none", "quick", "full"]), default="none", help="Let SQLite check it.")
+@flag("--parallelism", type=click.IntRange(1, 64), default=4, help="Requests at once.")
+@JSON
+def restore_command(
+    url: str,
+    output: Path | None,
+    config: Path | None,
+    timestamp: str | None,
+    txid: str | None,
+    as_json: bool,
+    integrity_check: Any,
+    **options: Any,
+) -> None:
+    """Make a database from an archive, all or nothing.
+
+    To its newest state, or to that of --timestamp or --txid. There is no file at the output path until it is whole and
+    its checksums are right. Damaged or missing files of the archive are gone around where others have the same
+    transactions; otherwise the error names them.
+
+    Progress goes to standard error: a bar on a terminal, elsewhere a line every five seconds of a longer restore, and
+    nothing with --json.
+    """
+    where = archive_of(url, config)
+    if output is None and config is not None:
+        output = Path(url)
+    if output is None:
+        raise click.UsageError("give -o, the database file to write")
+    if timestamp and txid:
+        raise click.UsageError("give --timestamp or --txid, not both")
+    timestamp_ms = parse_timestamp(timestamp) if timestamp else None
+    with open_store(where) as store, progress_of("restoring", quiet=as_json) as progress:
+        report = restore(
+            store,
+            output,
+            txid=parse_txid(txid) if txid else None,
+            timestamp_ms=timestamp_ms,
+            integrity_check=integrity_check,
+            progress=progress,
+            **options,
+        )
+    click.echo(json.dumps(_facts(report, timestamp_ms)) if as_json else _words(report, timestamp_ms))
+
+
+def _facts(report: RestoreReport, timestamp_ms: int | None) -> dict[str, Any]:
+    reached = report.restored or report.planned
+    return {
+        "output": str(report.output),
+        "dry_run": report.restored is None and not report.skipped,
+        "skipped": report.skipped,
+        "asked_time": None if timestamp_ms is None else format_moment(timestamp_ms),
+        "files": [_file_facts(file, time_ms) for file, time_ms in _timed(report)],
+        "bytes": sum(file.size for file in report.plan),
+        "position": _position(report) if reached else None,
+        "txid": format_txid(reached.position.txid) if reached and reached.position.txid else None,
+        "time": format_moment(reached.timestamp_ms) if reached else None,
+        "pages": reached.commit_pages if reached else None,
+        "page_size": reached.page_size if reached else None,
+        "went_around": list(report.went_around),
+        "obstacle": report.obstacle,
+    }
+
+
+def _file_facts(file: ArchiveFile, timestamp_ms: int | None) -> dict[str, Any]:
+    return {
+        "key": file.key,
+        "bytes": file.size,
+        "level": file.level,
+        "min_txid": format_txid(file.min_txid),
+        "max_txid": format_txid(file.max_txid),
+        "time": None if timestamp_ms is None else format_moment(timestamp_ms),
+    }
+
+
+def _timed(report: RestoreReport) -> list[tuple[ArchiveFile, int | None]]:
+    """The plan's files with the times of their transactions, which only a dry run reads."""
+    times = report.planned.times_ms if report.planned else [None] * len(report.plan)
+    return list(zip(report.plan, times, strict=True))
+
+
+def _position(report: RestoreReport) -> str | None:
+    """Where the database is, or would be: a dry run knows no checksum where the files carry none."""
+    if report.restored:
+        return str(report.restored.position)
+    position = report.planned.position if report.planned else None
+    return str(position) if position and position.checksum else None
+
+
+def _words(report: RestoreReport, timestamp_ms: int | None) -> str:
+    if report.skipped:
+        return f"nothing done: {report.skipped}"
+    size = size_text(sum(file.size for file in report.plan))
+    around = f" (around {', '.join(report.went_around)})" if report.went_around else ""
+    files = f"{len(report.plan)} file{'s' if len(report.plan) != 1 else ''}, {size}"
+    if report.restored is not None:
+        time = time_text(report.restored.timestamp_ms)
+        return f"restored {report.output} to {report.restored.position}, {time}, from {files}{around}"
+    lines = [_table(report)]
+    if timestamp_ms is not None:
+        lines.append(f"as of {format_moment(timestamp_ms)}:")
+    lines.append(f"would restore {report.output}{_goal(report)} from {files}{around}")
+    if report.obstacle:
+        lines.append(f"but {report.obstacle}")
+    return "\n".join(lines)
+
+
+def _goal(report: RestoreReport) -> str:
+    planned = report.planned
+    if planned is None:
+        return ""
+    position = _position(report) or format_txid(planned.position.txid)
+    size = size_text(planned.commit_pages * planned.page_size)
+    return f" to {position}, {time_text(planned.timestamp_ms)}, a database of {size},"
+
+
+def _table(report: RestoreReport) -> str:
+    if report.planned is None:  # Litestream 0.3: no TXIDs, times of the store
+        old = [(file.key, format_moment(file.timestamp_ms), f"{file.size:,}") for file in report.plan]
+        return columns([("file", "uploaded", "bytes"), *old], right="2")
+    rows = [
+        (str(file.level), format_txid(file.min_txid), format_txid(file.max_txid), time_text(time_ms), f"{file.size:,}")
+        for file, time_ms in _timed(report)
+    ]
+    return columns([("level", "from TXID", "to TXID", "time", "bytes"), *rows], right="04")

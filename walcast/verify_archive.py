@@ -1,0 +1,277 @@
+"""Prove an archive: read every object, compare all that they say, restore the newest state and let SQLite check it.
+
+Or take a sample, which is cheap and says what it leaves out. Problems and notes: see `walcast.archive_checks`. Memory
+is what some files need while they are decoded, and some 100 bytes a file.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from walcast.archive import LEVELS, ArchiveEmpty, ArchiveFile, ArchiveGap, TxidNotAvailable, list_files, plan_restore
+from walcast.archive_checks import Findings, Read, check_holes, check_reads
+from walcast.archive_read import file_events, read_header, read_headers
+from walcast.checksum import PageChecksums, lock_pgno, page_checksum
+from walcast.damage import DamagedFile
+from walcast.errors import ConfigError, Corrupt, WalcastError
+from walcast.generations import list_generations
+from walcast.ltx import (
+    HEADER_SIZE,
+    PAGE_HEADER_SIZE,
+    Header,
+    Page,
+    decode_page_index,
+    page_index_size,
+    parse_filename,
+)
+from walcast.position import CHECKSUM_FLAG
+from walcast.restore import Progress, RestoreReport, restore
+from walcast.store.base import ObjectMissing, Store
+
+_SCAN_BYTES = 4 << 20
+_TAIL_BYTES = 64
+_NOT_RESTORABLE = (Corrupt, ObjectMissing, ArchiveEmpty, ArchiveGap, TxidNotAvailable)
+
+
+def verify_archive(
+    store: Store, *, scratch: Path | None = None, parallelism: int = 4, progress: Progress | None = None
+) -> Findings:
+    """Read every file, restore the newest state into the folder `scratch` (None: the system's own), and check it all.
+
+    Raises ArchiveEmpty, ConfigError when the scratch folder has no space for the database, and what the store raises.
+    """
+    findings = Findings(store.url)
+    files = _listed(store, findings)
+    plan = _plan(files, findings)
+    _check_space(store, plan, scratch)
+    counter = _Counter(progress, sum(file.size for file in [*files, *plan]))
+    reads = _read_all(store, files, findings, parallelism, counter)
+    check_reads(reads, findings)
+    if plan:
+        _check_restore(store, findings, scratch, parallelism, counter)
+    return findings
+
+
+def sample_archive(store: Store, *, count: int = 8, parallelism: int = 4, progress: Progress | None = None) -> Findings:
+    """Look at what is cheap: names, the newest snapshot's two ends, the newest plan's headers, `count` files whole.
+
+    The files are picked at random among those that are no snapshots. Raises ArchiveEmpty and what the store raises.
+    """
+    findings = Findings(store.url)
+    files = _listed(store, findings)
+    plan = _plan(files, findings)
+    small = [file for file in files if not file.is_snapshot]
+    chosen = sorted(random.sample(small, min(count, len(small))), key=lambda file: (file.level, file.max_txid))
+    for answer in read_headers(store, plan):
+        if not isinstance(answer, Header):
+            findings.problems.append(str(answer))
+    if plan:
+        with _damage_is_a_problem(findings):
+            _check_tail(store, plan[0])
+    reads = _read_all(store, chosen, findings, parallelism, _Counter(progress, sum(file.size for file in chosen)))
+    check_reads(reads, findings)
+    if left := len(files) - len(reads):
+        findings.unchecked.append(f"the contents of {left:,} of {len(files):,} files, among them the snapshots'")
+    findings.unchecked.append("whether the newest state restores")
+    return findings
+
+
+def _listed(store: Store, findings: Findings) -> list[ArchiveFile]:
+    """The archive's LTX files, by level and TXID; other names are noted."""
+    files: list[ArchiveFile] = []
+    for level in LEVELS:
+        prefix = store.level_prefix(level)
+        for found in store.list(prefix):
+            try:
+                low, high = parse_filename(found.key.removeprefix(prefix))
+            except ValueError:
+                findings.notes.append(f"{found.key}: not the name of an LTX file")
+            else:
+                files.append(ArchiveFile(level, low, high, found.size, found.timestamp_ms, found.key))
+    if not files and list_generations(store):
+        raise ConfigError(
+            "an archive of Litestream 0.3 has no checksums to compare: prove it with "
+            "`walcast restore … --integrity-check full`"
+        )
+    if not files:
+        raise ArchiveEmpty("nothing to verify: the archive has no LTX files; is the path right?")
+    findings.files = len(files)
+    check_holes(files, findings)
+    return files
+
+
+def _plan(files: Sequence[ArchiveFile], findings: Findings) -> list[ArchiveFile]:
+    try:
+        return plan_restore(files)
+    except WalcastError as error:
+        findings.problems.append(f"the newest state cannot be restored: {error}")
+        return []
+
+
+def _read_all(
+    store: Store, files: Sequence[ArchiveFile], findings: Findings, parallelism: int, counter: _Counter
+) -> list[Read]:
+    """What each file says; damage becomes a problem, and so does a file that is listed and not there."""
+
+    def attempt(file: ArchiveFile) -> Read | DamagedFile | ObjectMissing:
+        try:
+            return _read(store, file)
+        except (DamagedFile, ObjectMissing) as error:
+            return error
+        finally:
+            counter.add(file.size)
+
+    reads: list[Read] = []
+    gone: list[ArchiveFile] = []
+    with ThreadPoolExecutor(parallelism, thread_name_prefix="walcast-verify") as pool:
+        for file, answer in zip(files, pool.map(attempt, files), strict=True):
+            if isinstance(answer, Read):
+                reads.append(answer)
+                findings.bytes_read += file.size
+            elif isinstance(answer, ObjectMissing):
+                gone.append(file)
+            else:
+                findings.problems.append(str(answer))
+    findings.files_read = len(reads)
+    still = {file.key for file in list_files(store)} if gone else set()  # the others were removed by retention
+    findings.problems += [f"{file.key}: is listed, but not there" for file in gone if file.key in still]
+    return reads
+
+
+def _read(store: Store, file: ArchiveFile) -> Read:
+    header, checksum, size = None, CHECKSUM_FLAG, 0
+    post_checksum = 0
+    for event in file_events(store, file):
+        if isinstance(event, Header):
+            header = event
+        elif not isinstance(event, Page):
+            post_checksum, size = event.post_checksum, event.size
+        elif file.is_snapshot:
+            checksum ^= page_checksum(event.pgno, event.data) & ~CHECKSUM_FLAG
+    assert header is not None  # `file_events` begins with it
+    if size != file.size:
+        raise DamagedFile(file, f"has {size} bytes, but the listing says {file.size}")
+    said = header.database_checksum if header.no_checksum else post_checksum
+    if file.is_snapshot and said not in (0, checksum):
+        raise DamagedFile(file, f"says database checksum {said:016x}, but its pages have {checksum:016x}")
+    return Read(
+        file,
+        header.timestamp_ms,
+        header.page_size,
+        header.commit_pages,
+        header.pre_checksum,
+        checksum if file.is_snapshot else said,
+    )
+
+
+def _check_tail(store: Store, snapshot: ArchiveFile) -> None:
+    """The page index of a snapshot names all its pages, and they fill the file. Raises DamagedFile, ObjectMissing."""
+    header = read_header(store, snapshot)
+    try:
+        size = page_index_size(store.get(snapshot.key, max(0, snapshot.size - _TAIL_BYTES), _TAIL_BYTES))
+        if size > snapshot.size - HEADER_SIZE:
+            raise Corrupt(f"a page index of {size} bytes in a file of {snapshot.size}")
+        index = decode_page_index(store.get(snapshot.key, snapshot.size - size, size))
+    except Corrupt as error:
+        raise DamagedFile(snapshot, str(error)) from error
+    expected = header.commit_pages - (header.commit_pages >= lock_pgno(header.page_size))
+    end = sum(next(reversed(index.values()), (HEADER_SIZE, 0)))
+    if len(index) != expected or end + PAGE_HEADER_SIZE + size != snapshot.size:
+        raise DamagedFile(snapshot, f"its page index has {len(index)} of {expected} pages, up to byte {end}")
+
+
+def _check_space(store: Store, plan: Sequence[ArchiveFile], scratch: Path | None) -> None:
+    """ConfigError when the scratch folder cannot hold the database."""
+    folder = scratch or Path(tempfile.gettempdir())
+    try:
+        free = shutil.disk_usage(folder).free
+        header = read_header(store, plan[-1]) if plan else None
+    except OSError as error:
+        raise ConfigError(f"scratch folder {folder}: {error.strerror}") from error
+    except (DamagedFile, ObjectMissing):
+        return  # found again when it is read
+    if header is not None and (size := header.commit_pages * header.page_size) > free:
+        raise ConfigError(
+            f"the scratch folder {folder} has {free:,} bytes free, and the database needs {size:,}: give another "
+            "with --scratch, or look at a --sample"
+        )
+
+
+def _check_restore(store: Store, findings: Findings, scratch: Path | None, parallelism: int, counter: _Counter) -> None:
+    with tempfile.TemporaryDirectory(prefix="walcast-verify-", dir=scratch) as folder:
+        target = Path(folder) / "restored.db"
+        try:
+            report = restore(
+                store, target, integrity_check="full", parallelism=parallelism, progress=counter.restarting()
+            )
+        except _NOT_RESTORABLE as error:
+            findings.problems.append(f"the newest state cannot be restored: {error}")
+            return
+        _check_file(target, report, findings)
+
+
+def _check_file(target: Path, report: RestoreReport, findings: Findings) -> None:
+    """What is on the disk has the checksum that was computed on the way there."""
+    restored = report.restored
+    assert restored is not None  # nothing made `restore` skip it
+    on_disk = PageChecksums.scan(restored.page_size, _pieces(target, restored.page_size)).database
+    if on_disk != restored.position.checksum:
+        findings.problems.append(
+            f"restored to {restored.position}, but the file in the scratch folder has checksum {on_disk:016x}"
+        )
+    findings.position, findings.timestamp_ms = restored.position, restored.timestamp_ms
+    findings.pages, findings.page_size = restored.commit_pages, restored.page_size
+    if report.went_around:
+        findings.notes.append(f"the newest state restores around {', '.join(report.went_around)}")
+
+
+def _pieces(path: Path, page_size: int) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        first = 1
+        while piece := file.read(_SCAN_BYTES):
+            yield first, piece
+            first += len(piece) // page_size
+
+
+@contextmanager
+def _damage_is_a_problem(findings: Findings) -> Iterator[None]:
+    try:
+        yield
+    except (DamagedFile, ObjectMissing) as error:
+        if str(error) not in findings.problems:
+            findings.problems.append(str(error))
+
+
+class _Counter:
+    """Adds up the bytes of several threads for a progress report."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done = 0
+        self._total = total
+
+    def add(self, size: int) -> None:
+        """More bytes are done; fewer, where something is done again."""
+        with self._lock:
+            self._done += size
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+    def restarting(self) -> Progress:
+        """A progress report that counts up from here, and may begin again."""
+        last = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            self.add(done - last)
+            last = done
+
+        return progress
