@@ -6,13 +6,14 @@
 Directories and S3 have the same layout. A **generation** is one unbroken run of replication. In it an **index** counts
 the WALs that the database had one after the other, from 0; a segment is what was added to that WAL at `offset` bytes.
 Snapshot N is a copy of the database file made while WAL N was the current one: it may already hold some of WAL N, and
-is a state of the database once WAL N was applied as far as the copy went. Every file is one LZ4 frame.
+is a state of the database once WAL N is applied up to there. Every file is one LZ4 frame.
 
 **Times.** Nothing inside these files says when or in what order generations were written: it is all the store's
 modification times, milliseconds in a directory, whole seconds on S3. A copy of an archive that has not kept them
 restores its newest state only while it holds one generation.
 
-What no name tells, and so nobody can see: that the last segments of a WAL are missing.
+Two things cannot be seen, by Litestream neither: that the last segments of a WAL are missing, and that at the time
+asked for a snapshot was there, but not yet all of the WAL that it holds some of. An integrity check may find them.
 """
 
 from __future__ import annotations
