@@ -114,6 +114,7 @@ def test_an_object_that_is_listed_and_not_there_is_gone_around_or_named(out: Pat
         history.put(*part)
     with pytest.raises(ObjectMissing, match=f"{8:016x}.ltx is not in the archive.*--txid {7:016x}"):
         restore(history.store, out)
+    assert history.store.requests.count(ltx_key(history.store, 9, 1, 3)) == 1  # type: ignore[attr-defined]
     history.put(2, 5, 8)
     history.put(1, 4, 10)
     assert restore(history.store, out).went_around == ()

@@ -8,6 +8,7 @@ import sqlite3
 from collections import namedtuple
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from walcast.archive import ArchiveEmpty, ltx_key
 from walcast.checksum import PageChecksums
 from walcast.errors import ConfigError
 from walcast.ltx import Decoder, Encoder, Header, Page, Trailer
+from walcast.restore import RestoreReport, restore
 from walcast.store import Store, open_store
 from walcast.verify_archive import sample_archive, verify_archive
 
@@ -212,6 +214,19 @@ def test_what_sqlite_finds_wrong_is_a_problem(history: History) -> None:
     assert "the newest state cannot be restored: the restored database fails SQLite's integrity_check" in problem
 
 
+def test_what_the_disk_changes_is_a_problem(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flip(store: Store, output: Path, **options: Any) -> RestoreReport:
+        report = restore(store, output, **options)
+        with output.open("r+b") as file:
+            file.seek(3000)
+            file.write(b"rot")
+        return report
+
+    monkeypatch.setattr("walcast.verify_archive.restore", flip)
+    (problem,) = verify_archive(history.store).problems
+    assert "the file in the scratch folder has checksum" in problem
+
+
 def test_a_file_that_retention_removes_meanwhile_is_no_problem_and_one_that_is_listed_is() -> None:
     class Going(MemoryStore):
         listed_still = False
@@ -263,7 +278,7 @@ def test_a_sample_is_cheap_and_says_what_it_leaves_out(history: History) -> None
     assert len([name for name in store.requests if name.endswith(".ltx")]) == 3 + 3 + 3  # files, plan, both ends
 
 
-@pytest.mark.parametrize("how", ["tail", "index", "header"])
+@pytest.mark.parametrize("how", ["tail", "index", "header", "middle"])
 def test_a_sample_looks_at_both_ends_of_the_newest_snapshot(history: History, how: str) -> None:
     name = key(history, 9, 1, 10)
     body = bytearray(history.store.get(name))
@@ -271,6 +286,8 @@ def test_a_sample_looks_at_both_ends_of_the_newest_snapshot(history: History, ho
         del body[-1]
     elif how == "index":
         body[-40] ^= 1
+    elif how == "middle":
+        del body[200:250]
     else:
         body[1] ^= 1
     history.store.put(name, bytes(body), timestamp_ms=0)

@@ -146,18 +146,15 @@ def _read_all(
 
 
 def _read(store: Store, file: ArchiveFile) -> Read:
-    header, checksum, size = None, CHECKSUM_FLAG, 0
-    post_checksum = 0
+    header, checksum, post_checksum = None, CHECKSUM_FLAG, 0
     for event in file_events(store, file):
         if isinstance(event, Header):
             header = event
         elif not isinstance(event, Page):
-            post_checksum, size = event.post_checksum, event.size
+            post_checksum = event.post_checksum
         elif file.is_snapshot:
             checksum ^= page_checksum(event.pgno, event.data) & ~CHECKSUM_FLAG
     assert header is not None  # `file_events` begins with it
-    if size != file.size:
-        raise DamagedFile(file, f"has {size} bytes, but the listing says {file.size}")
     said = header.database_checksum if header.no_checksum else post_checksum
     if file.is_snapshot and said not in (0, checksum):
         raise DamagedFile(file, f"says database checksum {said:016x}, but its pages have {checksum:016x}")
