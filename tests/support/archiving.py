@@ -74,6 +74,6 @@ def restored_by_litestream(store: Store, output: Path, *flags: str, env: dict[st
     """By the real Litestream."""
     output.unlink(missing_ok=True)
     command = [str(LITESTREAM), "restore", "-o", str(output), *flags, store.url]
-    done = subprocess.run(command, capture_output=True, timeout=120, env=os.environ | (env or {}), check=False)
+    done = subprocess.run(command, capture_output=True, timeout=120, env=env or dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr.decode()
     return output.read_bytes()
