@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from node.archive_commands import parse_txid
+from node.config_command import config_command
 from node.ls_command import ls_command
 from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
 from node.primary_command import DEFAULT_LISTEN, primary_command
@@ -115,6 +116,7 @@ def wait(db: Path, txid: str, timeout: float) -> None:
 
 
 main.add_command(primary_command)
+main.add_command(config_command)
 main.add_command(snapshot_command)
 main.add_command(restore_command)
 main.add_command(ls_command)

@@ -64,9 +64,9 @@ class Primary:
         """How many databases more can be served."""
         return max(0, MAX_DATABASES - len(self._serving) - len(self._opening))
 
-    def holds(self, name: str, inode: Inode) -> bool:
-        """Is the file served already, or is a database of this name still being let go?"""
-        return name in self._closing or self.inodes.holder(inode) is not None
+    def is_leaving(self, name: str, inode: Inode) -> bool:
+        """Is a database of this name, or this file, still being let go?"""
+        return name in self._closing or self.inodes.holder(inode) in self._closing
 
     @property
     def names(self) -> list[str]:

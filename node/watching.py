@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,7 +18,7 @@ import apsw
 
 from node.config import FolderConfig
 from node.folders import Found, Kind
-from node.inodes import Inodes, inode_of
+from node.inodes import Inode, Inodes, inode_of
 from node.notices import Notices
 from node.serving import Serving
 from node.settings import DatabaseSettings, settings_of
@@ -65,7 +65,15 @@ class Failed:
 
     name: str
     why: str
+    inode: Inode | None
     again_s: float
+
+    def is_due(self, path: Path, now_s: float) -> bool:
+        """Is it time, or another file by now?"""
+        try:
+            return self.again_s <= now_s or inode_of(path) != self.inode
+        except OSError:
+            return False
 
 
 class Watching:
@@ -176,35 +184,34 @@ class Watching:
                 continue
             reason = failure or Stopped(f"{path} was replaced")
             await self._primary.remove(taken.serving, reason, away=True)
-            if time.monotonic() - taken.since_s > RETRY_S[-1]:
-                self._failures.pop(path, None)
-            await self._fail(path, taken.serving.settings.name, reason)
+            if not same or time.monotonic() - taken.since_s > RETRY_S[-1]:
+                self._failures.pop(path, None)  # another file, or one that was well for long
+            await self._fail(path, taken.serving.settings.name, reason, taken.serving.inode)
 
     async def _take(self, found: Found) -> None:
         now = time.monotonic()
-        for path in self._failed.keys() - set(found.databases):
-            await self._primary.set_away(self._failed.pop(path).name, None)
-            self._say(str(path), None)
-        for path in self._failures.keys() - set(found.databases):
-            del self._failures[path]
+        for path in (self._failed.keys() | self._failures.keys()) - set(found.databases):
+            await self._forget(path)
         new = [path for path in found.databases if path not in self._taken]
         room = self._primary.room
         more = f"{len(new) - room} databases more than one primary serves" if len(new) > room else None
         self._say(f"{self._folder.dir}/", more)
-        due = [path for path in new if path not in self._failed or self._failed[path].again_s <= now]
+        due = [path for path in new if path not in self._failed or self._failed[path].is_due(path, now)]
         await asyncio.gather(*map(self._take_one, due[:room]))
 
     async def _take_one(self, path: Path) -> None:
-        name = ""
+        name, inode = "", None
         try:
             settings = settings_of(self.config.database(path))
             name = settings.name
             async with self._primary.gate:
                 if self._primary.stopping:
                     return
-                if self._primary.holds(name, inode_of(path)):
-                    # Listed by itself, found under another name too, or still being let go: then we are called.
-                    self._put_off(path)
+                inode = inode_of(path)
+                if self._primary.is_leaving(name, inode):
+                    return  # we are called when it is gone
+                if self._primary.inodes.holder(inode) is not None:
+                    await self._forget(path)  # listed by itself, or found under another name too
                     return
                 serving = await self._primary.add(settings, lambda failure: self._noticed.set())
         except Exception as error:
@@ -212,26 +219,32 @@ class Watching:
                 return
             if not isinstance(error, WalcastError | OSError | apsw.Error):
                 log.exception("cannot serve", extra={"path": str(path)})
-            await self._fail(path, name, error)
+            await self._fail(path, name, error, inode)
         else:
             self._taken[path] = Taken(serving, time.monotonic())
-            self._failed.pop(path, None)
+            failed = self._failed.pop(path, None)
+            if failed is not None and failed.inode != serving.inode:
+                self._failures.pop(path, None)
             self._say(str(path), None)
 
-    async def _fail(self, path: Path, name: str, error: Exception) -> None:
+    async def _fail(self, path: Path, name: str, error: Exception, inode: Inode | None) -> None:
         """It cannot be served now: refuse its followers for now, and try again, later each time."""
         why = str(error) or type(error).__name__
         failures = self._failures.get(path, 0)
         self._failures[path] = failures + 1
         wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
-        self._failed[path] = Failed(name, why, time.monotonic() + wait_s)
+        self._failed[path] = Failed(name, why, inode, time.monotonic() + wait_s)
         self._say(str(path), why)
         if name:
             await self._primary.set_away(name, why)
 
-    def _put_off(self, path: Path) -> None:
-        if path in self._failed:
-            self._failed[path] = replace(self._failed[path], again_s=time.monotonic() + RETRY_S[0])
+    async def _forget(self, path: Path) -> None:
+        """It is none of ours any more."""
+        self._failures.pop(path, None)
+        failed = self._failed.pop(path, None)
+        if failed is not None:
+            await self._primary.set_away(failed.name, None)
+        self._say(str(path), None)
 
     def _say(self, where: str, why: str | None) -> None:
         """Log a trouble when it is new, and keep it until it is over."""

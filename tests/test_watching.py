@@ -1,0 +1,153 @@
+"""Watched folders: databases that come and go under a running primary, and what goes wrong with single ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from support.folders import rows, serving, status, wait_served, write
+from support.nodes import follower, poll
+
+from walcast.restore import restore
+from walcast.store import open_store
+
+CONFIG = """\
+dbs:
+- dir: {tmp}/data
+  pattern: '*.db'
+  recursive: true
+  watch: true
+  replica: {{path: {tmp}/archive}}
+"""
+
+
+def configured(tmp_path: Path, text: str = CONFIG) -> Path:
+    (tmp_path / "data").mkdir(exist_ok=True)
+    file = tmp_path / "walcast.yml"
+    file.write_text(text.format(tmp=tmp_path))
+    return file
+
+
+def make_broken(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"garbage " * 600)
+    os.utime(path, (1, 1))  # nobody is copying it there any more
+
+
+def replace(new: Path, old: Path) -> None:
+    """As a restore does it: the side files belong to what was there."""
+    for side in ("-wal", "-shm"):
+        Path(f"{old}{side}").unlink(missing_ok=True)
+    new.replace(old)
+
+
+def http(address: str, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10.0) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_databases_come_and_go_and_the_others_do_not_notice(tmp_path: Path) -> None:
+    data, edge = tmp_path / "data", tmp_path / "edge"
+    write(data / "one.db", 1)
+    with serving(configured(tmp_path)) as node, follower(edge / "one.db", node.address) as one:
+        assert node.facts["databases"] == ["one"]  # type: ignore[attr-defined]
+        write(data / "tenants" / "42.db", 42)
+        (data / "junk.db").write_text("not a database, but longer than the magic bytes of one")
+        (data / "empty.db").touch()
+        write(data / ".hidden.db", 1)
+        wait_served(node, "one", "tenants/42")
+        write(data / "empty.db", 7)  # gets its first page
+        wait_served(node, "empty", "one", "tenants/42")
+
+        with follower(edge / "42.db", node.address, "--name", "tenants/42") as other:
+            write(data / "tenants" / "42.db", 43)
+            assert poll(lambda: rows(edge / "42.db") == [42, 43])
+            assert poll(lambda: status(node)["tenants/42"]["archive"]["txid"] >= 2)
+            shutil.rmtree(data / "tenants")
+            assert other.wait() == 1
+            assert "no database 'tenants/42' here" in other.err.read_text().splitlines()[-1]
+            assert "was removed" in other.err.read_text()
+        wait_served(node, "empty", "one")
+        with open_store(str(tmp_path / "archive" / "tenants" / "42.db")) as store:
+            restore(store, tmp_path / "restored.db")
+        assert rows(tmp_path / "restored.db") == [42, 43]
+
+        write(data / "one.db", 2)
+        assert poll(lambda: rows(edge / "one.db") == [1, 2])
+        assert not one.events("trying again")
+        assert len(node.events("follower connected")) == 2  # each once
+
+        write(data / "tenants" / "42.db", 44)  # the folder and the name again
+        wait_served(node, "empty", "one", "tenants/42")
+        assert status(node)["tenants/42"]["txid"] > 2  # no TXID is given twice
+
+        for side in ("", "-wal"):
+            (data / f"empty.db{side}").rename(data / f"full.db{side}")
+        (data / "empty.db-shm").unlink()
+        wait_served(node, "full", "one", "tenants/42")
+        write(data / "full.db", 8)
+        assert poll(lambda: status(node)["full"]["archive"]["txid"] >= 2)
+        with open_store(str(tmp_path / "archive" / "full.db")) as store:
+            restore(store, tmp_path / "moved.db")
+        assert rows(tmp_path / "moved.db") == [7, 8]
+
+        data.rename(tmp_path / "gone")
+        wait_served(node)
+        assert node.running
+
+
+def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) -> None:
+    data, edge = tmp_path / "data", tmp_path / "edge"
+    write(data / "good.db", 1)
+    make_broken(data / "bad.db")
+    flags = ("--http", "127.0.0.1:0")
+    with serving(configured(tmp_path), *flags) as node, follower(edge / "good.db", node.address) as undisturbed:
+        address = node.facts["http"]  # type: ignore[attr-defined]
+        assert node.facts["databases"] == ["good"]  # type: ignore[attr-defined]
+        assert status(node)["bad"]["archive"]["error"].startswith("not served: ")
+        code, body = http(address, "/healthz")
+        assert code == 503
+        assert "bad.db" in body["error"]
+        assert {database["name"] for database in http(address, "/status")[1]["databases"]} == {"good", "bad"}
+
+        with follower(edge / "bad.db", node.address, "--name", "bad", wait=False) as copy:
+            copy.wait_event("trying again")  # refused for now, not for good
+            write(tmp_path / "better.db", 5)
+            (tmp_path / "better.db").replace(data / "bad.db")
+            assert poll(lambda: rows(edge / "bad.db") == [5])
+            assert http(address, "/healthz")[0] == 200
+            assert len(node.events("cannot serve, trying again")) == 1
+
+            write(tmp_path / "best.db", 6, 7)
+            replace(tmp_path / "best.db", data / "bad.db")
+            assert poll(lambda: rows(edge / "bad.db") == [6, 7])
+            assert "replaced" in node.wait_event("let go")["reason"]
+
+            (data / "bad.db-wal").unlink()  # capture cannot go on
+            assert "bad.db-wal was removed" in node.wait_event("let go", 2)["reason"]
+            wait_served(node, "good", "bad")
+            write(data / "bad.db", 8)
+            assert poll(lambda: rows(edge / "bad.db") == [6, 7, 8])
+            assert copy.running
+        write(data / "good.db", 2)
+        assert poll(lambda: rows(edge / "good.db") == [1, 2])
+        assert not undisturbed.events("trying again")
+
+
+def test_the_capture_of_one_that_is_listed_ends_the_process(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "app.db", 1)
+    text = "dbs:\n- path: {tmp}/data/app.db\n- {{dir: {tmp}/data, pattern: '*.db', watch: true}}\n"
+    with serving(configured(tmp_path, text)) as node:
+        assert node.facts["databases"] == ["app"]  # type: ignore[attr-defined]
+        assert list(status(node)) == ["app"]
+        (tmp_path / "data" / "app.db-wal").unlink()
+        assert node.wait(20) == 1
+        assert node.err.read_text().splitlines()[-1].startswith("error: ")
