@@ -25,6 +25,7 @@ import numpy as np
 from walcast.archive import ArchiveFile
 from walcast.checksum import PageChecksums
 from walcast.damage import Contradiction, DamagedFile, check_header
+from walcast.download import downloading
 from walcast.errors import Corrupt
 from walcast.ltx import Header, Trailer
 from walcast.position import Position
@@ -36,7 +37,6 @@ __all__ = ["DamagedFile", "GoOn", "Progress", "Restored", "restore_to"]
 Progress = Callable[[int, int], None]
 GoOn = Callable[[int, ObjectMissing], Sequence[ArchiveFile]]
 
-_PIECE_BYTES = 4 << 20
 _WRITES_AHEAD = 8
 _NO_PGNOS = np.zeros(0, np.uint32)
 _NO_SUMS = np.zeros(0, np.uint64)
@@ -115,8 +115,9 @@ def _apply(
     done = sum(file.size for file in writer.applied)
     total = done + sum(file.size for file in plan)
     pages = FilePages(writer.write)
-    try:
-        for file, data, is_last in _download(store, plan, parallelism):
+    with downloading(store, plan, parallelism) as pieces:
+        while (piece := _next(pieces, pages)) is not None:
+            file, data, is_last = piece
             writer.file = file
             try:
                 pages.feed(data)
@@ -135,36 +136,18 @@ def _apply(
             except Corrupt as error:
                 raise DamagedFile(file, str(error)) from error
             pages = FilePages(writer.write)
+
+
+def _next(
+    pieces: Iterator[tuple[ArchiveFile, bytes, bool]], pages: FilePages
+) -> tuple[ArchiveFile, bytes, bool] | None:
+    """The next piece; _Gone for one that is missing where a file begins."""
+    try:
+        return next(pieces, None)
     except ObjectMissing as error:
         if pages.fed_bytes:
             raise
         raise _Gone(error) from error
-
-
-def _download(store: Store, plan: Sequence[ArchiveFile], parallelism: int) -> Iterator[tuple[ArchiveFile, bytes, bool]]:
-    """Every piece of every file, in order, fetched by `parallelism` threads at most a window ahead."""
-    pieces = (
-        (file, start, min(_PIECE_BYTES, file.size - start))
-        for file in plan
-        for start in range(0, max(file.size, 1), _PIECE_BYTES)
-    )
-    waiting: deque[tuple[ArchiveFile, int, int, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(parallelism, thread_name_prefix="walcast-restore") as pool:
-        try:
-            while True:
-                while len(waiting) < parallelism * 2 and (piece := next(pieces, None)) is not None:
-                    file, start, length = piece
-                    waiting.append((file, start, length, pool.submit(store.get, file.key, start, length)))
-                if not waiting:
-                    return
-                file, start, length, future = waiting.popleft()
-                data = future.result()
-                if len(data) != length:
-                    raise DamagedFile(file, f"ends at byte {start + len(data)} of {file.size}")
-                yield file, data, start + length >= file.size
-        finally:
-            for *_, future in waiting:
-                future.cancel()
 
 
 class _Writer:
