@@ -22,7 +22,7 @@ class Human(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
         line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower()} {record.getMessage()}{facts}"
-        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
 
 
 class Json(logging.Formatter):
@@ -36,7 +36,7 @@ class Json(logging.Formatter):
             "event": record.getMessage(),
             **_facts(record),
         }
-        if record.exc_info is not None:
+        if record.exc_info:  # False where somebody asked for none
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 

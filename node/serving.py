@@ -201,7 +201,9 @@ class Serving:
         archiver = self.archiver
         if archiver is not None:
             message.archive.CopyFrom(
-                pb.ArchiveStatus(url=archiver.store.url, txid=archiver.txid, error=archiver.error or "")
+                pb.ArchiveStatus(
+                    url=archiver.store.url, txid=archiver.txid, error=archiver.error or archiver.upkeep_error or ""
+                )
             )
         for follower in self.served.followers.connected:
             message.followers.append(

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from node.options import JSON, PATH, Command, flag
 from node.ping import check_url, ping
 from primary.compaction import Written, prove
 from primary.database import Database
+from primary.joining import archive_end, begin_behind, continues, newest_txid
 from primary.levels import ArchivePolicy
+from primary.putting import put_file
 from primary.retention import delete_expired
 from primary.snapshot import snapshot
 from walcast import local, ltx
-from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, ltx_key
-from walcast.errors import ConfigError, Unavailable
+from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
+from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.filesystem import check_database_file
 from walcast.position import Position, format_txid
 from walcast.statedir import in_use, state_dir
@@ -71,7 +73,7 @@ def snapshot_command(db: Path, url: str, retention_days: float | None, ping_url:
         raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
     started = time.monotonic()
     with open_store(url) as store:
-        store.check()
+        store.check(delete=retention_days is not None)
         archived = archive_snapshot(db, store, retention_days)
         if ping_url:
             ping(ping_url)
@@ -83,53 +85,59 @@ def snapshot_command(db: Path, url: str, retention_days: float | None, ping_url:
 def archive_snapshot(db: Path, store: Store, retention_days: float | None = None) -> Archived:
     """Make, put, read back, and tidy up. Raises as `walcast.errors` says; nothing is deleted unless all went well."""
     files = list_files(store)
-    newest = max((file.max_txid for file in files), default=0)
-    with _taken(db, newest) as (written, stream):
-        header = written.header
-        if header.max_txid < newest:
-            raise ConfigError(
-                f"the archive {store.url} is at TXID {format_txid(newest)}, {db} at {format_txid(header.max_txid)}: "
-                "that is another database's archive, or another history's; give an empty one"
-            )
-        key = ltx_key(store, SNAPSHOT_LEVEL, header.min_txid, header.max_txid)
-        store.put(key, stream, timestamp_ms=header.timestamp_ms)
-    size = written.trailer.size
-    file = ArchiveFile(SNAPSHOT_LEVEL, header.min_txid, header.max_txid, size, header.timestamp_ms, key)
-    prove(store, key, written)
+    served = in_use(db) is not False
+    taken = _from_its_primary(db, store, files) if served else _by_ourselves(db, store, files)
+    with taken as (written, stream):
+        file = put_file(store, SNAPSHOT_LEVEL, written, stream)
+    header = prove(store, file.key)
+    if header.database_checksum != written.header.database_checksum:
+        raise Corrupt(f"{file.key} in {store.url} is not what was written there")
     deleted = 0
     if retention_days is not None:
         policy = ArchivePolicy(retention_s=retention_days * DAY_S)
-        there = [other for other in files if other.key != key] + [file]
+        there = [other for other in files if other.key != file.key] + [file]
+
+        def prove_other(other: ArchiveFile) -> None:
+            if other is not file:
+                prove(store, other.key)
+
         now_ms = time.time_ns() // 1_000_000
-        deleted = sum(map(len, delete_expired(store, there, policy, now_ms, lambda other: other.key != key)))
+        deleted = sum(map(len, delete_expired(store, there, policy, now_ms, prove_other)))
+    if served:
+        with local.ask(db, "archived"):
+            pass
     position = Position(header.max_txid, header.database_checksum)
     return Archived(file, position, header.commit_pages, header.page_size, deleted)
 
 
 @contextmanager
-def _taken(db: Path, archive_txid: int) -> Iterator[tuple[Written, BinaryIO]]:
-    """A snapshot by whoever serves the database, else by ourselves."""
-    if in_use(db) is False:
-        with _served_here(db, archive_txid) as database, snapshot(database) as taken:
-            yield taken
-        return
+def _from_its_primary(db: Path, store: Store, files: Sequence[ArchiveFile]) -> Iterator[tuple[Written, BinaryIO]]:
+    """A snapshot by the process that serves the database."""
     with local.ask(db, "snapshot", timeout_s=ASK_S) as (answer, stream):
         header = ltx.Header.decode(bytes.fromhex(answer["header"]))
         assert header is not None  # 100 bytes, by this version of walcast
+        newest, end = newest_txid(files), archive_end(store, files)
+        mine = Position(header.max_txid, header.database_checksum)
+        if newest > mine.txid or (newest == mine.txid and end != mine):
+            raise ConfigError(
+                f"the archive {store.url} is at TXID {format_txid(newest)}, {db} at {format_txid(mine.txid)}: "
+                "that is another database's archive, or another history's; give an empty one"
+            )
         trailer = ltx.Trailer(answer["post_checksum"], answer["file_checksum"], answer["size"])
         body = io.BufferedReader(cast(Any, _Announced(stream, trailer.size, db)), 1 << 20)
         yield Written(header, trailer), cast(BinaryIO, body)
 
 
 @contextmanager
-def _served_here(db: Path, archive_txid: int) -> Iterator[Database]:
+def _by_ourselves(db: Path, store: Store, files: Sequence[ArchiveFile]) -> Iterator[tuple[Written, BinaryIO]]:
+    """A snapshot by this process, which is the database's primary for as long as it takes."""
     database = Database(db, db.stem)
     try:
         database.start()
-        if archive_txid > database.log.position.txid:
-            # TXIDs name files: the archive knows newer ones than this log, which is new or was lost.
-            database.loop.skip_to(archive_txid + 1)
-        yield database
+        if files and not continues(database, archive_end(store, files)):
+            begin_behind(database, newest_txid(files))
+        with snapshot(database) as taken:
+            yield taken
     finally:
         database.stop()
 

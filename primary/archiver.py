@@ -16,15 +16,16 @@ from typing import BinaryIO, cast
 from primary.catalogue import Catalogue
 from primary.compaction import Written
 from primary.database import Database
+from primary.joining import archive_end, begin_behind, continues, newest_txid
 from primary.levels import ArchivePolicy
 from primary.log import Known
 from primary.merging import merge
+from primary.putting import probe
 from primary.segment import Entry
 from primary.snapshot import difference, snapshot
 from primary.unarchived import Unarchived
 from primary.upkeep import Upkeep
-from walcast import ltx
-from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
+from walcast.archive import SNAPSHOT_LEVEL, list_files
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.position import Position
 from walcast.store import Store
@@ -66,6 +67,7 @@ class Archiver:
         self._behind_since_s: float | None = time.monotonic()
         self._grown = threading.Event()
         self._stop = threading.Event()
+        self._abandoned = threading.Event()
         self._stop_listening = database.log.listen(self._on_append)
         self._thread = threading.Thread(target=self._run, name=f"archive-{database.name}", daemon=True)
 
@@ -86,7 +88,7 @@ class Archiver:
         self._thread.start()
 
     def look_again(self) -> None:
-        """Somebody else may have put a snapshot into the archive."""
+        """Somebody else put a snapshot into the archive, or deleted what was old."""
         self._relist = True
         self._grown.set()
 
@@ -98,8 +100,11 @@ class Archiver:
         self._grown.set()
         if self._thread.is_alive():
             self._thread.join(drain_s)
+        self._abandoned.set()
         if self._upkeep is not None:
             self._upkeep.stop(drain_s)
+        if self._thread.is_alive():
+            self._thread.join(drain_s)
 
     def _on_append(self) -> None:
         if self._behind_since_s is None:
@@ -151,7 +156,8 @@ class Archiver:
             self._upkeep = Upkeep(self._database, self.store, self.policy, self._catalogue)
         if self._relist:
             self._relist = False
-            self._catalogue.replace(SNAPSHOT_LEVEL, list_files(self.store, [SNAPSHOT_LEVEL]))
+            before = self._catalogue.all()
+            self._catalogue.correct(before, list_files(self.store))
         if self._position is None:
             self._upload_snapshot()
         elif self._is_behind():
@@ -172,34 +178,24 @@ class Archiver:
         return self._position is None or self._position.txid < self._database.log.position.txid
 
     def _begin(self) -> tuple[Catalogue, Position | None]:
-        """What is in the archive, and where its restorable chain ends; None when it has none that this log can tell."""
+        """What is in the archive, and where it ends; None where this log does not go on from that."""
+        self.store.tidy()
         files = list_files(self.store)
-        newest = max((file.max_txid for file in files), default=0)
-        if newest > self._database.log.position.txid:
-            # TXIDs name files: another history, or a log that was lost, must not write over what is there.
-            log.warning("the archive is ahead of the log; going on behind it", extra={"archive_txid": newest})
-            self._database.loop.skip_to(newest + 1)
+        end = archive_end(self.store, files)
+        if not continues(self._database, end):
+            if files:
+                begin_behind(self._database, newest_txid(files))
             return Catalogue(files), None
-        try:
-            plan = plan_restore(files)
-        except WalcastError:
-            return Catalogue(files), None
-        position = self._position_after(plan[-1])
-        if position is not None:
-            self.txid = position.txid
-        return Catalogue(files), position
-
-    def _position_after(self, last: ArchiveFile) -> Position | None:
-        header = ltx.Header.decode(self.store.get(last.key, 0, ltx.HEADER_SIZE))
-        return Position(last.max_txid, header.database_checksum) if header else None
+        assert end is not None
+        self.txid = end.txid
+        return Catalogue(files), end
 
     def _upload_next(self) -> None:
         """One file more: the next entries, or, where the log does not continue the archive, what bridges that."""
         assert self._position is not None
         known = self._database.log.knows(self._position)
         if known is Known.DIVERGED:
-            # Another history. Its TXIDs must not join with ours, so one is left out between them.
-            self._database.loop.skip_to(self._database.log.position.txid + 1)
+            begin_behind(self._database, self._position.txid)
             self._upload_snapshot()
             return
         entries = self._next_entries() if known is Known.YES else []
@@ -214,7 +210,7 @@ class Archiver:
                 self._upload_snapshot()
                 return
             self._write(0, written, cast(BinaryIO, file))
-        self._moved(entries[-1].position)
+        self._moved(entries[-1].position, continued=True)
 
     def _next_entries(self) -> list[Entry]:
         assert self._position is not None
@@ -233,27 +229,44 @@ class Archiver:
         if not self._unarchived.connects(self._position):
             self._upload_snapshot()
             return
+        self._probe_after_failure()
         changed = self._unarchived.changed_since_archived
-        with difference(self._database, self._position.txid, changed) as (written, file):
-            self._write(0, written, file)
+        try:
+            with difference(self._database, self._position.txid, changed, self._tick) as (written, file):
+                self._write(0, written, file)
+        except Corrupt as error:
+            log.error("cannot read the log", extra={"error": str(error)})  # noqa: TRY400
+            self._upload_snapshot()
+            return
         header = written.header
         txids = {"from_txid": header.min_txid, "txid": header.max_txid}
         facts = {"url": self.store.url, "bytes": written.trailer.size, **txids}
         log.info("archived what was missed, as one file", extra=facts)
-        self._moved(Position(header.max_txid, header.database_checksum))
+        self._moved(Position(header.max_txid, header.database_checksum), continued=True)
 
     def _upload_snapshot(self) -> None:
-        with snapshot(self._database) as (written, file):
+        self._probe_after_failure()
+        with snapshot(self._database, self._tick) as (written, file):
             self._write(SNAPSHOT_LEVEL, written, file)
         header = written.header
         log.info("archived a snapshot", extra={"url": self.store.url, "txid": header.max_txid})
-        self._moved(Position(header.max_txid, header.database_checksum))
+        self._moved(Position(header.max_txid, header.database_checksum), continued=False)
+
+    def _probe_after_failure(self) -> None:
+        """Is the store there again? Asked before the whole database is copied for it."""
+        if self.error:
+            probe(self.store)
 
     def _write(self, level: int, written: Written, file: BinaryIO) -> None:
         if self._upkeep is None:
             raise Unavailable("the archive was not listed yet")
         self._upkeep.write(level, written, file)
 
-    def _moved(self, position: Position) -> None:
+    def _moved(self, position: Position, *, continued: bool) -> None:
+        self._tick()  # the state folder may be another's by now
         self._position, self.txid = position, position.txid
-        self._unarchived.move(position)
+        self._unarchived.move(position, continued=continued)
+
+    def _tick(self) -> None:
+        if self._abandoned.is_set():
+            raise Unavailable("stopping")

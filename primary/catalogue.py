@@ -32,10 +32,15 @@ class Catalogue:
             for file in files:
                 self._levels[file.level].pop(file.key, None)
 
-    def replace(self, level: int, files: Iterable[ArchiveFile]) -> None:
-        """A level was listed again."""
+    def correct(self, known: Iterable[ArchiveFile], listed: Iterable[ArchiveFile]) -> None:
+        """The archive was listed again; `known` is what was in here before that. What came or went here meanwhile stays
+        as it is."""
+        listed = list(listed)
+        there = {file.key for file in listed}
+        self.remove(file for file in known if file.key not in there)
         with self._lock:
-            self._levels[level] = {file.key: file for file in files}
+            for file in listed:
+                self._levels[file.level].setdefault(file.key, file)
 
     def level(self, level: int) -> list[ArchiveFile]:
         """A level's files, in no order."""

@@ -16,6 +16,7 @@ from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile
 
 DAY_S = 86_400.0
 MAX_INPUTS = 64
+FUTURE_MS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,15 @@ def compaction_inputs(below: Sequence[ArchiveFile], end_txid: int) -> list[Archi
 
 
 def interval_passed(now_ms: int, last_ms: int, interval_s: float) -> bool:
-    """Does a full interval, counted from the epoch, begin after `last_ms` and not after `now_ms`?"""
-    return now_ms // (interval_s * 1000) > last_ms // (interval_s * 1000)
+    """Is it another interval, counted from the epoch? Another one before, too: the clock may have been ahead."""
+    return now_ms // (interval_s * 1000) != last_ms // (interval_s * 1000)
 
 
 def snapshot_due(files: Iterable[ArchiveFile], policy: ArchivePolicy, now_ms: int) -> bool:
-    """Is the newest snapshot older than the interval, and is there anything newer in the archive?"""
+    """Is the newest snapshot older than the interval, and is there anything newer in the archive?
+
+    One from the future says nothing of its age, so it counts as old.
+    """
     newest_txid, snapshot = 0, None
     for file in files:
         newest_txid = max(newest_txid, file.max_txid)
@@ -87,7 +91,8 @@ def snapshot_due(files: Iterable[ArchiveFile], policy: ArchivePolicy, now_ms: in
             snapshot = file
     if snapshot is None:
         return newest_txid > 0
-    return newest_txid > snapshot.max_txid and now_ms - snapshot.timestamp_ms >= policy.snapshot_interval_s * 1000
+    age_ms = now_ms - snapshot.timestamp_ms
+    return newest_txid > snapshot.max_txid and not -FUTURE_MS <= age_ms < policy.snapshot_interval_s * 1000
 
 
 def expired(files: Sequence[ArchiveFile], policy: ArchivePolicy, now_ms: int) -> Expired:
@@ -100,7 +105,7 @@ def expired(files: Sequence[ArchiveFile], policy: ArchivePolicy, now_ms: int) ->
         return Expired((), ())
     gone: list[ArchiveFile] = []
     relied_on: set[ArchiveFile] = set()
-    base = _base(files, now_ms - policy.retention_s * 1000)
+    base = _base(files, now_ms - policy.retention_s * 1000, now_ms)
     level_1 = sorted((f for f in files if f.level == 1), key=lambda file: file.min_txid)
     starts = [file.min_txid for file in level_1]
     for file in files:
@@ -116,9 +121,25 @@ def expired(files: Sequence[ArchiveFile], policy: ArchivePolicy, now_ms: int) ->
     return Expired(tuple(gone), tuple(sorted(relied_on.difference(gone), key=lambda file: file.max_txid)))
 
 
-def _base(files: Iterable[ArchiveFile], before_ms: float) -> ArchiveFile | None:
-    old = [file for file in files if file.level == SNAPSHOT_LEVEL and file.timestamp_ms <= before_ms]
-    return max(old, key=lambda file: file.max_txid, default=None)
+def _base(files: Iterable[ArchiveFile], before_ms: float, now_ms: int) -> ArchiveFile | None:
+    """The newest snapshot that is older than `before_ms`, and whose time can be believed.
+
+    TXIDs ascend with time. So a snapshot is not older than the one before it, whatever a clock said that was behind;
+    and one from the future is as old as the one after it.
+    """
+    snapshots = sorted((file for file in files if file.level == SNAPSHOT_LEVEL), key=lambda file: file.max_txid)
+    times_ms: list[float] = []
+    later_ms: float = now_ms
+    for file in reversed(snapshots):
+        later_ms = later_ms if file.timestamp_ms > now_ms + FUTURE_MS else file.timestamp_ms
+        times_ms.append(later_ms)
+    base, reached_ms = None, 0.0
+    for file, time_ms in zip(snapshots, reversed(times_ms), strict=True):
+        reached_ms = max(reached_ms, time_ms)
+        if reached_ms > before_ms:
+            break
+        base = file
+    return base
 
 
 def _spanning(level_1: Sequence[ArchiveFile], starts: Sequence[int], file: ArchiveFile) -> ArchiveFile | None:

@@ -1,4 +1,4 @@
-"""What a primary answers on the socket in a state folder: `status`, and `snapshot` with the file behind it."""
+"""What a primary answers on the socket in a state folder: `status`; `snapshot`, with the file behind it; `archived`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, BinaryIO
 
 from primary.compaction import Written
 from primary.database import Database
@@ -20,23 +21,25 @@ log = logging.getLogger("walcast.primary")
 REQUEST_S = 10.0
 CHUNK_BYTES = 1 << 18
 STUCK_S = 30.0
+SLOWEST_BYTES_S = 64 << 10
 
 Facts = dict[str, Any]
 
 
 class LocalService:
     """Of one database, in the event loop that `start` is called in. `facts` answers what `walcast status` prints;
-    `on_snapshot` is called when somebody was given a snapshot whole."""
+    `on_archived` is called when somebody says that he put a snapshot into an archive."""
 
     def __init__(
-        self, database: Database, facts: Callable[[], Facts], on_snapshot: Callable[[], None] = lambda: None
+        self, database: Database, facts: Callable[[], Facts], on_archived: Callable[[], None] = lambda: None
     ) -> None:
         self._database = database
         self._facts = facts
-        self._on_snapshot = on_snapshot
+        self._on_archived = on_archived
         self._server: asyncio.Server | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._snapshotting = False
 
     async def start(self) -> None:
         """Listen. A file system without sockets costs the local commands, not the service."""
@@ -76,28 +79,46 @@ class LocalService:
         if want == "status":
             _say(writer, self._facts())
         elif want == "snapshot":
-            await self._snapshot(writer)
+            await self._snapshot(reader, writer)
+        elif want == "archived":
+            self._on_archived()
+            _say(writer, {})
         else:
             _say(writer, {"error": f"nothing known as {want!r}", "again": False})
         await asyncio.wait_for(writer.drain(), STUCK_S)
 
-    async def _snapshot(self, writer: asyncio.StreamWriter) -> None:
-        with ExitStack() as stack:
-            try:
-                making = asyncio.to_thread(stack.enter_context, snapshot(self._database, self._tick))
-                written, file = await asyncio.shield(making)
-            except (WalcastError, TimeoutError, OSError) as error:
-                _say(writer, {"error": str(error) or "the database is not captured now", "again": True})
-                return
-            _say(writer, _announcement(written))
-            while chunk := file.read(CHUNK_BYTES):
-                writer.write(chunk)
-                await asyncio.wait_for(writer.drain(), STUCK_S)
-        self._on_snapshot()
+    async def _snapshot(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One at a time, in a thread of its own, for as long as whoever asked listens."""
+        if self._snapshotting:
+            _say(writer, {"error": "a snapshot is being made for somebody else", "again": True})
+            return
+        self._snapshotting = True
+        hung_up = asyncio.ensure_future(reader.read(1))
 
-    def _tick(self) -> None:
-        if self._stopping:
-            raise Unavailable("stopping")
+        def tick() -> None:
+            if self._stopping or hung_up.done():
+                raise Unavailable("nobody waits for the snapshot any more")
+
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="snapshot") as thread, ExitStack() as stack:
+                loop = asyncio.get_running_loop()
+                try:
+                    making = loop.run_in_executor(thread, stack.enter_context, snapshot(self._database, tick))
+                    written, file = await asyncio.shield(making)
+                except (WalcastError, TimeoutError, OSError) as error:
+                    _say(writer, {"error": str(error) or "the database is not captured now", "again": True})
+                    return
+                _say(writer, _announcement(written))
+                await asyncio.wait_for(_send(file, writer), STUCK_S + written.trailer.size / SLOWEST_BYTES_S)
+        finally:
+            self._snapshotting = False
+            hung_up.cancel()
+
+
+async def _send(file: BinaryIO, writer: asyncio.StreamWriter) -> None:
+    while chunk := file.read(CHUNK_BYTES):
+        writer.write(chunk)
+        await asyncio.wait_for(writer.drain(), STUCK_S)
 
 
 def _say(writer: asyncio.StreamWriter, answer: Facts) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from primary.compaction import prove
 from primary.levels import ArchivePolicy, expired
 from walcast.archive import ArchiveFile, plan_restore
 from walcast.errors import Corrupt
@@ -18,20 +17,18 @@ def delete_expired(
     files: Sequence[ArchiveFile],
     policy: ArchivePolicy,
     now_ms: int,
-    unproven: Callable[[ArchiveFile], bool] = lambda file: True,
-    tick: Callable[[], None] = lambda: None,
+    prove: Callable[[ArchiveFile], object],
 ) -> Iterator[Sequence[ArchiveFile]]:
     """Delete what the policy does not need, in batches; answers each batch when it is gone.
 
-    Of the files that take over, those that are `unproven` are read back before. Raises Corrupt, with nothing deleted,
-    when one of them is damaged, or when the newest TXID could not be restored without what would go.
+    `prove` raises unless a file that takes over is whole. Raises Corrupt, with nothing deleted, when the newest TXID
+    could not be restored without what would go.
     """
     going = expired(files, policy, now_ms)
-    for file in going.relied_on:
-        if unproven(file):
-            prove(store, file.key, tick=tick)
     if not going.files:
         return
+    for file in going.relied_on:
+        prove(file)
     keys = {file.key for file in going.files}
     newest = plan_restore(files)[-1].max_txid
     if plan_restore([file for file in files if file.key not in keys])[-1].max_txid != newest:
@@ -40,4 +37,3 @@ def delete_expired(
         batch = going.files[at : at + BATCH]
         store.delete(file.key for file in batch)
         yield batch
-        tick()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from walcast.position import Position
 PIECE_BYTES = 1 << 20
 BARRIER_TIMEOUT_S = 60.0
 SPARE_BYTES = 64 << 20
+TICK_S = 0.5
 
 Tick = Callable[[], None]
 
@@ -47,8 +49,13 @@ class _Copy:
 @contextmanager
 def snapshot(database: Database, tick: Tick = lambda: None) -> Iterator[tuple[Written, BinaryIO]]:
     """The database at some position at or after now, as an LTX snapshot in Litestream's form, to be read once."""
-    with _exact_copy(database, tick) as copy, _encoded(database, copy, 1, None, tick) as encoded:
-        yield encoded
+    with _temporary(database) as out:
+        with _alone(database, tick), _temporary(database) as scratch:
+            with database.log.pin():
+                copy = _build(database, scratch.fileno(), tick)
+            written = _encode(_header(database, copy, 1), copy, None, out, tick)
+        out.seek(0)
+        yield written, out
 
 
 @contextmanager
@@ -59,30 +66,37 @@ def difference(
     tick: Tick = lambda: None,
 ) -> Iterator[tuple[Written, BinaryIO]]:
     """From `after_txid` to some position at or after now: the pages that `changed(max TXID)` answers."""
-    with _exact_copy(database, tick) as copy:
-        pgnos = changed(copy.position.txid)
-        if pgnos is None:
-            raise Unavailable("the log moved on while a difference was being made")
-        with _encoded(database, copy, after_txid + 1, pgnos, tick) as encoded:
-            yield encoded
+    with _temporary(database) as out:
+        with _alone(database, tick), _temporary(database) as scratch:
+            with database.log.pin():
+                copy = _build(database, scratch.fileno(), tick)
+                pgnos = changed(copy.position.txid)
+            if pgnos is None:
+                raise Unavailable("the log moved on while a difference was being made")
+            pgnos = pgnos if len(pgnos) else np.array([1], np.uint32)  # a file has a page
+            written = _encode(_header(database, copy, after_txid + 1), copy, pgnos, out, tick)
+        out.seek(0)
+        yield written, out
 
 
 @contextmanager
-def _exact_copy(database: Database, tick: Tick) -> Iterator[_Copy]:
-    scratch = database.state.path / "snapshot.db.tmp"
-    with database.snapshotting, database.log.pin():
-        try:
-            with scratch.open("w+b") as file:
-                yield _build(database, file.fileno(), tick)
-        finally:
-            scratch.unlink(missing_ok=True)
+def _alone(database: Database, tick: Tick) -> Iterator[None]:
+    """One at a time, for the disk's sake. `tick` ends the waiting, too."""
+    while not database.snapshotting.acquire(timeout=TICK_S):
+        tick()
+    try:
+        yield
+    finally:
+        database.snapshotting.release()
 
 
-@contextmanager
-def _encoded(
-    database: Database, copy: _Copy, min_txid: int, pgnos: NDArray[np.uint32] | None, tick: Tick
-) -> Iterator[tuple[Written, BinaryIO]]:
-    header = ltx.Header(
+def _temporary(database: Database) -> BinaryIO:
+    """A file without a name beside the database: whatever ends the process, it is gone."""
+    return cast(BinaryIO, tempfile.TemporaryFile(dir=database.state.path))
+
+
+def _header(database: Database, copy: _Copy, min_txid: int) -> ltx.Header:
+    return ltx.Header(
         page_size=database.page_size,
         commit_pages=copy.checksums.commit_pages,
         min_txid=min_txid,
@@ -92,14 +106,6 @@ def _encoded(
         database_checksum=copy.position.checksum,
         term=database.log.term,
     )
-    encoded = database.state.path / "snapshot.ltx.tmp"
-    try:
-        with encoded.open("w+b") as out:
-            trailer = _encode(header, copy, pgnos, out, tick)
-            out.seek(0)
-            yield Written(header, trailer), out
-    finally:
-        encoded.unlink(missing_ok=True)
 
 
 def _build(database: Database, fd: int, tick: Tick) -> _Copy:
@@ -175,9 +181,7 @@ def _replay(entry: Entry, fd: int, checksums: PageChecksums) -> int:
     return commit_pages
 
 
-def _encode(
-    header: ltx.Header, copy: _Copy, pgnos: NDArray[np.uint32] | None, out: BinaryIO, tick: Tick
-) -> ltx.Trailer:
+def _encode(header: ltx.Header, copy: _Copy, pgnos: NDArray[np.uint32] | None, out: BinaryIO, tick: Tick) -> Written:
     size = header.page_size
     encoder = ltx.Encoder(header, out.write)
     for first, count in _runs(header, pgnos):
@@ -188,7 +192,7 @@ def _encode(
             if page_checksum(pgno, page) != copy.checksums.get(pgno):
                 raise Corrupt(f"page {pgno} of the snapshot's scratch file is not what was written to it")
             encoder.add(pgno, page)
-    return encoder.finish()
+    return Written(header, encoder.finish())
 
 
 def _runs(header: ltx.Header, pgnos: NDArray[np.uint32] | None) -> Iterable[tuple[int, int]]:

@@ -12,25 +12,29 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, cast
 
 from primary.catalogue import Catalogue
 from primary.compaction import Written, compact, prove
 from primary.database import Database
 from primary.levels import MAX_INPUTS, ArchivePolicy, compaction_inputs, expired, interval_passed, snapshot_due
+from primary.putting import probe, put_file
 from primary.retention import delete_expired
 from primary.snapshot import SPARE_BYTES, snapshot
-from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile, ltx_key
+from walcast import ltx
+from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile
 from walcast.errors import Corrupt, Unavailable, WalcastError
-from walcast.store import ObjectExists, ObjectMissing, Store
+from walcast.store import ObjectMissing, Store
 
 log = logging.getLogger("walcast.archive")
 
 WORKERS = 2
 SPOOL_BYTES = 8 << 20
 SETTLED_S = 3600.0
-DELETE_AGAIN_S = 600.0
+RETRY_S = (5.0, 30.0, 60.0, 300.0, 600.0)
+CLOCK_STEP_S = 60.0
+AFTER_CLOCK_STEP_S = 600.0
 
 _working = threading.BoundedSemaphore(WORKERS)
 
@@ -39,29 +43,37 @@ class Upkeep:
     """Of one database's archive. `error` may be read by any thread, `write` called by the archiver's."""
 
     def __init__(self, database: Database, store: Store, policy: ArchivePolicy, catalogue: Catalogue) -> None:
-        self.error: str | None = None
         self._database = database
         self._store = store
         self._policy = policy
         self._catalogue = catalogue
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        # Whoever wrote a file proved it before the next one of its level, so only the newest may be unproven.
-        self._unproven = {file.key for level in LEVELS if (file := catalogue.newest(level)) is not None}
+        self._errors: dict[str, str] = {}
+        self._failures = 0
+        self._not_before_s = 0.0
+        self._unproven = {file.key for level in LEVELS[1:] for file in catalogue.level(level)}
         self._compacted_ms = {
             level: file.timestamp_ms if (file := catalogue.newest(level)) else _now_ms()
             for level in range(1, len(policy.level_intervals_s) + 1)
         }
         self._floor_txid = 0
+        self._clock_s = (time.time(), time.monotonic())
         self._delete_not_before_s = 0.0
+
+    @property
+    def error(self) -> str | None:
+        """What does not get on, and why; each kind of work clears its own when it succeeds."""
+        return "; ".join(f"{work}: {error}" for work, error in list(self._errors.items())) or None
 
     # For the archiver's thread
 
     def start_when_due(self) -> None:
-        """Begin what is due now, unless it is being done already."""
+        """Begin what is due now, unless it is being done already, or failed a moment ago."""
         if self._thread is not None and self._thread.is_alive():
             return
-        if self._due(_now_ms()):
+        self._watch_clock()
+        if time.monotonic() >= self._not_before_s and self._due(_now_ms()):
             name = f"upkeep-{self._database.name}"
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
@@ -74,21 +86,10 @@ class Upkeep:
         return min(SETTLED_S, self._policy.snapshot_interval_s, self._policy.retention_s)
 
     def write(self, level: int, written: Written, file: BinaryIO) -> ArchiveFile:
-        """Put a file into the archive."""
-        header, size = written.header, written.trailer.size
-        key = ltx_key(self._store, level, header.min_txid, header.max_txid)
-        try:
-            file.seek(0)
-            self._store.put(key, file, timestamp_ms=header.timestamp_ms, if_absent=True)
-        except ObjectExists:
-            # Ours, when the answer to an earlier put was lost; the same state in any case, or not ours at all.
-            if prove(self._store, key, tick=self._tick).database_checksum != header.database_checksum:
-                raise Unavailable(
-                    f"{key} is in {self._store.url} already, with another content: does another primary archive there?"
-                ) from None
-        there = ArchiveFile(level, header.min_txid, header.max_txid, size, header.timestamp_ms, key)
+        """Put a file into the archive, and know of it."""
+        there = put_file(self._store, level, written, file)
         if level:
-            self._unproven.add(key)
+            self._unproven.add(there.key)
         self._catalogue.add(there)
         return there
 
@@ -98,23 +99,26 @@ class Upkeep:
         if self._thread is not None:
             self._thread.join(wait_s)
 
-    # The work
+    # What is due
 
     def _levels(self) -> range:
         return range(1, len(self._policy.level_intervals_s) + 1)
 
     def _settled(self) -> bool:
-        if self._policy.delete and self._catalogue.end_txid(0):
+        if self._errors or (self._policy.delete and self._catalogue.end_txid(0)):
             return False
         return not any(self._inputs(level) for level in self._levels())
 
     def _due(self, now_ms: int) -> bool:
         compactions = any(self._compaction_due(level, now_ms) for level in self._levels())
-        return compactions or snapshot_due(self._catalogue.all(), self._policy, now_ms) or self._may_delete(now_ms)
+        return compactions or self._snapshot_due(now_ms) or self._may_delete(now_ms)
 
     def _compaction_due(self, level: int, now_ms: int) -> bool:
         passed = interval_passed(now_ms, self._compacted_ms[level], self._policy.level_intervals_s[level - 1])
         return passed and bool(self._inputs(level))
+
+    def _snapshot_due(self, now_ms: int) -> bool:
+        return snapshot_due(self._catalogue.all(), self._policy, now_ms)
 
     def _may_delete(self, now_ms: int) -> bool:
         if time.monotonic() < self._delete_not_before_s:
@@ -125,30 +129,55 @@ class Upkeep:
         end_txid = max(self._catalogue.end_txid(level), self._floor_txid)
         return compaction_inputs(self._catalogue.level(level - 1), end_txid)
 
-    def _run(self) -> None:
-        with _working:
-            try:
-                self._work()
-            except (WalcastError, OSError) as error:
-                if not self._stop.is_set() and str(error) != self.error:
-                    log.warning("archive upkeep", extra={"url": self._store.url, "error": str(error)})
-                self.error = str(error)
-            except Exception as error:
-                log.exception("archive upkeep", extra={"url": self._store.url})
-                self.error = str(error) or type(error).__name__
-            else:
-                self.error = None
+    def _watch_clock(self) -> None:
+        """A clock that jumped must not be the reason to delete; it may be set right again."""
+        wall_s, monotonic_s = self._clock_s
+        self._clock_s = (time.time(), time.monotonic())
+        drift_s = (self._clock_s[0] - wall_s) - (self._clock_s[1] - monotonic_s)
+        if abs(drift_s) > CLOCK_STEP_S:
+            log.warning("the clock was set; nothing is deleted for a while", extra={"by_s": round(drift_s)})
+            self._delete_not_before_s = time.monotonic() + AFTER_CLOCK_STEP_S
 
-    def _work(self) -> None:
-        now_ms = _now_ms()
+    # The work
+
+    def _run(self) -> None:
+        while not _working.acquire(timeout=1.0):
+            if self._stop.is_set():
+                return
+        try:
+            now_ms = _now_ms()
+            done = [
+                self._try("compaction", self._compact_levels, now_ms),
+                self._try("snapshot", self._snapshot_when_due, now_ms),
+                self._try("retention", self._delete_when_due, now_ms),
+            ]
+        finally:
+            _working.release()
+        self._failures = 0 if all(done) else self._failures + 1
+        if self._failures:
+            self._not_before_s = time.monotonic() + RETRY_S[min(self._failures, len(RETRY_S)) - 1]
+
+    def _try(self, work: str, step: Callable[[int], None], now_ms: int) -> bool:
+        try:
+            step(now_ms)
+        except Exception as error:
+            text = str(error) or type(error).__name__
+            if self._stop.is_set():
+                return False
+            if text != self._errors.get(work):
+                expected = isinstance(error, WalcastError | OSError)
+                facts = {"url": self._store.url, "work": work, "error": text}
+                log.warning("archive upkeep failed, trying again", extra=facts, exc_info=not expected)
+            self._errors[work] = text
+            return False
+        self._errors.pop(work, None)
+        return True
+
+    def _compact_levels(self, now_ms: int) -> None:
         for level in self._levels():
             if self._compaction_due(level, now_ms):
                 self._compact_level(level)
                 self._compacted_ms[level] = now_ms
-        if snapshot_due(self._catalogue.all(), self._policy, now_ms):
-            self._take_snapshot()
-        if self._may_delete(now_ms):
-            self._delete_expired(now_ms)
 
     def _compact_level(self, level: int) -> None:
         while inputs := self._inputs(level):
@@ -161,7 +190,7 @@ class Upkeep:
                     self._catalogue.remove(file for file in inputs if file.key == error.key)
                 self._floor_txid = self._take_snapshot().max_txid
                 return
-            self._prove(file, written)
+            self._prove_written(file, written)
             if len(inputs) < MAX_INPUTS:
                 return
 
@@ -177,40 +206,60 @@ class Upkeep:
         log.debug("compacted", extra=facts | {"seconds": round(time.monotonic() - started, 3)})
         return file, written
 
+    def _snapshot_when_due(self, now_ms: int) -> None:
+        if self._snapshot_due(now_ms):
+            self._take_snapshot()
+
     def _take_snapshot(self) -> ArchiveFile:
+        if self._failures:
+            probe(self._store)  # before the whole database is copied for a store that is away
         with snapshot(self._database, self._tick) as (written, file):
             there = self.write(SNAPSHOT_LEVEL, written, file)
-        self._prove(there, written)
+        self._prove_written(there, written)
         log.info("archived a snapshot", extra={"url": self._store.url, "txid": there.max_txid, "bytes": there.size})
         return there
 
-    def _prove(self, file: ArchiveFile, written: Written | None = None) -> None:
-        """Read a file back; a damaged one that was just written is of no use to anybody."""
+    def _prove_written(self, file: ArchiveFile, written: Written) -> None:
+        """Read back what was written. `put_file` may have found the same state there in other bytes."""
+        header = self._prove(file)
+        if header.database_checksum != written.header.database_checksum:
+            raise Corrupt(f"{file.key} in {self._store.url} is not what was written there")
+
+    def _prove(self, file: ArchiveFile) -> ltx.Header:
+        """Read a file back, if that was not done yet. One that is damaged is of no use: it goes, so that what it was to
+        stand for is not taken for kept, and can be written again."""
         try:
-            prove(self._store, file.key, written, self._tick)
+            header = self._read_twice(file)
         except Corrupt:
-            if written is not None:
-                self._catalogue.remove([file])
-                self._store.delete([file.key])
+            self._catalogue.remove([file])
+            self._store.delete([file.key])
+            raise
+        except ObjectMissing:
+            self._catalogue.remove([file])
             raise
         self._unproven.discard(file.key)
+        return header
 
-    def _delete_expired(self, now_ms: int) -> None:
-        deleted = 0
+    def _read_twice(self, file: ArchiveFile) -> ltx.Header:
+        """Once, if it is well; it may have been the reading that was not."""
         try:
-            for batch in delete_expired(
-                self._store,
-                self._catalogue.all(),
-                self._policy,
-                now_ms,
-                lambda file: file.key in self._unproven,
-                self._tick,
-            ):
-                self._catalogue.remove(batch)
-                deleted += len(batch)
-        except WalcastError:
-            self._delete_not_before_s = time.monotonic() + DELETE_AGAIN_S
-            raise
+            return prove(self._store, file.key, tick=self._tick)
+        except Corrupt:
+            return prove(self._store, file.key, tick=self._tick)
+
+    def _prove_once(self, file: ArchiveFile) -> None:
+        if file.key in self._unproven:
+            self._prove(file)
+
+    def _delete_when_due(self, now_ms: int) -> None:
+        if not self._may_delete(now_ms):
+            return
+        deleted = 0
+        files = self._catalogue.all()
+        for batch in delete_expired(self._store, files, self._policy, now_ms, self._prove_once):
+            self._catalogue.remove(batch)
+            deleted += len(batch)
+            self._tick()
         log.debug("retention", extra={"url": self._store.url, "deleted": deleted})
 
     def _tick(self) -> None:

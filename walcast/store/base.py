@@ -81,8 +81,12 @@ class Store(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; one that is not there is no error."""
 
-    def check(self, *, write: bool = True) -> None:
-        """Is the store reachable, and may we write? Leaves nothing behind."""
+    def check(self, *, write: bool = True, delete: bool = True) -> None:
+        """Is the store reachable, may we write, and delete? Without `delete` it leaves a small object behind where we
+        may not; else nothing."""
+
+    def tidy(self) -> None:
+        """Remove what killed uploads left behind, when it is older than a day. Never fails: it is a favour."""
 
     def close(self) -> None:
         """Release connections. Harmless when repeated."""

@@ -10,8 +10,9 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -21,6 +22,7 @@ from walcast.filesystem import fsync_directory
 from walcast.store.base import ObjectExists, ObjectInfo, ObjectMissing
 
 _COPY_BYTES = 1 << 20
+_LEFTOVER_S = 86_400.0
 
 # A retry does not help against these: somebody has to change the path, its owner or its mount.
 _WRONG_PLACE = {
@@ -124,7 +126,7 @@ class DirectoryStore:
                 if folder.is_dir():
                     fsync_directory(folder)
 
-    def check(self, *, write: bool = True) -> None:
+    def check(self, *, write: bool = True, delete: bool = True) -> None:
         with self._errors(""):
             if write:
                 self._make_folder(self.root)
@@ -135,6 +137,14 @@ class DirectoryStore:
                 next(os.scandir(self.root), None)
             else:
                 raise ConfigError(f"the archive directory {self.root} does not exist: correct the path")
+
+    def tidy(self) -> None:
+        before_s = time.time() - _LEFTOVER_S
+        for path in (*self.root.glob(".*.tmp"), *self.root.glob("ltx/*/.*.tmp")):
+            with suppress(OSError):
+                # Not its modification time, which is that of a transaction.
+                if path.stat().st_ctime < before_s:
+                    path.unlink()
 
     def close(self) -> None:
         pass

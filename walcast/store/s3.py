@@ -12,13 +12,13 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from walcast.errors import Unavailable
+from walcast.errors import Unavailable, WalcastError
 from walcast.store.base import ObjectExists, ObjectInfo, ObjectMissing
 from walcast.store.s3_client import from_environment, make_client
 from walcast.store.s3_errors import NotUnderstood, PastTheEnd, explain, no_s3, translate
@@ -86,7 +86,7 @@ class S3Store:
             except NotUnderstood:  # then there is no object either
                 self._honours = False
                 return False
-            with self._errors(key, "delete"):
+            with suppress(WalcastError), self._errors(key, "delete"):  # who may not delete may archive all the same
                 self._client().delete_object(Bucket=self.spec.bucket, Key=self._prefix + key)
         return self._honours
 
@@ -117,18 +117,30 @@ class S3Store:
         if failure is not None:
             raise failure
 
-    def check(self, *, write: bool = True) -> None:
+    def check(self, *, write: bool = True, delete: bool = True) -> None:
         """Lists one key, and with `write` puts and deletes a probe object under the prefix."""
         with self._errors("", "list"):
             self._expect_listing(
                 self._client().list_objects_v2(Bucket=self.spec.bucket, Prefix=self._prefix, MaxKeys=1)
             )
         if write:
-            probe = f".walcast-check.{os.urandom(4).hex()}"
+            # One name where deleting may be denied, so that the probes do not grow in number.
+            probe = f".walcast-check.{os.urandom(4).hex()}" if delete else ".walcast-check"
             with self._errors(probe, "write"):
                 self._upload(probe, b"walcast", 0, if_absent=False)
-            with self._errors(probe, "delete"):
+            with nullcontext() if delete else suppress(WalcastError), self._errors(probe, "delete"):
                 self._client().delete_object(Bucket=self.spec.bucket, Key=self._prefix + probe)
+
+    def tidy(self) -> None:
+        """Aborts multipart uploads that nobody will complete: they are invisible and paid for."""
+        before = datetime.now(UTC) - timedelta(days=1)
+        with suppress(WalcastError), self._errors("", "list"):
+            answer = self._client().list_multipart_uploads(Bucket=self.spec.bucket, Prefix=self._prefix)
+            for begun in answer.get("Uploads", []):
+                if begun["Initiated"] < before:
+                    self._client().abort_multipart_upload(
+                        Bucket=self.spec.bucket, Key=begun["Key"], UploadId=begun["UploadId"]
+                    )
 
     def close(self) -> None:
         with self._lock:
