@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -23,7 +24,8 @@ RETRY_S = 15.0
 class Heartbeat:
     """Pings `url` every `interval_s`, from `start` to `stop`, as long as `trouble` answers None.
 
-    A ping that is due and held back is sent as soon as the trouble is over, one that failed after a while.
+    A ping that is due and held back is sent as soon as the trouble is over, one that failed after a while. Why there is
+    none is logged, but not in the first moments, when the archive is only being begun.
     """
 
     def __init__(self, url: str, interval_s: float, trouble: Callable[[], str | None]) -> None:
@@ -31,6 +33,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._trouble = trouble
         self._missed: str | None = None
+        self._quiet_until_s = time.monotonic() + ARCHIVED_WITHIN_S  # nothing can be late yet
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -52,7 +55,8 @@ class Heartbeat:
         """Ping, if all is well; how long to wait now."""
         wrong = self._trouble()
         if wrong is not None:
-            self._say(wrong)
+            if time.monotonic() > self._quiet_until_s:
+                self._say(wrong)
             return min(self._interval_s, LOOK_AGAIN_S)
         try:
             ping(self._url)
@@ -60,6 +64,7 @@ class Heartbeat:
             self._say(str(error))
             return min(self._interval_s, RETRY_S)
         self._say(None)
+        self._quiet_until_s = 0.0
         return self._interval_s
 
     def _say(self, missed: str | None) -> None:

@@ -121,7 +121,6 @@ dbs:
         ("socket", 11),
         ("dbs.monitor-interval", 15),
         ("dbs.replica.sync-interval", 22),
-        ("dbs.replica.retention", 32),
     }
 
 

@@ -238,38 +238,38 @@ def test_a_file_whose_path_makes_no_name_is_refused(tmp_path: Path) -> None:
 # The same places as Litestream's
 
 
-@pytest.mark.parametrize("kind", ["path", "url"])
-def test_litestream_and_walcast_find_each_others_archives_of_a_folder(tmp_path: Path, kind: str) -> None:
-    data, archives = tmp_path / "data", tmp_path / "archives"
-    names = ["a.db", "tenants/42.db", "tenants/deep/x.db", "odd name+é=.db"]
-    for number, name in enumerate(names):
-        write(data / name, number)
-    replica = {"path": f"path: {archives}", "url": f"url: file://{archives}"}[kind]
-    file = tmp_path / "both.yml"
-    file.write_text(f"dbs:\n- dir: {data}\n  pattern: '*.db'\n  recursive: true\n  replica:\n    {replica}\n")
+def test_litestream_and_walcast_find_each_others_archives_of_a_folder(tmp_path: Path) -> None:
+    """Once the archive is a path, once a URL, in which Litestream has the odd name percent-encoded."""
+    archives, file = tmp_path / "archives", tmp_path / "both.yml"
+    names = ["path/a.db", "path/deep/er/x.db", "path/odd name+é=.db", "url/a.db", "url/odd name+é=.db"]
+    paths = [tmp_path / "data" / name for name in names]
+    for number, path in enumerate(paths):
+        write(path, number)
+    entry = "- {{dir: {}/data/{}, name: {}, pattern: '*.db', recursive: true, replica: {{{}}}}}\n"
+    one = entry.format(tmp_path, "path", "path", f"path: {archives}/path")
+    file.write_text("dbs:\n" + one + entry.format(tmp_path, "url", "url", f"url: 'file://{archives}/url'"))
 
     done = subprocess.run([LITESTREAM, "replicate", "-config", file, "-once"], capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     config = load_config(file)
-    for number, name in enumerate(names):
-        database = config.database(data / name)
+    for number, path in enumerate(paths):
+        database = config.database(path)
         assert database is not None
         assert database.archive is not None
         with open_store(database.archive) as store:
             restore(store, tmp_path / f"ours-{number}.db")
         assert rows(tmp_path / f"ours-{number}.db") == [number]
-    theirs = {str(path.parent) for path in archives.rglob("ltx")}
+    theirs = {path.parent for path in archives.rglob("ltx")}
     assert len(theirs) == len(names)
-    for litestream in data.rglob(".*-litestream"):
-        shutil.rmtree(litestream)
+    assert archives / "url" / "odd%20name+%C3%A9=.db" in theirs
 
     with serving(file) as node:
-        for number, name in enumerate(names):
-            write(data / name, number + 10)
+        for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+            write(path, number + 10)
             barrier(node.address, name.removesuffix(".db"))
         assert node.stop() == 0
-    assert {str(path.parent) for path in archives.rglob("ltx")} == theirs
-    for number, place in enumerate(sorted(theirs)):
+    assert {path.parent for path in archives.rglob("ltx")} == theirs
+    for number, place in enumerate(theirs):
         single, copy = tmp_path / "single.yml", tmp_path / f"theirs-{number}.db"
         single.write_text(f"dbs:\n- path: {tmp_path}/some.db\n  replica: {{path: '{place}'}}\n")
         command = [LITESTREAM, "restore", "-config", single, "-o", copy, tmp_path / "some.db"]

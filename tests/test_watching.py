@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.folders import rows, serving, status, wait_served, write
 from support.nodes import follower, poll
 
@@ -89,27 +90,12 @@ def test_databases_come_and_go_and_the_others_do_not_notice(tmp_path: Path) -> N
         wait_served(node, "empty", "one", "tenants/42")
         assert status(node)["tenants/42"]["txid"] > 2  # no TXID is given twice
 
-        for side in ("", "-wal"):
-            (data / f"empty.db{side}").rename(data / f"full.db{side}")
-        (data / "empty.db-shm").unlink()
-        wait_served(node, "full", "one", "tenants/42")
-        write(data / "full.db", 8)
-        assert poll(lambda: status(node)["full"]["archive"]["txid"] >= 2)
-        with open_store(str(tmp_path / "archive" / "full.db")) as store:
-            restore(store, tmp_path / "moved.db")
-        assert rows(tmp_path / "moved.db") == [7, 8]
-
-        data.rename(tmp_path / "gone")
-        wait_served(node)
-        assert node.running
-
 
 def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) -> None:
     data, edge = tmp_path / "data", tmp_path / "edge"
     write(data / "good.db", 1)
     make_broken(data / "bad.db")
-    flags = ("--http", "127.0.0.1:0")
-    with serving(configured(tmp_path), *flags) as node, follower(edge / "good.db", node.address) as undisturbed:
+    with serving(configured(tmp_path), "--http", "127.0.0.1:0") as node:
         address = node.facts["http"]  # type: ignore[attr-defined]
         assert node.facts["databases"] == ["good"]  # type: ignore[attr-defined]
         assert status(node)["bad"]["archive"]["error"].startswith("not served: ")
@@ -121,7 +107,7 @@ def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) ->
         with follower(edge / "bad.db", node.address, "--name", "bad", wait=False) as copy:
             copy.wait_event("trying again")  # refused for now, not for good
             write(tmp_path / "better.db", 5)
-            (tmp_path / "better.db").replace(data / "bad.db")
+            replace(tmp_path / "better.db", data / "bad.db")
             assert poll(lambda: rows(edge / "bad.db") == [5])
             assert http(address, "/healthz")[0] == 200
             assert len(node.events("cannot serve, trying again")) == 1
@@ -129,19 +115,51 @@ def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) ->
             write(tmp_path / "best.db", 6, 7)
             replace(tmp_path / "best.db", data / "bad.db")
             assert poll(lambda: rows(edge / "bad.db") == [6, 7])
-            assert "replaced" in node.wait_event("let go")["reason"]
-
-            (data / "bad.db-wal").unlink()  # capture cannot go on
-            assert "bad.db-wal was removed" in node.wait_event("let go", 2)["reason"]
-            wait_served(node, "good", "bad")
-            write(data / "bad.db", 8)
-            assert poll(lambda: rows(edge / "bad.db") == [6, 7, 8])
             assert copy.running
+        assert "bad.db" in node.wait_event("let go")["reason"]
+        assert status(node)["bad"]["txid"] > 1  # the history went on: no TXID is given twice
+        assert [event["database"] for event in node.events("serving")] == ["good", "bad", "bad"]
+
+
+@pytest.mark.slow
+def test_one_that_moves_is_served_under_its_new_name(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write(data / "old.db", 1, 2)
+    with serving(configured(tmp_path)) as node:
+        for side in ("", "-wal"):
+            (data / f"old.db{side}").rename(data / f"new.db{side}")
+        (data / "old.db-shm").unlink()
+        wait_served(node, "new")
+        write(data / "new.db", 3)
+        assert poll(lambda: status(node)["new"]["archive"]["txid"] >= 2)
+        with open_store(str(tmp_path / "archive" / "new.db")) as store:
+            restore(store, tmp_path / "moved.db")
+        assert rows(tmp_path / "moved.db") == [1, 2, 3]
+
+        data.rename(tmp_path / "gone")
+        wait_served(node)
+        assert node.running
+
+
+@pytest.mark.slow
+def test_one_whose_capture_ends_is_let_go_and_taken_up_again(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write(data / "good.db", 1)
+    write(data / "bad.db", 1)
+    with serving(configured(tmp_path)) as node:
+        for _ in range(2):
+            (data / "bad.db-wal").unlink()
+            assert "bad.db-wal was removed" in node.wait_event("let go", 1)["reason"]
+            wait_served(node, "good", "bad")
+        txid = status(node)["bad"]["txid"]
+        write(data / "bad.db", 2)
         write(data / "good.db", 2)
-        assert poll(lambda: rows(edge / "good.db") == [1, 2])
-        assert not undisturbed.events("trying again")
+        assert poll(lambda: status(node)["bad"]["txid"] > txid)
+        assert poll(lambda: status(node)["good"]["txid"] == 2)
+        assert [event["database"] for event in node.events("serving")].count("good") == 1
 
 
+@pytest.mark.slow
 def test_the_capture_of_one_that_is_listed_ends_the_process(tmp_path: Path) -> None:
     write(tmp_path / "data" / "app.db", 1)
     text = "dbs:\n- path: {tmp}/data/app.db\n- {{dir: {tmp}/data, pattern: '*.db', watch: true}}\n"
