@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 
+from node import limits
 from node.grpc_server import listen
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http import Facts, HttpServer
@@ -31,7 +31,6 @@ log = logging.getLogger("walcast.primary")
 
 GRACE_S = 1.0
 STATUS_S = 5.0
-MAX_DATABASES = 1000
 AT_ONCE = 4  # that are opened or closed
 
 
@@ -48,6 +47,7 @@ class Primary:
         self._opening: set[str] = set()
         self._closing: dict[str, asyncio.Task[None]] = {}
         self.gate = asyncio.Semaphore(AT_ONCE)
+        self._most = limits.capacity()
         self._watching = [Watching(config, self) for config in settings.folders if config.watch]
         self._healthy: Any = None
         self._stop = asyncio.Event()
@@ -62,7 +62,7 @@ class Primary:
     @property
     def room(self) -> int:
         """How many databases more can be served."""
-        return max(0, MAX_DATABASES - len(self._serving) - len(self._opening))
+        return max(0, self._most - len(self._serving) - len(self._opening))
 
     def is_leaving(self, name: str, inode: Inode) -> bool:
         """Is a database of this name, or this file, still being let go?"""
@@ -80,7 +80,6 @@ class Primary:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
-        _raise_file_limit()
         publisher = Publisher(self._served, self.status)
         server, self._healthy, self.listening = listen(publisher, self.settings.listen, self.settings.tls)
         async with AsyncExitStack() as stack:
@@ -116,8 +115,8 @@ class Primary:
                 check_database_file(database.path)
             if isinstance(database.archive, str):
                 parse_url(database.archive)
-        if len(found) > MAX_DATABASES:
-            raise ConfigError(f"{len(found)} databases: one primary serves {MAX_DATABASES} at most")
+        if len(found) > self._most:
+            raise ConfigError(f"{len(found)} databases: one primary serves {self._most} at most here")
         return list(found.values())
 
     def _http(self, stack: AsyncExitStack) -> None:
@@ -148,7 +147,7 @@ class Primary:
         if name in self._serving or name in self._opening:
             raise _name_taken(settings, self._serving[name].settings.path if name in self._serving else None)
         if not self.room:
-            raise ConfigError(f"{settings.path}: a primary serves {MAX_DATABASES} databases at most")
+            raise ConfigError(f"{settings.path}: one primary serves {self._most} databases at most here")
         self._opening.add(name)
         try:
             serving = await Serving.open(
@@ -161,6 +160,7 @@ class Primary:
         finally:
             self._opening.discard(name)
         self._serving[name] = serving
+        limits.warn_of_polling(len(self._serving))
         self._served[name] = serving.served
         self._served.away.pop(name, None)
         await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -268,13 +268,6 @@ def _name_taken(settings: DatabaseSettings, path: Path | None) -> ConfigError:
     holder = path or "a database that is being opened"
     what = f"the name {settings.name} is already that of {holder}"
     return ConfigError(f"{settings.path}: {what}; give them different ones with 'name'")
-
-
-def _raise_file_limit() -> None:
-    """A database takes a dozen descriptors, and the usual soft limit is a thousand."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import resource
 import shutil
 import urllib.error
 import urllib.request
@@ -14,6 +16,15 @@ import pytest
 from support.folders import rows, serving, status, wait_served, write
 from support.nodes import follower, poll
 
+from node import limits
+from node.config import load_config
+from node.inodes import Inodes
+from node.primary_role import Primary
+from node.serving import Serving
+from node.settings import DatabaseSettings, PrimarySettings
+from primary.log import TransactionLog
+from walcast import wire
+from walcast.errors import ConfigError, Stopped, Unavailable
 from walcast.restore import restore
 from walcast.store import open_store
 
@@ -119,6 +130,109 @@ def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) ->
         assert "bad.db" in node.wait_event("let go")["reason"]
         assert status(node)["bad"]["txid"] > 1  # the history went on: no TXID is given twice
         assert [event["database"] for event in node.events("serving")] == ["good", "bad", "bad"]
+
+
+def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_DATABASES", 2)
+    config = load_config(configured(tmp_path))
+    for name in "abcd":
+        write(tmp_path / "data" / f"{name}.db", 1)
+    seen: dict[str, object] = {}
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        role = Primary(PrimarySettings([], wire.Address("127.0.0.1", 0), folders=config.folders))
+
+        def ready(role: Primary) -> None:
+            seen.update(names=role.names, trouble=role.trouble(), heartbeat=role.heartbeat_trouble())
+            (tmp_path / "data" / "a.db").unlink()
+
+        running = asyncio.create_task(role.run(stop, ready))
+        async with asyncio.timeout(20):
+            while role.names != ["b", "c"]:
+                await asyncio.sleep(0.02)
+            stop.set()
+            await running
+
+    asyncio.run(run())
+    assert seen == {"names": ["a", "b"]} | dict.fromkeys(
+        ("trouble", "heartbeat"), "2 databases more than one primary serves"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hard", "most"), [(resource.RLIM_INFINITY, 1000), (1 << 20, 1000), (4096, 192), (1024, 38), (64, 1)]
+)
+def test_no_more_are_served_than_there_are_descriptors_for(
+    hard: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (hard, hard))
+    assert limits.capacity() == most
+
+
+def test_files_are_not_closed_under_whoever_reads_them(tmp_path: Path) -> None:
+    """A copy may run in another thread; the numbers of closed descriptors soon belong to other files."""
+    write(tmp_path / "app.db", *range(10))
+
+    async def run() -> None:
+        inodes = Inodes()
+        serving = await Serving.open(
+            DatabaseSettings(tmp_path / "app.db", "app"),
+            inodes,
+            log_bytes=1 << 20,
+            log_age_s=60.0,
+            on_failure=lambda failure: None,
+        )
+        fd = serving.database.files.db_fd
+        with serving.database.reading() as read:
+            assert len(read(1, 1)) == 4096
+            closing = asyncio.create_task(serving.close(inodes, Stopped("removed")))
+            async with asyncio.timeout(10):
+                while not serving.database.leaving:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(Unavailable, match="removed"):
+                read(1, 1)
+            done, _ = await asyncio.wait([closing], timeout=0.2)
+            assert not done
+            os.fstat(fd)
+            assert inodes.holder(serving.inode) == "app"
+        await closing
+        assert inodes.holder(serving.inode) is None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        with pytest.raises(Unavailable, match="removed"), serving.database.reading():
+            pass
+
+    asyncio.run(run())
+
+
+def test_what_failed_to_open_leaves_nothing_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "app.db", 1)
+    inodes = Inodes()
+
+    async def open_it() -> Serving:
+        return await Serving.open(
+            DatabaseSettings(tmp_path / "app.db", "app"),
+            inodes,
+            log_bytes=1 << 20,
+            log_age_s=60.0,
+            on_failure=lambda failure: None,
+        )
+
+    def fail(*arguments: object, **named: object) -> TransactionLog:
+        raise OSError(5, "Input/output error")
+
+    async def run() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(TransactionLog, "open", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                await open_it()
+        serving = await open_it()  # the state folder is not locked, the file not held
+        with pytest.raises(ConfigError, match="is the same file as the database 'app'"):
+            await open_it()
+        await serving.close(inodes)
+
+    asyncio.run(run())
 
 
 @pytest.mark.slow

@@ -1,0 +1,35 @@
+"""How many databases a process can serve on this host."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from pathlib import Path
+
+log = logging.getLogger("walcast.primary")
+
+MAX_DATABASES = 1000
+FILES_EACH = 20  # three of the database and its connections', the log's, the archive's, the wake-up's
+SPARE_FILES = 256
+_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+
+
+def capacity() -> int:
+    """The most databases, so that those that are served never lack descriptors. Raises the soft limit to the hard."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return MAX_DATABASES
+    return max(1, min(MAX_DATABASES, (hard - SPARE_FILES) // FILES_EACH))
+
+
+def warn_of_polling(databases: int) -> None:
+    """Each has an inotify instance, of which a user has 128 on most systems; those without one are polled."""
+    try:
+        instances = int(_INSTANCES.read_text())
+    except (OSError, ValueError):
+        return
+    if databases == instances:
+        facts = {"databases": databases, "fs.inotify.max_user_instances": instances}
+        log.warning("out of inotify instances: further databases cost processor time; raise the limit", extra=facts)
