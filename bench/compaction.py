@@ -75,7 +75,7 @@ def run(run: Run) -> list[Measure]:
 
 def main() -> None:
     """`python -m bench.compaction ARCHIVE OUT`"""
-    from primary.compaction import compact
+    from primary.archiving.compaction import compact
     from walcast.archive import list_files
     from walcast.store.directory import DirectoryStore
 

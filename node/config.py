@@ -17,7 +17,7 @@ from node.config_yaml import BOOLEANS, Ignored, Keys, Yaml, line_of
 from node.folders import Folder, is_pattern
 from node.logs import LEVELS
 from node.ping import check_url
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.store import StoreSpec
 from walcast.wire import Address, Tls

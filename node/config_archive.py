@@ -18,7 +18,7 @@ from urllib.parse import quote
 import yaml
 
 from node.config_yaml import Keys, Yaml
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast.store import DirectorySpec, S3Spec, StoreSpec
 from walcast.store.url import normal_endpoint, parse_url
 

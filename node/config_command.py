@@ -15,7 +15,7 @@ import yaml
 from node.config import Config, DatabaseConfig, FolderConfig, load_config
 from node.inodes import Inodes
 from node.options import JSON, PATH, Command
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file
 from walcast.store import S3Spec, StoreSpec

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node.inodes import Inode, Inodes, inode_of
 from node.settings import DatabaseSettings
-from primary.archiver import Archiver
+from primary.archiving.archiver import Archiver
 from primary.database import Database
 from primary.local_service import LocalService
 from primary.publisher import Refused, Served

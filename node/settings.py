@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.config import DatabaseConfig, FolderConfig
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast import wire
 from walcast.store import StoreSpec
 

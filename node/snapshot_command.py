@@ -21,13 +21,13 @@ import click
 
 from node.options import JSON, PATH, Command, flag
 from node.ping import check_url, ping
-from primary.compaction import Written, prove
+from primary.archiving.compaction import Written, prove
+from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
+from primary.archiving.levels import ArchivePolicy
+from primary.archiving.putting import put_file
+from primary.archiving.retention import delete_expired
+from primary.archiving.snapshot import snapshot
 from primary.database import Database
-from primary.joining import archive_end, begin_behind, continues, newest_txid
-from primary.levels import ArchivePolicy
-from primary.putting import put_file
-from primary.retention import delete_expired
-from primary.snapshot import snapshot
 from walcast import local, ltx
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
 from walcast.errors import ConfigError, Corrupt, Unavailable

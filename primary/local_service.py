@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from primary.compaction import Written
+from primary.archiving.compaction import Written
+from primary.archiving.snapshot import snapshot
 from primary.database import Database
-from primary.snapshot import snapshot
 from walcast import local
 from walcast.errors import Unavailable, WalcastError
 

@@ -14,7 +14,7 @@ from support.writers import checkpointed, sql
 
 from follower.applier import Applier
 from follower.bootstrap import archived_since, from_archive
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.statedir import StateDir
 from walcast.store.directory import DirectoryStore

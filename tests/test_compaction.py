@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primary.compaction import WINDOW_BYTES, Written, compact, prove
+from primary.archiving.compaction import WINDOW_BYTES, Written, compact, prove
 from walcast import ltx
 from walcast.archive import ArchiveFile, ltx_key
 from walcast.checksum import lock_pgno

@@ -17,7 +17,7 @@ from support.nodes import walcast
 
 from node.cli import main
 from node.config import Config, load_config
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.store import S3Spec
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primary.levels import (
+from primary.archiving.levels import (
     DAY_S,
     MAX_INPUTS,
     ArchivePolicy,

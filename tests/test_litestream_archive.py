@@ -26,7 +26,7 @@ from support.nodes import follower, poll, position_of, primary, wait_level, walc
 from support.s3 import counted_s3
 from support.writers import checkpointed, sql
 
-from primary.levels import ArchivePolicy
+from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.position import format_txid
 from walcast.store import open_store

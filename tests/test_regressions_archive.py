@@ -14,9 +14,9 @@ from support.e2e_state import create
 from support.nodes import poll, walcast
 from support.writers import checkpointed, sql
 
-from primary import upkeep as upkeeping
-from primary.levels import ArchivePolicy, expired, interval_passed, snapshot_due
-from primary.unarchived import Unarchived
+from primary.archiving import upkeep as upkeeping
+from primary.archiving.levels import ArchivePolicy, expired, interval_passed, snapshot_due
+from primary.archiving.unarchived import Unarchived
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile
 from walcast.errors import ConfigError
 from walcast.position import Position

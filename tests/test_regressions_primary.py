@@ -18,18 +18,18 @@ from support.e2e_state import create
 from support.nodes import barrier, poll, primary
 from support.writers import sql
 
-from primary import archiver as archiving
 from primary import log as logging_of_transactions
 from primary import loop as looping
 from primary import savedsums
-from primary.archiver import Archiver
+from primary.archiving import archiver as archiving
+from primary.archiving.archiver import Archiver
+from primary.archiving.snapshot import snapshot
 from primary.capture import Capture
 from primary.database import Database
 from primary.entries import append_entry
 from primary.log import TransactionLog
 from primary.resume import resume
 from primary.segment import SUFFIX
-from primary.snapshot import snapshot
 from walcast import ltx, wire
 from walcast.checksum import PageChecksums
 from walcast.errors import Corrupt

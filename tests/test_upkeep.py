@@ -18,9 +18,9 @@ from support.nodes import poll
 from support.s3 import counted_s3
 from support.writers import Child, checkpointed, sql, writer
 
-from primary import upkeep as upkeeping
-from primary.archiver import Archiver
-from primary.levels import ArchivePolicy
+from primary.archiving import upkeep as upkeeping
+from primary.archiving.archiver import Archiver
+from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
 from walcast.errors import Unavailable
 from walcast.store import ObjectInfo, Store, open_store
@@ -209,7 +209,7 @@ def test_a_primary_that_starts_again_takes_up_what_was_left(app: Served, tmp_pat
 def test_without_room_for_a_snapshot_the_apps_disk_is_left_alone(
     app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from primary import snapshot as snapshots
+    from primary.archiving import snapshot as snapshots
 
     monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
     with archiving(app, DirectoryStore(tmp_path / "archive"), FAST) as archiver:
@@ -287,7 +287,7 @@ def test_after_an_outage_longer_than_the_log_one_difference_is_shipped(tmp_path:
 def test_notes_that_cannot_be_kept_cost_a_snapshot_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from primary.unarchived import Unarchived
+    from primary.archiving.unarchived import Unarchived
 
     def full(self: Unarchived, *, durable: bool) -> None:
         raise OSError(28, "No space left on device")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import resource
 import shutil
 import urllib.error
@@ -14,11 +15,13 @@ from typing import Any
 
 import pytest
 from support.folders import rows, serving, status, wait_served, write
-from support.nodes import follower, poll
+from support.nodes import barrier, follower, poll
 
 from node import limits
 from node.config import load_config
+from node.folders import Found
 from node.inodes import Inodes
+from node.notices import Notices
 from node.primary_role import Primary
 from node.serving import Serving
 from node.settings import DatabaseSettings, PrimarySettings
@@ -132,6 +135,33 @@ def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) ->
         assert [event["database"] for event in node.events("serving")] == ["good", "bad", "bad"]
 
 
+async def served_now(config: Path, stop: asyncio.Event, wanted: list[str]) -> Primary:
+    """A primary of this process over a watched folder, from when it serves `wanted` until `stop` is set."""
+    role = Primary(PrimarySettings([], wire.Address("127.0.0.1", 0), folders=load_config(config).folders))
+    running = asyncio.create_task(role.run(stop, lambda role: None))
+    async with asyncio.timeout(20):
+        while role.names != wanted:
+            await asyncio.sleep(0.02)
+        stop.set()
+        await running
+    return role
+
+
+def test_what_comes_between_the_look_and_the_watch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, late = Notices.watch, [tmp_path / "data" / "late.db", tmp_path / "data" / "sub" / "later.db"]
+    write(tmp_path / "app.db", 1)
+
+    def slow_watch(self: Notices, found: Found) -> bool:
+        if late:
+            path = late.pop(0)
+            path.parent.mkdir(exist_ok=True)
+            (tmp_path / "app.db").rename(path) if path.name == "later.db" else shutil.copy(tmp_path / "app.db", path)
+        return watch(self, found)
+
+    monkeypatch.setattr(Notices, "watch", slow_watch)
+    asyncio.run(served_now(configured(tmp_path), asyncio.Event(), ["late", "sub/later"]))
+
+
 def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_DATABASES", 2)
     config = load_config(configured(tmp_path))
@@ -155,9 +185,8 @@ def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pyt
             await running
 
     asyncio.run(run())
-    assert seen == {"names": ["a", "b"]} | dict.fromkeys(
-        ("trouble", "heartbeat"), "2 databases more than one primary serves"
-    )
+    more = "2 databases more than one primary serves"
+    assert seen == {"names": ["a", "b"], "trouble": more, "heartbeat": more}
 
 
 @pytest.mark.parametrize(
@@ -283,3 +312,49 @@ def test_the_capture_of_one_that_is_listed_ends_the_process(tmp_path: Path) -> N
         (tmp_path / "data" / "app.db-wal").unlink()
         assert node.wait(20) == 1
         assert node.err.read_text().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.slow
+def test_whatever_comes_and_goes_what_is_there_is_served_in_the_end(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    data, value = tmp_path / "data", 0
+    (data / "sub").mkdir(parents=True)
+    names = [f"{folder}{letter}.db" for folder in ("", "sub/", "sub/deep/") for letter in "abc"]
+    expected: dict[str, list[int]] = {}
+
+    def drop(path: Path) -> None:
+        for side in ("", "-wal", "-shm"):
+            Path(f"{path}{side}").unlink(missing_ok=True)
+
+    with serving(configured(tmp_path)) as node:
+        for _ in range(150):
+            name = rng.choice(names)
+            path, value = data / name, value + 1
+            match rng.choice(["write", "write", "drop", "replace", "folder", "wait"]):
+                case "write":
+                    write(path, value)
+                    expected[name] = [*expected.get(name, []), value]
+                case "drop":
+                    drop(path)
+                    expected.pop(name, None)
+                case "replace":
+                    write(tmp_path / "new.db", value)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    drop(path)
+                    (tmp_path / "new.db").replace(path)
+                    expected[name] = [value]
+                case "folder":
+                    shutil.rmtree(data / "sub", ignore_errors=True)
+                    expected = {name: values for name, values in expected.items() if "/" not in name}
+                case "wait":
+                    there = {name.removesuffix(".db") for name in expected}
+                    poll(lambda there=there: set(status(node)) == there, rng.random() * 2)
+        assert {name: rows(data / name) for name in expected} == expected
+        wait_served(node, *(name.removesuffix(".db") for name in expected), seconds=90.0)
+        for name in expected:
+            barrier(node.address, name.removesuffix(".db"))
+        assert node.stop() == 0
+    for name, values in expected.items():
+        with open_store(str(tmp_path / "archive" / name)) as store:
+            restore(store, tmp_path / "restored" / name)
+        assert rows(tmp_path / "restored" / name) == values, name

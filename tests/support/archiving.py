@@ -13,8 +13,8 @@ from pathlib import Path
 from support.e2e_oracle import Served
 from support.nodes import poll
 
-from primary.archiver import Archiver
-from primary.levels import ArchivePolicy
+from primary.archiving.archiver import Archiver
+from primary.archiving.levels import ArchivePolicy
 from walcast.archive import ArchiveFile, list_files
 from walcast.restore import restore
 from walcast.store import Store

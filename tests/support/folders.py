@@ -53,7 +53,7 @@ def status(node: Node) -> dict[str, dict[str, Any]]:
     return {database["name"]: database for database in facts["databases"]}
 
 
-def wait_served(node: Node, *names: str) -> None:
+def wait_served(node: Node, *names: str, seconds: float = 20.0) -> None:
     """Until exactly these are served."""
     shown: list[str] = []
 
@@ -61,4 +61,4 @@ def wait_served(node: Node, *names: str) -> None:
         shown[:] = sorted(name for name, facts in status(node).items() if facts["txid"])
         return shown == sorted(names)
 
-    assert poll(are, 20.0, 0.1), (shown, node.err.read_text())
+    assert poll(are, seconds, 0.1), (shown, node.err.read_text())

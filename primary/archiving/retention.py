@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from primary.levels import ArchivePolicy, expired
+from primary.archiving.levels import ArchivePolicy, expired
 from walcast.archive import ArchiveFile, plan_restore
 from walcast.errors import Corrupt
 from walcast.store import Store

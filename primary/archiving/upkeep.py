@@ -15,13 +15,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, cast
 
-from primary.catalogue import Catalogue
-from primary.compaction import Written, compact, prove
+from primary.archiving.catalogue import Catalogue
+from primary.archiving.compaction import Written, compact, prove
+from primary.archiving.levels import (
+    MAX_INPUTS,
+    ArchivePolicy,
+    compaction_inputs,
+    expired,
+    interval_passed,
+    snapshot_due,
+)
+from primary.archiving.putting import probe, put_file
+from primary.archiving.retention import delete_expired
+from primary.archiving.snapshot import SPARE_BYTES, snapshot
 from primary.database import Database
-from primary.levels import MAX_INPUTS, ArchivePolicy, compaction_inputs, expired, interval_passed, snapshot_due
-from primary.putting import probe, put_file
-from primary.retention import delete_expired
-from primary.snapshot import SPARE_BYTES, snapshot
 from walcast import ltx
 from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile
 from walcast.errors import Corrupt, Unavailable, WalcastError

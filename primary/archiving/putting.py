@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import BinaryIO
 
-from primary.compaction import Written, prove
+from primary.archiving.compaction import Written, prove
 from walcast.archive import ArchiveFile, ltx_key
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.store import ObjectExists, Store

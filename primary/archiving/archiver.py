@@ -13,18 +13,18 @@ import threading
 import time
 from typing import BinaryIO, cast
 
-from primary.catalogue import Catalogue
-from primary.compaction import Written
+from primary.archiving.catalogue import Catalogue
+from primary.archiving.compaction import Written
+from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
+from primary.archiving.levels import ArchivePolicy
+from primary.archiving.merging import merge
+from primary.archiving.putting import probe
+from primary.archiving.snapshot import difference, snapshot
+from primary.archiving.unarchived import Unarchived
+from primary.archiving.upkeep import Upkeep
 from primary.database import Database
-from primary.joining import archive_end, begin_behind, continues, newest_txid
-from primary.levels import ArchivePolicy
 from primary.log import Known
-from primary.merging import merge
-from primary.putting import probe
 from primary.segment import Entry
-from primary.snapshot import difference, snapshot
-from primary.unarchived import Unarchived
-from primary.upkeep import Upkeep
 from walcast.archive import SNAPSHOT_LEVEL, list_files
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.position import Position

@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from primary.compaction import Written
+from primary.archiving.compaction import Written
 from primary.database import Database
 from primary.segment import Entry
 from walcast import ltx

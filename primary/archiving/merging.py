@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import lz4.block
 
-from primary.compaction import Written
+from primary.archiving.compaction import Written
 from primary.segment import Entry
 from walcast import ltx
 from walcast.errors import Corrupt
