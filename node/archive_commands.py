@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from node.config import Config, load_config
 from walcast.errors import ConfigError
 from walcast.moment import format_moment, parse_moment
 from walcast.store import StoreSpec
+
+if TYPE_CHECKING:
+    from node.config import Config
 
 
 def parse_timestamp(text: str) -> int:
@@ -29,7 +32,11 @@ def parse_txid(text: str) -> int:
 
 def archive_of(target: str, config: Path | None) -> str | StoreSpec:
     """The archive of `URL|DB`: the URL, or with a configuration file the archive that it gives the database DB."""
-    return target if config is None else _configured(load_config(config), Path(target))
+    if config is None:
+        return target
+    from node.config import load_config
+
+    return _configured(load_config(config), Path(target))
 
 
 def is_url(target: str) -> bool:

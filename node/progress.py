@@ -9,11 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 EVERY_S = 5.0
 MIB = 1 << 20
@@ -45,6 +44,11 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
+            # Here, since it takes a while, and most restores are not watched.
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bar
+
             columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
             self._bar = Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(self._what, total=total)

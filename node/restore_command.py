@@ -35,7 +35,7 @@ EXAMPLES = (
 @flag("--force", is_flag=True, help="Replace an existing database, and its -wal, -shm and -journal.")
 @flag("--dry-run", is_flag=True, help="Only say what would be done.")
 @flag("--integrity-check", type=click.Choice(["none", "quick", "full"]), default="none", help="Let SQLite check it.")
-@flag("--parallelism", type=click.IntRange(1, 64), default=4, help="Requests at once.")
+@flag("--parallelism", type=click.IntRange(1, 64), default=16, help="Requests at once.")
 @JSON
 def restore_command(
     url: str,

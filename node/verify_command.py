@@ -33,7 +33,7 @@ EXAMPLES = (
 @flag("--scratch", type=PATH, default=None, help="Archive: folder to restore into; the system's own if not given.")
 @flag("--sample", is_flag=True, help="Archive: a cheap look that says what it leaves out.")
 @flag("--sample-files", type=click.IntRange(0), default=8, help="Archive: how many files a sample reads whole.")
-@flag("--parallelism", type=click.IntRange(1, 64), default=4, help="Archive: files read at once.")
+@flag("--parallelism", type=click.IntRange(1, 64), default=8, help="Archive: files read at once.")
 @flag("--primary", "primary_address", default=None, help="Replica: HOST:PORT of the primary to compare with.")
 @flag("--name", default=None, help="Replica: its name at the primary; the file's stem when not given.")
 @tls_flags

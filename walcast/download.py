@@ -7,56 +7,80 @@ the garbage collector, at any moment and in any thread, and joining threads ther
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from walcast.archive import ArchiveFile
 from walcast.damage import DamagedFile
 from walcast.store.base import Store
 
 PIECE_BYTES = 4 << 20
+_WAITING_MAX = 4096  # of small files
 
 F = TypeVar("F", bound=ArchiveFile)
 
 
+def pieces_of(files: Iterable[F]) -> Iterator[tuple[F, int, int]]:
+    """File, start and length of each piece, in order; an empty file is one empty piece."""
+    for file in files:
+        for start in range(0, max(file.size, 1), PIECE_BYTES):
+            yield file, start, min(PIECE_BYTES, file.size - start)
+
+
+def window_bytes(requests: int) -> int:
+    """How much may be in memory: what is being fetched and a little more."""
+    return (requests + 4) * PIECE_BYTES
+
+
 @contextmanager
 def downloading(store: Store, files: Sequence[F], parallelism: int) -> Iterator[Iterator[tuple[F, bytes, bool]]]:
-    """Every piece of every file, in order, and whether it is its file's last; an empty file is one empty piece.
+    """Every piece of every file, in order, and whether it is its file's last.
 
-    At most `parallelism` requests at once, and twice as many pieces in memory. What the store raises comes where the
-    piece would; a file that is shorter than listed is a DamagedFile.
+    At most `parallelism` requests at once, the first of them at once, and `window_bytes` in memory. What the store
+    raises comes where the piece would; a file that is shorter than listed is a DamagedFile.
     """
-    waiting: deque[tuple[F, int, int, Future[bytes]]] = deque()
     with ThreadPoolExecutor(parallelism, thread_name_prefix="walcast-download") as pool:
+        window = _Window(store, files, window_bytes(parallelism), pool)
         try:
-            yield _in_order(store, files, parallelism * 2, pool, waiting)
+            window.fill()
+            yield window.pieces()
         finally:
-            for *_, future in waiting:
-                future.cancel()
+            window.cancel()
 
 
-def _in_order(
-    store: Store,
-    files: Sequence[F],
-    window: int,
-    pool: ThreadPoolExecutor,
-    waiting: deque[tuple[F, int, int, Future[bytes]]],
-) -> Iterator[tuple[F, bytes, bool]]:
-    pieces = (
-        (file, start, min(PIECE_BYTES, file.size - start))
-        for file in files
-        for start in range(0, max(file.size, 1), PIECE_BYTES)
-    )
-    while True:
-        while len(waiting) < window and (piece := next(pieces, None)) is not None:
+class _Window(Generic[F]):
+    """The pieces that are being fetched or wait to be taken."""
+
+    def __init__(self, store: Store, files: Sequence[F], bytes_max: int, pool: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._pool = pool
+        self._free_bytes = bytes_max
+        self._waiting: deque[tuple[F, int, int, Future[bytes]]] = deque()
+        self._left = pieces_of(files)
+
+    def fill(self) -> None:
+        """Ask for as many pieces as there is room for."""
+        while self._free_bytes > 0 and len(self._waiting) < _WAITING_MAX:
+            if (piece := next(self._left, None)) is None:
+                return
             file, start, length = piece
-            waiting.append((file, start, length, pool.submit(store.get, file.key, start, length)))
-        if not waiting:
-            return
-        file, start, length, future = waiting.popleft()
-        data = future.result()
-        if len(data) != length:
-            raise DamagedFile(file, f"ends at byte {start + len(data)} of {file.size}")
-        yield file, data, start + length >= file.size
+            self._free_bytes -= length
+            self._waiting.append((file, start, length, self._pool.submit(self._store.get, file.key, start, length)))
+
+    def pieces(self) -> Iterator[tuple[F, bytes, bool]]:
+        """Each in its turn."""
+        while self._waiting:
+            file, start, length, future = self._waiting.popleft()
+            data = future.result()
+            if len(data) != length:
+                raise DamagedFile(file, f"ends at byte {start + len(data)} of {file.size}")
+            yield file, data, start + length >= file.size
+            self._free_bytes += length
+            self.fill()
+
+    def cancel(self) -> None:
+        """Ask for no more."""
+        for *_, future in self._waiting:
+            future.cancel()

@@ -81,7 +81,7 @@ def restore(
     if_db_not_exists: bool = False,
     if_replica_exists: bool = False,
     dry_run: bool = False,
-    parallelism: int = 4,
+    parallelism: int = 16,
     integrity_check: IntegrityCheck = "none",
     progress: Progress | None = None,
 ) -> RestoreReport:

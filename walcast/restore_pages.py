@@ -34,10 +34,14 @@ class Batch:
 
 
 class FilePages:
-    """One file: `feed` its bytes in order, then `finish`. Batches go to `emit`; they are proven only by `finish`."""
+    """One file: `feed` its bytes in order, then `finish`. Batches go to `emit`; they are proven only by `finish`.
 
-    def __init__(self, emit: Callable[[Header, Batch], None]) -> None:
-        self.header: Header | None = None
+    With `part_of` only some pages of the file with that header, from the beginning of one to the end of one; then
+    `finish_part`.
+    """
+
+    def __init__(self, emit: Callable[[Header, Batch], None], part_of: Header | None = None) -> None:
+        self.header = part_of
         self._emit = emit
         self._rest = b""
         self._crc = 0
@@ -80,6 +84,12 @@ class FilePages:
         else:
             self._rest = b""
             self._end += buffer[at:]
+
+    def finish_part(self) -> int:
+        """The part has ended: the CRC-64 of it, pages uncompressed. Raises Corrupt when it is not some whole pages."""
+        if self._rest or self._end is not None:
+            raise Corrupt("LTX file: a part that does not end with a page")
+        return self._crc
 
     def finish(self) -> Trailer:
         """The file has ended. Raises Corrupt when it is not all there, or not what its checksums say."""

@@ -41,7 +41,7 @@ _NOT_RESTORABLE = (Corrupt, ObjectMissing, ArchiveEmpty, ArchiveGap, TxidNotAvai
 
 
 def verify_archive(
-    store: Store, *, scratch: Path | None = None, parallelism: int = 4, progress: Progress | None = None
+    store: Store, *, scratch: Path | None = None, parallelism: int = 8, progress: Progress | None = None
 ) -> Findings:
     """Read every file, restore the newest state into the folder `scratch` (None: the system's own), and check it all.
 
@@ -59,7 +59,7 @@ def verify_archive(
     return findings
 
 
-def sample_archive(store: Store, *, count: int = 8, parallelism: int = 4, progress: Progress | None = None) -> Findings:
+def sample_archive(store: Store, *, count: int = 8, parallelism: int = 8, progress: Progress | None = None) -> Findings:
     """Look at what is cheap: names, the newest snapshot's two ends, the newest plan's headers, `count` files whole.
 
     The files are picked at random among those that are no snapshots. Raises ArchiveEmpty and what the store raises.
