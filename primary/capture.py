@@ -49,8 +49,9 @@ class Capture:
         self.reader = reader
         self.frame_size = FRAME_HEADER_SIZE + page_size
         self._batch_frames = max(1, BATCH_BYTES // self.frame_size)
-        self._buffer = bytearray(self._batch_frames * self.frame_size)
-        self._view = memoryview(self._buffer)
+        # Not zeroed: memory that no batch ever filled is never taken, and a process may serve hundreds of databases.
+        self._buffer = np.empty(self._batch_frames * self.frame_size, np.uint8)
+        self._view = self._buffer.data
 
     def seek(self, frame: int, salt: tuple[int, int]) -> None:
         """Everything up to `frame` of the WAL with `salt` is in the log."""
