@@ -24,7 +24,7 @@ demo: $(STAMP)  ## a primary, two followers, an app writing, a kill -9, a compar
 	$(BIN)/walcast demo
 
 test: $(STAMP)  ## the default tests, under five minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)  ## the long campaigns
 	$(BIN)/python -m pytest -m slow
