@@ -72,9 +72,9 @@ def columns(rows: list[tuple[str, ...]], right: str = "") -> str:
 
 
 def _configured(config: Config, path: Path) -> StoreSpec:
-    for database in config.dbs:
-        if database.path == path.absolute():
-            if database.archive is None:
-                raise ConfigError(f"{config.path}:{database.line}: {path} has no archive")
-            return database.archive
-    raise ConfigError(f"{config.path}: no database {path}")
+    database = config.database(path)
+    if database is None:
+        raise ConfigError(f"{config.path}: no database {path}")
+    if database.archive is None:
+        raise ConfigError(f"{config.path}:{database.line}: {path} has no archive")
+    return database.archive

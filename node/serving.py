@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from node.inodes import Inode, Inodes, inode_of
@@ -30,43 +28,6 @@ READERS_S = 40.0  # a copy keeps its connection for up to 30 s after its end
 READERS_EVERY_S = 0.05
 
 
-class LentDatabase(Database):
-    """Counts who reads its pages: its files must not be closed under them, nor their numbers go to other files."""
-
-    def __init__(self, path: Path, name: str, *, log_bytes: int, log_age_s: float) -> None:
-        self.readers = 0
-        self.leaving: WalcastError | None = None
-        self._counting = threading.Lock()
-        try:
-            super().__init__(path, name, log_bytes=log_bytes, log_age_s=log_age_s)
-        except BaseException:
-            # What is open already: a later try must find the state folder unlocked.
-            for part in ("_anchor", "_reader", "files", "log", "state"):
-                if hasattr(self, part):
-                    getattr(self, part).close()
-            raise
-
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[int, int], memoryview]]:
-        """As for any database; ends early, with Unavailable, when it is let go."""
-        with self._counting:
-            if self.leaving:
-                raise Unavailable(str(self.leaving))
-            self.readers += 1
-        try:
-            with super().reading() as read:
-
-                def read_unless_leaving(first: int, count: int) -> memoryview:
-                    if self.leaving:
-                        raise Unavailable(str(self.leaving))
-                    return read(first, count)
-
-                yield read_unless_leaving
-        finally:
-            with self._counting:
-                self.readers -= 1
-
-
 class ServedByName(dict[str, Served]):
     """What the publisher looks names up in. A database that is `away`, and tried again, is refused for now, not as
     unknown: that would be for good."""
@@ -85,7 +46,7 @@ class ServedByName(dict[str, Served]):
 class Serving:
     """One database while it is served."""
 
-    def __init__(self, settings: DatabaseSettings, inode: Inode, database: LentDatabase, store: Store | None) -> None:
+    def __init__(self, settings: DatabaseSettings, inode: Inode, database: Database, store: Store | None) -> None:
         self.settings = settings
         self.inode = inode
         self.database = database
@@ -107,16 +68,14 @@ class Serving:
         """Raises what `primary.opening` does, and ConfigError when this process serves the file already. `on_failure`
         is called in the event loop when capture ended by itself."""
         store = await asyncio.to_thread(_ready_archive, settings)
-        database: LentDatabase | None = None
+        database: Database | None = None
         try:
             path, inode = await asyncio.to_thread(_hold, settings, inodes)
         except BaseException:
             _close(store)
             raise
         try:
-            database = await asyncio.to_thread(
-                LentDatabase, path, settings.name, log_bytes=log_bytes, log_age_s=log_age_s
-            )
+            database = await asyncio.to_thread(Database, path, settings.name, log_bytes=log_bytes, log_age_s=log_age_s)
             loop = asyncio.get_running_loop()
             capture = database.loop
             capture.on_failure = lambda: loop.call_soon_threadsafe(on_failure, capture.failure or Stopped("ended"))
@@ -153,7 +112,7 @@ class Serving:
             loop = self.database.loop
             loop.failure = loop.failure or reason
             self.database.leaving = loop.failure
-            self.served._wake()
+            self.served.wake()
         if self._local is not None:
             await self._local.stop()
         if self.archiver is not None:

@@ -8,29 +8,53 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apsw
+
 from primary.anchor import Anchor, connect
 from primary.capture import Capture
 from primary.log import TransactionLog
 from primary.loop import CaptureLoop
 from primary.opening import open_database
 from walcast.dbfiles import DatabaseFiles, PageReader
+from walcast.errors import Unavailable, WalcastError
 from walcast.statedir import StateDir
 
 
 class Database:
-    """Opened by the constructor, captured from `start` to `stop`. Any thread may read its log and its pages."""
+    """Opened by the constructor, captured from `start` to `stop`. Any thread may read its log and its pages.
+
+    `readers` counts who reads pages: the files must not be closed under them, nor their numbers go to other files.
+    `leaving`, once set, is why readers end early.
+    """
 
     def __init__(self, path: Path, name: str, *, log_bytes: int = 256 << 20, log_age_s: float = 3600.0) -> None:
         self.path = path
         self.name = name
-        self._reader = open_database(path)
-        self.state = StateDir(path)
+        self.readers = 0
+        self.leaving: WalcastError | None = None
+        self.snapshotting = threading.Lock()
+        self._counting = threading.Lock()
+        try:
+            self._open(log_bytes, log_age_s)
+        except BaseException:
+            self._let_go()  # so that a later try finds it free
+            raise
+
+    def _open(self, log_bytes: int, log_age_s: float) -> None:
+        self._reader = open_database(self.path)
+        self.state = StateDir(self.path)
         self.log = TransactionLog.open(self.state.path / "log", max_bytes=log_bytes, max_age_s=log_age_s)
         self.page_size = int(self._reader.pragma("page_size"))
-        self._anchor = Anchor(path)
-        self.files = DatabaseFiles(path)
-        self.snapshotting = threading.Lock()
-        self.loop = CaptureLoop(name, self._anchor, Capture(self.files, self._reader, self.log, self.page_size))
+        self._anchor = Anchor(self.path)
+        self.files = DatabaseFiles(self.path)
+        capture = Capture(self.files, self._reader, self.log, self.page_size)
+        self.loop = CaptureLoop(self.name, self._anchor, capture)
+
+    def _let_go(self) -> None:
+        """Of what is open: connections first, then the files (`walcast.dbfiles`)."""
+        for part in ("_anchor", "_reader", "files", "log", "state"):
+            if hasattr(self, part):
+                getattr(self, part).close()
 
     def start(self) -> None:
         """Find where to go on, then capture in the background."""
@@ -40,17 +64,30 @@ class Database:
     def reading(self) -> Iterator[Callable[[int, int], memoryview]]:
         """Read pages in other threads: `read(first, count)` takes them at the newest state, each call in a short read
         transaction of its own, and answers fewer where the database ends."""
-        connection = connect(self.path)
+        with self._counting:
+            self._raise_when_leaving()
+            self.readers += 1
+        connection: apsw.Connection | None = None
 
         def read(first: int, count: int) -> memoryview:
+            self._raise_when_leaving()
+            assert connection is not None
             with PageReader(self.files, connection) as reader:
                 count = min(count, reader.header.commit_pages + 1 - first)
                 return reader.read(first, count) if count > 0 else memoryview(b"")
 
         try:
+            connection = connect(self.path)
             yield read
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
+            with self._counting:
+                self.readers -= 1
+
+    def _raise_when_leaving(self) -> None:
+        if self.leaving:
+            raise Unavailable(str(self.leaving))
 
     @property
     def wal_bytes(self) -> int:
@@ -58,10 +95,6 @@ class Database:
         return os.fstat(self.files.wal_fd).st_size
 
     def stop(self) -> None:
-        """End capturing and let go of the database: connections first, then the files (`walcast.dbfiles`)."""
+        """End capturing and let go of the database."""
         self.loop.stop()
-        self._anchor.close()
-        self._reader.close()
-        self.files.close()
-        self.log.close()
-        self.state.close()
+        self._let_go()

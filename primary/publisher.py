@@ -68,9 +68,10 @@ class Served:
     def _wake_from_thread(self) -> None:
         if not self._woken:  # many entries between two turns of the loop need one wake-up
             self._woken = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self.wake)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have every stream look again."""
         self._woken = False
         self._grown.set()
         self._grown = asyncio.Event()
@@ -100,7 +101,7 @@ class Publisher(rpc.ReplicationServicer):
         """End the streams; new ones are refused."""
         self._stopping.set()
         for served in self._databases.values():
-            served._wake()
+            served.wake()
 
     def _find(self, protocol: int, name: str, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
@@ -245,7 +246,7 @@ class Publisher(rpc.ReplicationServicer):
         if request.followers:
             waiting = asyncio.create_task(served.followers.wait_applied(position.txid, request.followers, timeout_s))
             await asyncio.sleep(0)
-            served._wake()  # have the streams ask for a reply
+            served.wake()  # have the streams ask for a reply
             applied = await waiting
         return pb.BarrierReply(position=wire.position_message(position, served.log.term), followers=applied)
 
