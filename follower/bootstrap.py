@@ -25,8 +25,8 @@ from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
 from walcast.errors import Corrupt, Unavailable
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
-from walcast.restore_apply import GoOn, Restored
-from walcast.restore_around import Around, Goal
+from walcast.restore.apply import GoOn, Restored
+from walcast.restore.around import Around, Goal
 from walcast.rpc import replication_pb2 as pb
 from walcast.store import Store
 

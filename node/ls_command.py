@@ -12,8 +12,8 @@ import click
 from node.archive_commands import archive_of, columns, size_text, time_text
 from node.options import CONFIG, JSON, Command, flag
 from walcast.archive import LEVELS, ArchiveFile, iter_files
-from walcast.contents import Contents, End, Hole, contents_of
-from walcast.generations import list_generations
+from walcast.archive.contents import Contents, End, Hole, contents_of
+from walcast.archive.generations import list_generations
 from walcast.moment import format_moment
 from walcast.position import format_txid
 from walcast.store import Store, open_store

@@ -13,7 +13,7 @@ from node.archive_commands import archive_of, is_url, size_text, time_text
 from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.progress import progress_of
 from walcast import wire
-from walcast.archive_checks import Findings
+from walcast.archive.checks import Findings
 from walcast.errors import ConfigError, Corrupt
 from walcast.moment import format_moment
 from walcast.position import format_txid
@@ -75,7 +75,7 @@ def verify_command(
 def _verify_archive(
     where: str | StoreSpec, as_json: bool, *, scratch: Path | None, parallelism: int, sample: int | None
 ) -> None:
-    from walcast.verify_archive import sample_archive, verify_archive
+    from walcast.restore.verify import sample_archive, verify_archive
 
     with open_store(where) as store, progress_of("verifying", quiet=as_json) as progress:
         if sample is not None:

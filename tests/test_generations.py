@@ -22,10 +22,8 @@ import numpy as np
 import pytest
 
 from walcast.archive import ArchiveEmpty, TxidNotAvailable, ltx_key
-from walcast.checksum import PageChecksums
-from walcast.damage import DamagedFile
-from walcast.errors import ConfigError, Corrupt
-from walcast.generations import (
+from walcast.archive.damage import DamagedFile
+from walcast.archive.generations import (
     GenerationFile,
     GenerationGap,
     list_generations,
@@ -34,10 +32,12 @@ from walcast.generations import (
     plan_to,
     segment_key,
 )
+from walcast.checksum import PageChecksums
+from walcast.errors import ConfigError, Corrupt
 from walcast.moment import format_moment
 from walcast.restore import restore
-from walcast.restore_generations import generation_to, restore_generation
-from walcast.restore_wal import RestoredWal
+from walcast.restore.generations import generation_to, restore_generation
+from walcast.restore.wal import RestoredWal
 from walcast.store import Store, open_store
 from walcast.wal import WAL_HEADER_SIZE, WalHeader, frame_checksums, frame_dtype
 

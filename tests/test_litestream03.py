@@ -20,9 +20,9 @@ import pytest
 from support.nodes import walcast
 from support.s3 import BUCKET, KEY_ID, SECRET, S3Server, rclone_s3
 
-from walcast.damage import DamagedFile
+from walcast.archive.damage import DamagedFile
+from walcast.archive.generations import GenerationFile, GenerationGap, list_generations, plan_generation
 from walcast.errors import ConfigError
-from walcast.generations import GenerationFile, GenerationGap, list_generations, plan_generation
 from walcast.moment import format_moment
 from walcast.restore import restore
 from walcast.store import DirectorySpec, Store, StoreSpec, open_store

@@ -14,7 +14,7 @@ from support.run_command import run
 
 from node.ls_command import ls_command
 from walcast.archive import ArchiveFile, list_files, ltx_key
-from walcast.contents import Hole, contents_of, holes_between, restorable_ranges
+from walcast.archive.contents import Hole, contents_of, holes_between, restorable_ranges
 from walcast.store import open_store
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.archives import History, MemoryStore
 
 from walcast.archive import ArchiveGap, ltx_key
-from walcast.damage import Contradiction
+from walcast.archive.damage import Contradiction
 from walcast.restore import DamagedFile, restore
 from walcast.store import ObjectMissing
 

@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from ltx_forge import crc64
 from support.archives import History, MemoryStore
 
-from walcast import restore_division, restore_parts
 from walcast.archive import ArchiveFile, list_files, ltx_key
 from walcast.checksum import crc64_go_iso
-from walcast.crc_parts import crc64_of_parts
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.ltx import Decoder, Header, Page, decode_file, decode_page_index
 from walcast.restore import DamagedFile, restore
-from walcast.restore_division import Division, divide
-from walcast.restore_parts import TAIL_BYTES, cut, decode, finish, tail_size
-from walcast.restore_workers import Workers, can_fork
+from walcast.restore import division as restore_division
+from walcast.restore import parts as restore_parts
+from walcast.restore.crc_parts import crc64_of_parts
+from walcast.restore.division import Division, divide
+from walcast.restore.parts import TAIL_BYTES, cut, decode, finish, tail_size
+from walcast.restore.workers import Workers, can_fork
 from walcast.store import ObjectMissing, Store, open_store
 
 DEADLINE_S = 30
@@ -309,7 +310,7 @@ def test_a_full_disk_in_a_process_is_one_line(history: History, tmp_path: Path, 
 def test_a_process_with_threads_is_not_forked(tmp_path: Path) -> None:
     code = """
 import threading
-from walcast.restore_workers import can_fork
+from walcast.restore.workers import can_fork
 print(can_fork())
 event = threading.Event()
 threading.Thread(target=event.wait, daemon=True).start()
@@ -323,7 +324,8 @@ print(can_fork())
 RUNNING = """
 import os, sys
 from pathlib import Path
-from walcast import restore_division, restore_parts
+from walcast.restore import division as restore_division
+from walcast.restore import parts as restore_parts
 from walcast.restore import restore
 from walcast.store.directory import DirectoryStore
 
@@ -383,7 +385,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_workers_answer_every_ticket_in_any_order(history: History, tmp_path: Path) -> None:
-    from walcast.restore_workers import Range
+    from walcast.restore.workers import Range
 
     (tmp_path / "target").write_bytes(b"")
     store: Store = history.store

@@ -17,12 +17,12 @@ import pytest
 from support.s3 import S3Server, rclone_s3
 
 from walcast.archive import list_files, ltx_key, plan_restore
+from walcast.archive.contents import contents_of
 from walcast.checksum import PageChecksums
-from walcast.contents import contents_of
 from walcast.ltx import FLAG_NO_CHECKSUM, Encoder, Header
 from walcast.restore import restore
+from walcast.restore.verify import verify_archive
 from walcast.store import DirectorySpec, Store, StoreSpec, open_store
-from walcast.verify_archive import verify_archive
 
 DEADLINE_S = 30
 LITESTREAM = Path(sys.executable).with_name("litestream")

@@ -15,7 +15,7 @@ from support.archives import History, MemoryStore
 
 from walcast.errors import ConfigError, Unavailable
 from walcast.restore import restore
-from walcast.restore_target import put_in_place, remove_leftovers, temporary_beside
+from walcast.restore.target import put_in_place, remove_leftovers, temporary_beside
 from walcast.store import open_store
 
 DEADLINE_S = 30

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.archives import History, MemoryStore
 
 from walcast.archive import ArchiveFile, TxidNotAvailable, list_files, ltx_key, plan_restore
-from walcast.archive_times import FEW_FILES, timed
+from walcast.archive.times import FEW_FILES, timed
 from walcast.ltx import FLAG_NO_CHECKSUM, Header
 from walcast.moment import format_moment, parse_moment
 from walcast.restore import DamagedFile, restore

@@ -22,8 +22,8 @@ from walcast.checksum import PageChecksums
 from walcast.errors import ConfigError
 from walcast.ltx import Decoder, Encoder, Header, Page, Trailer
 from walcast.restore import RestoreReport, restore
+from walcast.restore.verify import sample_archive, verify_archive
 from walcast.store import Store, open_store
-from walcast.verify_archive import sample_archive, verify_archive
 
 PAGE = 1024
 FILES = [(9, 1, 3), (1, 4, 8), *[(0, txid, txid) for txid in range(4, 13)], (9, 1, 10)]
@@ -222,7 +222,7 @@ def test_what_the_disk_changes_is_a_problem(history: History, monkeypatch: pytes
             file.write(b"rot")
         return report
 
-    monkeypatch.setattr("walcast.verify_archive.restore", flip)
+    monkeypatch.setattr("walcast.restore.verify.restore", flip)
     (problem,) = verify_archive(history.store).problems
     assert "the file in the scratch folder has checksum" in problem
 

@@ -17,7 +17,7 @@ from walcast import ltx
 from walcast.archive import ArchiveFile
 from walcast.errors import Corrupt
 from walcast.position import format_txid
-from walcast.restore_pages import FilePages
+from walcast.restore.pages import FilePages
 from walcast.store import Store
 
 WINDOW_BYTES = 16 << 20

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from walcast.archive import ArchiveFile
-from walcast.damage import DamagedFile
+from walcast.archive.damage import DamagedFile
+from walcast.archive.files import ArchiveFile
 from walcast.store.base import Store
 
 PIECE_BYTES = 4 << 20

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile, list_files, restorable_txids
-from walcast.archive_read import read_headers
-from walcast.generations import GenerationFile, list_generations
+from walcast.archive.files import LEVELS, SNAPSHOT_LEVEL, ArchiveFile, list_files, restorable_txids
+from walcast.archive.generations import GenerationFile, list_generations
+from walcast.archive.reading import read_headers
 from walcast.ltx import Header
 from walcast.store.base import Store
 

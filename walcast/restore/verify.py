@@ -1,6 +1,6 @@
 """Prove an archive: read every object, compare all that they say, restore the newest state and let SQLite check it.
 
-Or take a sample, which is cheap and says what it leaves out. Problems and notes: see `walcast.archive_checks`. Memory
+Or take a sample, which is cheap and says what it leaves out. Problems and notes: see `walcast.archive.checks`. Memory
 is what some files need while they are decoded, and some 100 bytes a file.
 """
 
@@ -15,13 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from walcast.archive import LEVELS, ArchiveEmpty, ArchiveFile, ArchiveGap, TxidNotAvailable, list_files, plan_restore
-from walcast.archive_checks import Findings, Read, check_holes, check_reads
-from walcast.archive_read import file_events, read_header, read_headers
+from walcast.archive.checks import Findings, Read, check_holes, check_reads
+from walcast.archive.damage import DamagedFile
+from walcast.archive.files import (
+    LEVELS,
+    ArchiveEmpty,
+    ArchiveFile,
+    ArchiveGap,
+    TxidNotAvailable,
+    list_files,
+    plan_restore,
+)
+from walcast.archive.generations import list_generations
+from walcast.archive.reading import file_events, read_header, read_headers
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
-from walcast.damage import DamagedFile
 from walcast.errors import ConfigError, Corrupt, WalcastError
-from walcast.generations import list_generations
 from walcast.ltx import (
     HEADER_SIZE,
     PAGE_HEADER_SIZE,
@@ -32,7 +40,8 @@ from walcast.ltx import (
     parse_filename,
 )
 from walcast.position import CHECKSUM_FLAG
-from walcast.restore import Progress, RestoreReport, restore
+from walcast.restore.apply import Progress
+from walcast.restore.restoring import RestoreReport, restore
 from walcast.store.base import ObjectMissing, Store
 
 _SCAN_BYTES = 4 << 20

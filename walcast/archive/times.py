@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby, islice
 
-from walcast.archive import ArchiveFile
-from walcast.archive_read import read_header, read_headers
-from walcast.damage import DamagedFile
+from walcast.archive.damage import DamagedFile
+from walcast.archive.files import ArchiveFile
+from walcast.archive.reading import read_header, read_headers
 from walcast.ltx import Header
 from walcast.store.base import ObjectMissing, Store
 

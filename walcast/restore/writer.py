@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from walcast.archive import ArchiveFile
+from walcast.archive.damage import Contradiction
+from walcast.archive.files import ArchiveFile
 from walcast.checksum import PageChecksums
-from walcast.damage import Contradiction
 from walcast.ltx import Header, Trailer
 from walcast.position import Position
-from walcast.restore_pages import Batch
+from walcast.restore.pages import Batch
 
 _WRITES_AHEAD = 8
 _NO_PGNOS = np.zeros(0, np.uint32)

@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
-from walcast.archive import ArchiveFile, list_files, plan_restore, restorable_txids, usable_files
-from walcast.archive_read import file_events, read_headers
-from walcast.archive_times import timed
-from walcast.damage import Contradiction, DamagedFile
+from walcast.archive.damage import Contradiction, DamagedFile
+from walcast.archive.files import ArchiveFile, list_files, plan_restore, restorable_txids, usable_files
+from walcast.archive.reading import file_events, read_headers
+from walcast.archive.times import timed
 from walcast.errors import WalcastError
 from walcast.ltx import Header
 from walcast.position import format_txid
-from walcast.restore_apply import GoOn, Restored
+from walcast.restore.apply import GoOn, Restored
 from walcast.store.base import ObjectMissing, Store
 
 log = logging.getLogger("walcast.restore")

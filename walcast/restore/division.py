@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from walcast.archive import ArchiveFile
-from walcast.damage import DamagedFile, check_header
-from walcast.download import pieces_of, window_bytes
+from walcast.archive.damage import DamagedFile, check_header
+from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
 from walcast.ltx import HEADER_SIZE, Header
 from walcast.ltx.body import PAGE_FLAG_SIZE, PREFIX
-from walcast.restore_parts import TAIL_BYTES, Decoded, Divided, cut, finish, tail_size
-from walcast.restore_workers import Answer, PartNumber, Range, WorkerLost, Workers, can_fork
-from walcast.restore_writer import Writer
+from walcast.restore.download import pieces_of, window_bytes
+from walcast.restore.parts import TAIL_BYTES, Decoded, Divided, cut, finish, tail_size
+from walcast.restore.workers import Answer, PartNumber, Range, WorkerLost, Workers, can_fork
+from walcast.restore.writer import Writer
 from walcast.store.base import Store
 
 DIVIDE_BYTES = 64 << 20

@@ -13,31 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from walcast.archive import ArchiveFile, ArchiveGap, list_files, restorable_txids
-from walcast.archive_read import pages_after, read_headers
-from walcast.damage import DamagedFile
+from walcast.archive.files import ArchiveFile, ArchiveGap, list_files, restorable_txids
+from walcast.archive.generations import GenerationFile, list_generations, plan_generation
+from walcast.archive.reading import read_headers
 from walcast.errors import ConfigError, Corrupt
-from walcast.generations import GenerationFile, list_generations, plan_generation
 from walcast.ltx import Header
 from walcast.position import Position, format_txid
-from walcast.restore_apply import GoOn, Progress, Restored, restore_to
-from walcast.restore_around import Around, Attempt, Goal
-from walcast.restore_generations import restore_generation
-from walcast.restore_target import check_output, put_in_place, temporary_beside
+from walcast.restore.apply import GoOn, Progress, Restored, restore_to
+from walcast.restore.around import Around, Attempt, Goal
+from walcast.restore.generations import restore_generation
+from walcast.restore.target import check_output, put_in_place, temporary_beside
 from walcast.store.base import Store
-
-__all__ = [
-    "DamagedFile",
-    "IntegrityCheck",
-    "Planned",
-    "Progress",
-    "RestoreReport",
-    "Restored",
-    "check_integrity",
-    "pages_after",
-    "restore",
-    "restore_to",
-]
 
 T = TypeVar("T")
 

@@ -73,7 +73,7 @@ def list_files(store: Store, levels: Iterable[int] = LEVELS) -> list[ArchiveFile
     """The archive's files, by level and TXID; foreign names are ignored.
 
     One level after the other, from the lowest: what compaction moves up meanwhile is seen below or above, or in both.
-    Times are the store's: those of the upload on S3. `walcast.archive_times` reads those of the transactions.
+    Times are the store's: those of the upload on S3. `walcast.archive.times` reads those of the transactions.
     """
     return list(iter_files(store, levels))
 

@@ -1,10 +1,10 @@
 """The plan of an archive that Litestream 0.3 wrote → a database file: the snapshot, then one WAL after the other.
 
-Threads fetch pieces of the files a bounded way ahead, as in `walcast.restore_apply`; the calling thread decompresses
+Threads fetch pieces of the files a bounded way ahead, as in `walcast.restore.apply`; the calling thread decompresses
 them in order. The segments of one index make one WAL, which lies in a file beside the target until it is whole; then
 the last committed version of every page is written, and the target cut to the last commit's size.
 
-A frame that does not hold is damage (see `walcast.restore_wal`), and so is a WAL that ends without a commit, unless it
+A frame that does not hold is damage (see `walcast.restore.wal`), and so is a WAL that ends without a commit, unless it
 is the plan's last: then what follows its last commit is left out. From one WAL to the next nothing chains, for salts
 and sequence numbers depend on which connection began it.
 
@@ -21,14 +21,21 @@ from pathlib import Path
 
 import lz4.frame
 
+from walcast.archive.damage import DamagedFile
+from walcast.archive.generations import (
+    GenerationFile,
+    GenerationGap,
+    hint_before,
+    list_generations,
+    plan_to,
+    segment_key,
+)
 from walcast.checksum import PageChecksums
-from walcast.damage import DamagedFile
-from walcast.download import downloading
 from walcast.errors import ConfigError, Corrupt, WalcastError
-from walcast.generations import GenerationFile, GenerationGap, hint_before, list_generations, plan_to, segment_key
 from walcast.position import Position
-from walcast.restore_apply import Progress, Restored
-from walcast.restore_wal import RestoredWal, write_all
+from walcast.restore.apply import Progress, Restored
+from walcast.restore.download import downloading
+from walcast.restore.wal import RestoredWal, write_all
 from walcast.store.base import ObjectMissing, Store
 
 log = logging.getLogger("walcast.restore")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from walcast.archive import ArchiveFile
-from walcast.damage import DamagedFile, check_header
+from walcast.archive.damage import DamagedFile, check_header
+from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
 from walcast.ltx import HEADER_SIZE, Decoder, Header, Page, Trailer
 from walcast.store.base import ObjectMissing, Store

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from walcast.archive import ArchiveFile
+from walcast.archive.files import ArchiveFile
 from walcast.checksum import crc64_go_iso, lock_pgno
-from walcast.crc_parts import crc64_of_parts
 from walcast.errors import Corrupt
 from walcast.ltx import HEADER_SIZE, PAGE_HEADER_SIZE, TRAILER_SIZE, Header, Trailer
 from walcast.ltx.body import PREFIX, TRAILER
 from walcast.position import CHECKSUM_FLAG
-from walcast.restore_pages import Batch, FilePages
+from walcast.restore.crc_parts import crc64_of_parts
+from walcast.restore.pages import Batch, FilePages
 
 PART_BYTES = 4 << 20
 TAIL_BYTES = 8 + TRAILER_SIZE  # the size of the page index, and the trailer

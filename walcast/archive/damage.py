@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from walcast.archive import ArchiveFile
+from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
 from walcast.ltx import Header
 from walcast.position import format_txid

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from walcast.archive import SNAPSHOT_LEVEL, ArchiveEmpty, ArchiveFile, TxidNotAvailable
+from walcast.archive.files import SNAPSHOT_LEVEL, ArchiveEmpty, ArchiveFile, TxidNotAvailable
 from walcast.errors import ConfigError, Unavailable
 from walcast.moment import format_moment
 from walcast.store.base import Store

@@ -3,7 +3,7 @@
 The files are one sequence of bytes cut into pieces of some MiB. Threads fetch the pieces a bounded way ahead, the
 calling thread decodes them in order (a later file overwrites pages of an earlier one), one thread writes the pages.
 Memory is the window of pieces, some batches of pages, and 8 bytes a page of checksums. A large plan is
-divided among processes where that can be (`restore_division.py`).
+divided among processes where that can be (`restore/division.py`).
 
 Every file is proven by its own checksum, and the database by its checksum wherever a file carries one. A database
 checksum that two files agree about also proves that they are of one database.
@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from walcast.archive import ArchiveFile
-from walcast.damage import DamagedFile, check_header
-from walcast.download import downloading
+from walcast.archive.damage import DamagedFile, check_header
+from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
-from walcast.restore_division import Division, NotDivided, divide, is_worth_it
-from walcast.restore_pages import FilePages
-from walcast.restore_workers import Workers
-from walcast.restore_writer import Restored, Writer
+from walcast.restore.division import Division, NotDivided, divide, is_worth_it
+from walcast.restore.download import downloading
+from walcast.restore.pages import FilePages
+from walcast.restore.workers import Workers
+from walcast.restore.writer import Restored, Writer
 from walcast.store.base import ObjectMissing, Store
 
 __all__ = ["DamagedFile", "GoOn", "Progress", "Restored", "restore_to"]

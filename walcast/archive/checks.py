@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from walcast.archive import ArchiveFile
-from walcast.contents import holes_between
+from walcast.archive.contents import holes_between
+from walcast.archive.files import ArchiveFile
 from walcast.moment import format_moment
 from walcast.position import Position, format_txid
 

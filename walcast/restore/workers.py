@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from walcast.errors import ConfigError, Corrupt, Unavailable, WalcastError
-from walcast.restore_pages import Batch
-from walcast.restore_parts import Decoded, Divided, decode
-from walcast.restore_writer import write_batch
+from walcast.restore.pages import Batch
+from walcast.restore.parts import Decoded, Divided, decode
+from walcast.restore.writer import write_batch
 from walcast.store.base import ObjectMissing, Store
 
 WORKERS_MAX = 6
