@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,14 @@ class Served:
             self.stopped = True
             self.database.stop()
 
-    def restart(self) -> None:
-        """Stop, unless that was done, and start again."""
+    def restart(self, before_start: Callable[[Database], Any] = lambda database: None) -> Any:
+        """Stop, unless that was done, and start again. Answers what `before_start` makes of the opened database."""
         self.stop()
         self.database = Database(self.path, self.path.stem, **self.bounds)
         self.stopped = False
+        made = before_start(self.database)
         self.database.start()
+        return made
 
     def verify(self) -> None:
         """Stop; the log, replayed, is the database byte for byte, and the database is whole."""
