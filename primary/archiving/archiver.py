@@ -42,8 +42,8 @@ DRAIN_S = 5.0
 class Archiver:
     """Uploads one database's transactions, in a thread of its own. Whatever has no underscore may be used by any.
 
-    `txid` is how far the archive reaches; `error` why it does not get further, None while all is well. To be made before
-    the database's capture starts, so that what the log lets go of is noted from the beginning.
+    `txid` is how far the archive reaches; `error` why it does not get further, None while all is well. To be made
+    before the database's capture starts, so that what the log lets go of is noted from the beginning.
     """
 
     def __init__(
