@@ -13,7 +13,20 @@ from types import FrameType
 from bench.harness import BenchError, Run
 from bench.report import PAGE, RESULTS, load, machine, save, table
 
-NAMES = ["lag", "flatout", "bulk", "decode", "memory", "idle", "bootstrap", "fanout", "archive", "compaction", "peers"]
+NAMES = [
+    "lag",
+    "flatout",
+    "bulk",
+    "decode",
+    "memory",
+    "idle",
+    "bootstrap",
+    "restore",
+    "fanout",
+    "archive",
+    "compaction",
+    "peers",
+]
 
 
 def main() -> int:
