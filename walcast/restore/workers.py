@@ -8,7 +8,7 @@ of its own. They end with this process, however it ends: their pipe to it breaks
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -32,6 +32,7 @@ from walcast.store.base import ObjectMissing, Store
 WORKERS_MAX = 6
 _STOP_S = 5.0
 _FORK = "fork"
+_PR_SET_PDEATHSIG = 1
 
 
 class WorkerLost(Exception):
@@ -186,28 +187,35 @@ def _serve(
 ) -> None:
     """A worker's life; it ends when the pipe does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    # With the parent, also while all that this process does is wait for a store.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for other in others:
         other.close()  # else the pipes of the others would not break with the parent
     store.close()  # the parent's connections are the parent's; new ones are made at the first use
-    with contextlib.suppress(EOFError, OSError):
-        _work(pipe, _Worker(store, target, divided), ahead)
-    os._exit(0)  # nothing here is the child's to tidy up, and that takes a while
+    _work(pipe, _Worker(store, target, divided), ahead)
 
 
 def _work(pipe: Connection[Any, Any], worker: _Worker, ahead: int) -> None:
-    """Jobs in, answers out, in order; the bytes of some jobs are fetched ahead."""
+    """Jobs in, answers out, in order; the bytes of some jobs are fetched ahead.
+
+    Ends the process with the pipe, at once: a thread may be waiting for a store that is silent, and nothing here is the
+    child's to tidy up.
+    """
     waiting: deque[tuple[int, Job, Future[bytes]]] = deque()
     with ThreadPoolExecutor(ahead, thread_name_prefix="walcast-worker") as pool:
-        while True:
-            while not waiting or pipe.poll():
-                ticket, job = pipe.recv()
-                waiting.append((ticket, job, pool.submit(worker.fetch, job)))
-            ticket, job, future = waiting.popleft()
-            try:
-                answer: Any = worker.finish(job, future.result())
-            except Exception as error:  # noqa: BLE001 - the parent raises it
-                answer = _Failure.of(error)
-            pipe.send((ticket, answer))
+        try:
+            while True:
+                while not waiting or pipe.poll():
+                    ticket, job = pipe.recv()
+                    waiting.append((ticket, job, pool.submit(worker.fetch, job)))
+                ticket, job, future = waiting.popleft()
+                try:
+                    answer: Any = worker.finish(job, future.result())
+                except Exception as error:  # noqa: BLE001 - the parent raises it
+                    answer = _Failure.of(error)
+                pipe.send((ticket, answer))
+        except (EOFError, OSError):
+            os._exit(0)
 
 
 class _Worker:
