@@ -321,7 +321,7 @@ print(can_fork())
     assert isinstance(can_fork(), bool)
 
 
-RUNNING = """
+RUNNING = r"""
 import os, sys
 from pathlib import Path
 from walcast.restore import division as restore_division
@@ -336,7 +336,7 @@ class Endless(DirectoryStore):
     parent = os.getpid()
     def get(self, key, start=0, length=None):
         if os.getpid() != self.parent:
-            print(os.getpid(), flush=True)
+            os.write(1, f"{os.getpid()}\n".encode())  # in one piece: several processes write
             os.read(int(sys.argv[3]), 1)  # until the other end is closed
         return super().get(key, start, length)
 
