@@ -81,6 +81,8 @@ class Workers:
 
     def __enter__(self) -> Self:
         context: Any = multiprocessing.get_context(_FORK)
+        # A terminal sends it to all processes, and the parent decides: in the others it stays blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with warnings.catch_warnings():
                 # Of Python 3.12: about threads that are not Python's, numpy's for one, which sees to it itself.
@@ -96,6 +98,8 @@ class Workers:
         except BaseException:
             self.stop()
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self
 
     def __exit__(
@@ -186,7 +190,6 @@ def _serve(
     ahead: int,
 ) -> None:
     """A worker's life; it ends when the pipe does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     # With the parent, also while all that this process does is wait for a store.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for other in others:
