@@ -183,6 +183,12 @@ class Run:
         child = self.start("primary", [*command, "--listen", "127.0.0.1:0", "--json"], env=env)
         return child, child.json()["listen"]
 
+    def configured_primary(self, config: Path, *, env: dict[str, str] | None = None) -> tuple[Child, str]:
+        """A running primary by its configuration file, and its address."""
+        command = [sys.executable, "-m", "node.cli", "primary", "--config", str(config)]
+        child = self.start("primary", [*command, "--listen", "127.0.0.1:0", "--json"], env=env)
+        return child, child.json()["listen"]
+
     def follower(self, db: Path, primary: str, *args: object, env: dict[str, str] | None = None) -> Child:
         """A follower that is connected."""
         command = [sys.executable, "-m", "node.cli", "follower", str(db), "--primary", primary, *map(str, args)]

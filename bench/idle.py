@@ -1,6 +1,7 @@
 """Idle: processor time of primary and follower when nobody writes, and their requests to the object store.
 
-The archive is a real S3 server (`rclone serve s3`) behind a proxy that counts requests.
+The archive is a real S3 server (`rclone serve s3`) behind a proxy that counts requests. What was written last is still
+compacted, by default at the next half minute, five minutes and hour; here the intervals are short, so that it is over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from bench.measure import Measure
 from bench.s3 import counted, rclone_s3
 
 SECONDS = 30
-SETTLE_S = 4
+SETTLE_S = 8
+CONFIG = """
+dbs: [{{path: {db}, replica: {{url: "{url}"}}}}]
+levels: [{{interval: 1s}}, {{interval: 2s}}]
+l0-retention: 1s
+"""
 
 
 def run(run: Run) -> list[Measure]:
@@ -24,7 +30,9 @@ def run(run: Run) -> list[Measure]:
         db, replica = folder / "app.db", folder / "replica.db"
         make_database(db)
         url = server.url("idle", endpoint=proxy.endpoint)
-        primary, address = run.primary(db, url, env=server.environment())
+        config = folder / "walcast.yml"
+        config.write_text(CONFIG.format(db=db, url=url))
+        primary, address = run.configured_primary(config, env=server.environment())
         follower = run.follower(replica, address, "--name", "app", "--archive", url, env=server.environment())
         writer = run.worker("paced", db, 200, 200)
         writer.go()
