@@ -14,6 +14,8 @@ from node.logs import LEVELS, configure
 from walcast.errors import WalcastError
 from walcast.wire import Tls
 
+DEFAULT_LISTEN = "127.0.0.1:7420"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from node.config import NO_ARCHIVE, Config, load_config
-from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
+from node.options import CONFIG, DEFAULT_LISTEN, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.ping import check_url
 from node.primary_role import Primary
 from node.process import run_until_signal
@@ -22,7 +22,6 @@ from walcast.wire import Address
 
 log = logging.getLogger("walcast.primary")
 
-DEFAULT_LISTEN = "127.0.0.1:7420"
 DEFAULT_LOG_BYTES = 256 << 20
 DEFAULT_LOG_AGE_S = 3600.0
 NAMES_SHOWN = 10

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from walcast.errors import ConfigError
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
+
+if TYPE_CHECKING:
+    import grpc
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 8 << 20
@@ -86,6 +87,8 @@ class Tls:
             raise ConfigError("--tls-cert and --tls-key go together")
         pair = [(_pem(self.key), _pem(self.cert))]
         ca = _pem(self.ca) if self.ca else None
+        import grpc
+
         return grpc.ssl_server_credentials(pair, root_certificates=ca, require_client_auth=ca is not None)
 
     def channel(self, address: Address) -> grpc.ChannelCredentials | None:
@@ -98,6 +101,8 @@ class Tls:
             return None
         key = _pem(self.key) if self.key else None
         cert = _pem(self.cert) if self.cert else None
+        import grpc
+
         return grpc.ssl_channel_credentials(_pem(self.ca) if self.ca else None, key, cert)
 
 

@@ -1,0 +1,67 @@
+"""`walcast status` and `walcast wait`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from node.archive_commands import parse_txid
+from node.options import DEFAULT_LISTEN, JSON, PATH, Command, flag, tls_flags, tls_of
+from walcast.errors import ConfigError
+
+WAIT_EXAMPLES = """\
+\b
+Example:
+  walcast wait /edge/app.db 00000000000004d2 --timeout 5"""
+
+
+@click.command(
+    "status", cls=Command, epilog="\b\nExample:\n  walcast status 127.0.0.1:7420\n  walcast status /edge/app.db --json"
+)
+@click.argument("target", default=DEFAULT_LISTEN)
+@flag("--watch", is_flag=True, help="Show it again and again, until interrupted.")
+@flag("--interval", default=0.5, type=click.FloatRange(min=0.05), help="Seconds between two looks.")
+@tls_flags
+@JSON
+def status_command(target: str, watch: bool, interval: float, as_json: bool, **tls: Any) -> None:
+    """Show where a primary and its followers are, or a replica."""
+    from node.status import status_of, table
+
+    credentials = tls_of(**tls)
+    if not watch:
+        facts = status_of(target, credentials)
+        if as_json:
+            click.echo(json.dumps(facts))
+        else:
+            Console().print(table(facts))
+        return
+    if as_json:
+        while True:
+            click.echo(json.dumps(status_of(target, credentials)))
+            time.sleep(interval)
+    with Live(table(status_of(target, credentials)), auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            live.update(table(status_of(target, credentials)), refresh=True)
+
+
+@click.command("wait", cls=Command, epilog=WAIT_EXAMPLES)
+@click.argument("db", type=PATH)
+@click.argument("txid")
+@flag("--timeout", default=10.0, type=click.FloatRange(min=0), help="Seconds to wait at most.")
+def wait_command(db: Path, txid: str, timeout: float) -> None:
+    """Wait until a replica has applied a TXID (16 hex digits), a position or a token."""
+    from walcast.position import Position
+    from walcast.replica import Replica
+
+    try:
+        token = txid if "-" in txid or "/" in txid else Position(parse_txid(txid))
+        Replica(db).wait_for(token, timeout=timeout)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
