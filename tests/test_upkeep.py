@@ -18,7 +18,6 @@ from support.nodes import poll
 from support.s3 import counted_s3
 from support.writers import Child, checkpointed, sql, writer
 
-from primary.archiving import upkeep as upkeeping
 from primary.archiving.archiver import Archiver
 from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
@@ -365,7 +364,3 @@ def test_an_answer_that_was_lost_is_no_conflict(app: Served, tmp_path: Path) -> 
     assert any(call == "after put" for call, _ in store.calls)
     app.stop()
     assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
-
-
-def test_upkeep_of_many_databases_shares_its_workers() -> None:
-    assert upkeeping._working._initial_value == upkeeping.WORKERS  # type: ignore[attr-defined]
