@@ -1,0 +1,478 @@
+"""Who may be primary, decided without I/O and without a clock: state and event in, new state and actions out.
+
+**In a term at most one node publishes or archives; at any moment at most one does.**
+
+* A term belongs to the node whose compare-and-swap of the lease raised it, or to whom the holder handed it. A store
+  that honours the comparison gives each term to one node.
+* The holder is primary for its *tenure*: from the moment it *sent* the swap that succeeded, for the lease's time less a
+  margin. Whoever takes over has seen the same nonce for the lease's whole time, counted from the moment its *answer
+  came*. Sending is before writing is before seeing, so the one is over before the other begins. Only the rate of clocks
+  counts (the margin), never what they show.
+* An answer that was lost leaves it open whether a swap was made. Then the store is read, and a nonce that was sent is
+  known by the time at which it was.
+
+Times are seconds of a clock of this node that also counts while the machine sleeps. One request to the store is under
+way at a time; whoever carries out `Read`, `Swap` and `ReadClaims` answers each with one event, also when it failed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TypeAlias
+
+from node.failover.claims import Claim, rank
+from node.failover.lease import Lease
+
+MARGIN = 0.1  # of the lease's time: for clocks that run at other rates
+RENEWALS = 3  # tries to renew in the time of a lease
+LOOKS = 4  # of a candidate, in the time of a lease
+RANK_S = 1.0  # whoever is next in line lets those before it try for so long
+RETRY = 12  # after a failure, in the time of a lease
+LOST_LOOK_S = 1.0  # of one that only looks for the primary's address
+ATTEMPTS = 8
+
+
+class Role(Enum):
+    """What the node is to be."""
+
+    FOLLOWER = "follower"
+    PRIMARY = "primary"
+    FENCED = "fenced"  # it holds the lease as far as it knows, and cannot renew it
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This node. `run` is another one in each life of the process, so that nonces never repeat.
+
+    `auto`: it takes over by itself; with `priority` among those that have equally much.
+    """
+
+    id: str
+    address: str
+    run: str
+    lease_s: float
+    auto: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A swap that was sent."""
+
+    lease: Lease
+    sent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the node knows. `term` is that of its history; `seen_s` when `lease`, `version` was first seen.
+
+    `until_s` ends the tenure, and it does not begin before `from_s`. `sent` are swaps whose outcome is open.
+    """
+
+    node: Node
+    role: Role = Role.FOLLOWER
+    term: int = 0
+    txid: int = 0
+    lease: Lease | None = None
+    version: str | None = None
+    seen_s: float = -math.inf
+    from_s: float = -math.inf
+    until_s: float = -math.inf
+    due_s: float = -math.inf
+    sent: tuple[Attempt, ...] = ()
+    busy: bool = False
+    fresh: bool = False  # `lease` is what the store answered last, and nothing was left open since
+    streaming: bool = False
+    fit: bool = False
+    claimed: str = ""  # the nonce for which the claim stands
+    place: int | None = None  # in line for it
+    starting: bool = False  # to be primary, if nobody else is
+    wanted: bool = False  # somebody asked for this node's promotion
+    hand_to: tuple[str, str] | None = None  # id and address of the node that is to have the lease
+    handing: bool = False  # a swap that gives it away was sent, and may be made yet
+    count: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Is the newest lease seen this node's own?"""
+        return self.lease is not None and self.lease.holder == self.node.id
+
+    def may_act(self, now_s: float) -> bool:
+        """May it publish and archive now?"""
+        return self.role is Role.PRIMARY and not self.handing and self.from_s <= now_s < self.until_s
+
+    @property
+    def tick_s(self) -> float:
+        """When to send the next Tick, if nothing else happens."""
+        ends = self.until_s if self.role is Role.PRIMARY else math.inf
+        return min(ends, math.inf if self.busy else self.due_s)
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to Read: the lease and its version, None where there is none."""
+
+    now_s: float
+    lease: Lease | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """The swap was made."""
+
+    now_s: float
+    nonce: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The lease is another one by now: the swap was not made, unless by a repeated request of ours."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The store did not answer: a swap may have been made, or may be made later."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The answer to ReadClaims, or to MakeClaim, which has none."""
+
+    now_s: float
+    claims: tuple[Claim, ...] = ()
+    made: Claim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """How it goes with the stream: whether there is one, how far it came, whether this node is fit to take over."""
+
+    now_s: float
+    streaming: bool
+    term: int
+    txid: int
+    fit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An operator wants this node to be primary, whatever the one that is may have."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The holder, drained and with writers held, gives the lease away."""
+
+    now_s: float
+    to: str
+    address: str
+
+
+Event: TypeAlias = Tick | Found | Swapped | Refused | Failed | Claims | Following | Wanted | HandOver
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Ask the store for the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Write `lease` over `version`, None: where there is none."""
+
+    lease: Lease
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeClaim:
+    """Catch up from the archive, then write a claim for this nonce."""
+
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadClaims:
+    """List the claims."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Be primary of `term`; publish and archive only while `may_act`."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Hold writers: the tenure is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The lease is renewed: let writers go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Another node is primary: follow it. A primary is deposed by that."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The lease is the other node's."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class NotHandedOver:
+    """The lease is still ours: nothing happened."""
+
+
+Action: TypeAlias = (
+    Read | Swap | MakeClaim | ReadClaims | Promote | Fence | Resume | Follow | HandedOver | NotHandedOver
+)
+Step: TypeAlias = tuple[State, tuple[Action, ...]]
+
+
+def start(node: Node, *, term: int, primary: bool) -> State:
+    """A node whose history is of `term`. `primary`: it is to be primary if the lease is its own, or nobody's."""
+    return State(node, term=term, starting=primary)
+
+
+def step(state: State, event: Event) -> Step:
+    """What follows from `event`."""
+    now_s = event.now_s
+    state, fenced = _fence_when_over(state, now_s)
+    state, actions = _heard(state, event)
+    state, more = _next(state, now_s)
+    return state, (*fenced, *actions, *more)
+
+
+def _heard(state: State, event: Event) -> Step:
+    match event:
+        case Tick():
+            return state, ()
+        case Found(now_s, lease, version):
+            return _found(replace(state, busy=False, fresh=True, due_s=now_s), now_s, lease, version)
+        case Swapped(now_s, nonce, version):
+            return _swapped(replace(state, busy=False), now_s, nonce, version)
+        case Refused(now_s):
+            return replace(state, busy=False, fresh=False, due_s=now_s), ()
+        case Failed(now_s):
+            return replace(state, busy=False, fresh=False, due_s=now_s + state.node.lease_s / RETRY), ()
+        case Claims(now_s, claims, made):
+            return _claims(replace(state, busy=False, fresh=False, due_s=now_s), claims, made), ()
+        case Following():
+            return _following(state, event), ()
+        case Wanted(now_s):
+            return replace(state, wanted=state.role is Role.FOLLOWER, fresh=False, due_s=now_s), ()
+        case HandOver(now_s, to, address):
+            if not state.may_act(now_s) or to == state.node.id:
+                return state, (NotHandedOver(),)
+            return replace(state, hand_to=(to, address), due_s=now_s), ()
+
+
+def _fence_when_over(state: State, now_s: float) -> Step:
+    if state.role is Role.PRIMARY and now_s >= state.until_s:
+        return replace(state, role=Role.FENCED), (Fence(),)
+    return state, ()
+
+
+# What was found
+
+
+def _found(state: State, now_s: float, lease: Lease | None, version: str | None) -> Step:
+    if lease is None or version is None:  # never made, or somebody removed it
+        return replace(state, lease=None, version=None, seen_s=now_s, claimed="", place=None), ()
+    made = _attempt(state, lease.nonce)
+    if made is not None:
+        return _made(state, now_s, made, version)
+    taken = state.lease is not None and lease.term > state.lease.term  # by somebody else, since this was wanted
+    state = replace(_see(state, now_s, lease, version), wanted=state.wanted and not taken)
+    if lease.holder == state.node.id:
+        return state, ()  # still ours, handed to us, or ours from an earlier life: renewed next
+    return _deposed(state) if state.role is not Role.FOLLOWER else (replace(state, starting=False), (Follow(lease),))
+
+
+def _see(state: State, now_s: float, lease: Lease, version: str) -> State:
+    if state.lease is not None and state.lease.nonce == lease.nonce and state.version == version:
+        return state
+    return replace(state, lease=lease, version=version, seen_s=now_s, claimed="", place=None)
+
+
+def _deposed(state: State) -> Step:
+    """The newest lease is another node's."""
+    assert state.lease is not None
+    asked = (NotHandedOver(),) if state.hand_to is not None else ()
+    return _as_follower(state), (*asked, Follow(state.lease))
+
+
+def _as_follower(state: State) -> State:
+    return replace(
+        state,
+        role=Role.FOLLOWER,
+        until_s=-math.inf,
+        hand_to=None,
+        handing=False,
+        streaming=False,
+        fit=False,
+        fresh=False,
+    )
+
+
+# What was made
+
+
+def _attempt(state: State, nonce: str) -> Attempt | None:
+    return next((attempt for attempt in state.sent if attempt.lease.nonce == nonce), None)
+
+
+def _swapped(state: State, now_s: float, nonce: str, version: str) -> Step:
+    made = _attempt(state, nonce)
+    if made is None:
+        return replace(state, fresh=False, due_s=now_s), ()
+    return _made(replace(state, fresh=True), now_s, made, version)
+
+
+def _made(state: State, now_s: float, made: Attempt, version: str) -> Step:
+    """A swap of ours is in the store. All that were sent before it were over older versions: none can be made yet."""
+    before, before_s = state.lease, state.seen_s
+    state = _see(replace(state, sent=()), now_s, made.lease, version)
+    if made.lease.holder != state.node.id:
+        return _as_follower(state), (HandedOver(made.lease), Follow(made.lease))
+    until_s = made.sent_s + made.lease.lease_s * (1 - MARGIN)
+    due_s = now_s if state.hand_to is not None else made.sent_s + made.lease.lease_s / RENEWALS
+    state = replace(state, until_s=until_s, due_s=due_s)
+    if now_s >= until_s:
+        return replace(state, due_s=now_s), ()  # too late to be worth anything
+    kept: tuple[Action, ...] = ()
+    if state.handing:
+        state, kept = replace(state, handing=False, hand_to=None), (NotHandedOver(),)
+    if state.role is Role.FOLLOWER or made.lease.term != state.term:
+        # One that was taken before it had run out: the tenure of its holder must be over first.
+        taken = before is not None and before.holder != state.node.id
+        from_s = before_s + made.lease.lease_s if taken else -math.inf
+        state = replace(state, role=Role.PRIMARY, term=made.lease.term, from_s=from_s, wanted=False, starting=False)
+        return state, (*kept, Promote(made.lease.term))
+    if state.role is Role.FENCED:
+        return replace(state, role=Role.PRIMARY), (*kept, Resume())
+    return state, kept
+
+
+# What others say
+
+
+def _claims(state: State, claims: tuple[Claim, ...], made: Claim | None) -> State:
+    if made is not None:
+        return replace(state, claimed=made.nonce, txid=made.txid, term=made.term)
+    mine = Claim(state.node.id, state.claimed, state.term, state.txid, state.node.priority)
+    return replace(state, place=rank(claims, mine))
+
+
+def _following(state: State, event: Following) -> State:
+    if state.role is not Role.FOLLOWER:
+        return state
+    changed = state.streaming != event.streaming or state.fit != event.fit
+    state = replace(state, streaming=event.streaming, term=event.term, txid=event.txid, fit=event.fit)
+    return replace(state, fresh=False, due_s=event.now_s) if changed else state
+
+
+# What is next
+
+
+def _next(state: State, now_s: float) -> Step:
+    """The next request, if one is due; always one that finds out first what is there, unless that was just answered."""
+    if state.busy or now_s < state.due_s:
+        return state, ()
+    if not state.fresh:
+        return replace(state, busy=True), (Read(),)
+    if state.role is not Role.FOLLOWER:
+        return _holder_next(state, now_s)
+    return _follower_next(state, now_s)
+
+
+def _holder_next(state: State, now_s: float) -> Step:
+    if state.hand_to is not None and state.may_act(now_s):
+        return _swap(replace(state, handing=True), now_s, state.term + 1, *state.hand_to)
+    return _swap(state, now_s, state.term, state.node.id, state.node.address)
+
+
+def _follower_next(state: State, now_s: float) -> Step:
+    lease, node = state.lease, state.node
+    if lease is None:
+        if state.starting or state.wanted:
+            return _swap(state, now_s, state.term + 1 if state.wanted else max(1, state.term), node.id, node.address)
+        return _look(state, now_s)
+    if lease.holder == node.id and state.term <= lease.term:
+        return _swap(state, now_s, lease.term, node.id, node.address)
+    if state.wanted or lease.holder == node.id:
+        return _take(state, now_s, lease)
+    if state.streaming or not node.auto or not state.fit:
+        return _look(state, now_s)
+    return _candidate_next(state, now_s, lease)
+
+
+def _candidate_next(state: State, now_s: float, lease: Lease) -> Step:
+    """The lease is not renewed: first say how far we are, then, when it has run out, take it in turn."""
+    claim_s, over_s = state.seen_s + lease.lease_s / 2, state.seen_s + lease.lease_s
+    if state.claimed != lease.nonce:
+        if now_s < claim_s:
+            return _look(state, now_s, claim_s)
+        return replace(state, busy=True), (MakeClaim(lease.nonce),)
+    if now_s < over_s:
+        return _look(state, now_s, over_s)
+    if state.place is None:
+        return replace(state, busy=True), (ReadClaims(),)
+    turn_s = over_s + RANK_S * state.place
+    if now_s < turn_s:
+        return _look(state, now_s, turn_s)
+    return _take(state, now_s, lease)
+
+
+def _look(state: State, now_s: float, at_s: float = math.inf) -> Step:
+    """Look at the lease again when it is time to, and at `at_s`."""
+    lease_s = state.lease.lease_s if state.lease is not None else state.node.lease_s
+    every_s = math.inf if state.streaming else LOST_LOOK_S
+    if state.node.auto:
+        every_s = min(every_s, lease_s / LOOKS)
+    return replace(state, fresh=False, due_s=min(now_s + every_s, at_s)), ()
+
+
+def _take(state: State, now_s: float, lease: Lease) -> Step:
+    return _swap(state, now_s, max(lease.term, state.term) + 1, state.node.id, state.node.address)
+
+
+def _swap(state: State, now_s: float, term: int, holder: str, address: str) -> Step:
+    """All nodes of a set go by the time of the lease that is there; the first one says it."""
+    lease_s = state.lease.lease_s if state.lease is not None else state.node.lease_s
+    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}")
+    sent = (*state.sent, Attempt(lease, now_s))[-ATTEMPTS:]
+    return replace(state, busy=True, sent=sent, count=state.count + 1), (Swap(lease, state.version),)

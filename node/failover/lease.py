@@ -1,0 +1,66 @@
+"""The lease: who is primary, in one small object of the archive's store, changed only by compare-and-swap.
+
+    {"walcast_lease": 1, "term": 3, "holder": "f00…", "address": "10.0.0.1:7420", "lease_s": 10.0,
+     "nonce": "…", "expires": "2026-01-01T00:00:10Z"}
+
+It is also the address book: a follower that has lost its primary finds the holder here. `nonce` is another one in every
+version, so that everybody sees a renewal without comparing clocks; `expires` is for people, nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from walcast.errors import Corrupt
+
+KEY = "walcast-lease"
+FORMAT = 1
+MOST_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`holder` is a node's id; it is the primary of `term` for `lease_s` seconds after it wrote this."""
+
+    term: int
+    holder: str
+    address: str
+    lease_s: float
+    nonce: str
+
+    def encode(self, now_s: float) -> bytes:
+        """As it lies in the store; `now_s` is the wall clock, for people."""
+        expires = datetime.fromtimestamp(now_s + self.lease_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        facts = {
+            "walcast_lease": FORMAT,
+            "term": self.term,
+            "holder": self.holder,
+            "address": self.address,
+            "lease_s": self.lease_s,
+            "nonce": self.nonce,
+            "expires": expires,
+        }
+        return json.dumps(facts).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Lease:
+        """Corrupt for what is none, or of a version to come."""
+        try:
+            facts: Any = json.loads(data) if len(data) <= MOST_BYTES else None
+            if not isinstance(facts, dict) or facts.get("walcast_lease") != FORMAT:
+                raise ValueError("not a lease of this version")
+            lease = cls(
+                term=int(facts["term"]),
+                holder=str(facts["holder"]),
+                address=str(facts["address"]),
+                lease_s=float(facts["lease_s"]),
+                nonce=str(facts["nonce"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"{KEY}: {error}") from error
+        if not (0 < lease.term < 1 << 32 and 0 < lease.lease_s <= 86_400 and lease.holder):
+            raise Corrupt(f"{KEY}: term {lease.term}, lease of {lease.lease_s} s, holder {lease.holder!r}")
+        return lease
