@@ -6,8 +6,10 @@ Keys are relative to the store's URL. Every implementation keeps these promises;
 * `list` is sorted by key and reads its listing as it goes, so an archive of any size can be listed.
 * Nothing waits for ever, and memory stays bounded whatever the size of an object.
 * Of several `put`s with `if_absent` of one key at the same time one succeeds, where `honours_preconditions` says so.
-* What goes wrong is `ObjectMissing`, `ObjectExists`, `Unavailable` (a retry may help) or `ConfigError` (it will not:
-  the message says what to change).
+* Of several `swap`s over one version of an object at most one succeeds, where `honours_swaps` says so, whoever is
+  stopped in the middle of one and for how long; nobody waits for another.
+* What goes wrong is `ObjectMissing`, `ObjectExists`, `ObjectChanged`, `Unavailable` (a retry may help) or `ConfigError`
+  (it will not: the message says what to change).
 
 A store may be used by several threads at once.
 """
@@ -38,6 +40,23 @@ class ObjectExists(Unavailable):
         super().__init__(f"{key} is in the archive {url} already")
         self.key = key
         self.url = url
+
+
+class ObjectChanged(Unavailable):
+    """The object is not, or no more, the version that was to be written over: read it again."""
+
+    def __init__(self, key: str, url: str) -> None:
+        super().__init__(f"{key} in the archive {url} was changed by somebody else")
+        self.key = key
+        self.url = url
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """A small object, and which version of it this is: opaque, and never the same for two with different content."""
+
+    data: bytes
+    version: str
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -74,6 +93,22 @@ class Store(Protocol):
 
     def honours_preconditions(self) -> bool:
         """Can the store write only where there is no object? Asks it once, with a probe object, and remembers."""
+
+    def read(self, key: str) -> Versioned | None:
+        """An object that `swap` writes, or None where there is none."""
+
+    def swap(self, key: str, data: bytes, version: str | None) -> str:
+        """Write a small object, at most 64 KiB, over exactly that version, or with None where there is none; the new
+        version. The key is `swap`'s and `read`'s alone: no `put`, and how it is listed or deleted is not said.
+
+        ObjectChanged when the object is another version by now, or gone; ours may have been it in between. Any other
+        Unavailable leaves open whether it was written, or still will be: who reads finds out. Content must never come
+        again (put a nonce in): an attempt whose answer was lost is repeated, and is told by it from others' writes.
+        """
+
+    def honours_swaps(self) -> bool:
+        """Does the store refuse a swap over a wrong version, and a creation where there is an object, and accept the
+        right ones? Asks it once, with a probe object, and remembers. Where it does not, do not `swap`."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose key starts with `prefix`, sorted by key."""

@@ -19,7 +19,9 @@ from typing import BinaryIO, Self
 
 from walcast.errors import ConfigError, Unavailable
 from walcast.filesystem import fsync_directory
-from walcast.store.base import ObjectExists, ObjectInfo, ObjectMissing
+from walcast.store.base import ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Versioned
+from walcast.store.directory_swap import VersionFolder
+from walcast.store.swaps import check_size, keeps_to_versions
 
 _COPY_BYTES = 1 << 20
 _LEFTOVER_S = 86_400.0
@@ -44,6 +46,7 @@ class DirectoryStore:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._has_links: bool | None = None
+        self._swaps: bool | None = None
 
     @property
     def url(self) -> str:
@@ -109,6 +112,33 @@ class DirectoryStore:
                     probe.unlink(missing_ok=True)
         return self._has_links
 
+    def read(self, key: str) -> Versioned | None:
+        with self._errors(key):
+            return VersionFolder(self._path(key)).read()
+
+    def swap(self, key: str, data: bytes, version: str | None) -> str:
+        check_size(data)
+        folder = VersionFolder(self._path(key))
+        with self._errors(key):
+            if version is None:
+                self._make_folder(folder.path.parent)
+                written = folder.create(data)
+            else:
+                written = folder.replace(data, version)
+        if written is None:
+            raise ObjectChanged(key, self.url)
+        return written
+
+    def honours_swaps(self) -> bool:
+        """Nearly always: only a few file systems have no hard links."""
+        if self._swaps is None:
+            key = f".walcast-probe.{secrets.token_hex(4)}.tmp"
+            try:
+                self._swaps = self.honours_preconditions() and keeps_to_versions(self, key)
+            finally:
+                shutil.rmtree(self.root / key, ignore_errors=True)
+        return self._swaps
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder, _, _ = prefix.rpartition("/")
         with self._errors(prefix):
@@ -143,7 +173,11 @@ class DirectoryStore:
         for path in (*self.root.glob(".*.tmp"), *self.root.glob("ltx/*/.*.tmp")):
             with suppress(OSError):
                 # Not its modification time, which is that of a transaction.
-                if path.stat().st_ctime < before_s:
+                if path.stat().st_ctime >= before_s:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
                     path.unlink()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """An archive in an S3 bucket, laid out as Litestream's S3 replica: `<prefix>/<level as 4 hex digits>/<min>-<max>.ltx`.
 
 Around it: `s3_spec` says where and how, `s3_client` speaks to the server, `s3_retry` decides on repeating, `s3_upload`
-writes an object, `s3_errors` says what to change. Nothing relies on user metadata coming back, and on conditional
-writes only what asks `honours_preconditions` first.
+writes an object, `s3_swap` swaps one, `s3_errors` says what to change. Nothing relies on user metadata coming back, and
+on conditional writes only what asks `honours_preconditions` or `honours_swaps` first.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from walcast.errors import Unavailable, WalcastError
-from walcast.store.base import ObjectExists, ObjectInfo, ObjectMissing
+from walcast.store import s3_swap
+from walcast.store.base import ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Versioned
 from walcast.store.s3_client import from_environment, make_client
 from walcast.store.s3_errors import NotUnderstood, PastTheEnd, explain, no_s3, translate
 from walcast.store.s3_retry import Bounds, Retries
 from walcast.store.s3_spec import S3Spec, customer_key
 from walcast.store.s3_upload import PART_BYTES, Target, upload
+from walcast.store.swaps import check_size, keeps_to_versions
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,6 +51,7 @@ class S3Store:
         self._lock = threading.Lock()
         self._made: tuple[S3Client, Retries] | None = None
         self._honours: bool | None = None
+        self._swaps: bool | None = None
 
     @property
     def url(self) -> str:
@@ -86,9 +89,34 @@ class S3Store:
             except NotUnderstood:  # then there is no object either
                 self._honours = False
                 return False
-            with suppress(WalcastError), self._errors(key, "delete"):  # who may not delete may archive all the same
-                self._client().delete_object(Bucket=self.spec.bucket, Key=self._prefix + key)
+            self._delete_probe(key)
         return self._honours
+
+    def read(self, key: str) -> Versioned | None:
+        try:
+            with self._errors(key, "read"):
+                return s3_swap.read(self._client(), self.spec, self._prefix + key)
+        except ObjectMissing:
+            return None
+
+    def swap(self, key: str, data: bytes, version: str | None) -> str:
+        check_size(data)
+        with self._errors(key, "write"):
+            written = s3_swap.swap(self._client(), self.spec, self._prefix + key, data, version)
+        if written is None:
+            raise ObjectChanged(key, self.url)
+        return written
+
+    def honours_swaps(self) -> bool:
+        if self._swaps is None:
+            key = f".walcast-probe.{os.urandom(4).hex()}"
+            try:
+                self._swaps = keeps_to_versions(self, key)
+            except NotUnderstood:
+                self._swaps = False
+            finally:
+                self._delete_probe(key)
+        return self._swaps
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._errors(prefix, "list"):
@@ -161,6 +189,11 @@ class S3Store:
     def _upload(self, key: str, body: BinaryIO | bytes, timestamp_ms: int, if_absent: bool) -> None:
         metadata = {_METADATA_TIMESTAMP: _rfc3339(timestamp_ms)}
         upload(self._client(), Target(self.spec, self._prefix + key, metadata, if_absent), body)
+
+    def _delete_probe(self, key: str) -> None:
+        """A favour: who may not delete may archive all the same."""
+        with suppress(WalcastError), self._errors(key, "delete"):
+            self._client().delete_object(Bucket=self.spec.bucket, Key=self._prefix + key)
 
     def _expect_listing(self, page: Any) -> None:
         if not _LISTING & page.keys():

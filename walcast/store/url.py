@@ -14,12 +14,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from walcast.errors import ConfigError
 from walcast.store.base import Store
 from walcast.store.s3_hosts import place_of
 from walcast.store.s3_spec import S3Spec
+
+if TYPE_CHECKING:
+    from walcast.store.s3_retry import Bounds
 
 __all__ = ["DirectorySpec", "S3Spec", "StoreSpec", "normal_endpoint", "open_store", "parse_url"]
 
@@ -97,8 +101,9 @@ def parse_url(text: str) -> StoreSpec:
     raise ConfigError(f"archive URL {text!r}: unknown scheme {parts.scheme!r}; s3 and file are known")
 
 
-def open_store(where: str | StoreSpec) -> Store:
-    """The store of a URL or specification. Opens no connection yet; `check` does."""
+def open_store(where: str | StoreSpec, bounds: Bounds | None = None) -> Store:
+    """The store of a URL or specification. Opens no connection yet; `check` does. `bounds`: what a request to S3 may
+    take, where the default is too patient."""
     spec = parse_url(where) if isinstance(where, str) else where
     if isinstance(spec, DirectorySpec):
         from walcast.store.directory import DirectoryStore
@@ -106,7 +111,7 @@ def open_store(where: str | StoreSpec) -> Store:
         return DirectoryStore(spec.path)
     from walcast.store.s3 import S3Store
 
-    return S3Store(spec)
+    return S3Store(spec, bounds)
 
 
 def normal_endpoint(text: str) -> str:

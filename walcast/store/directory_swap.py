@@ -1,0 +1,176 @@
+"""A small object in a directory that changes by compare-and-swap, without a lock: whoever is stopped blocks nobody.
+
+The object is a folder, and each version a file in it, its number as 16 hex digits. The highest number is the object:
+
+    lease/0000000000000007      "3f…a1 90…5c\n" and the data: this version's token, and the token of the one before
+    lease/0000000000000008      "d2…07 3f…a1\n" and the data
+
+* To create: a folder that holds number 1 gets its name by rename(2), which fails where a folder is that holds anything.
+* To write over n: a synced temporary file gets the name n + 1 by link(2), which fails where it exists. Then n must
+  still be there with its token, and nothing higher: only now it counts.
+* Whom it counted for removes n - 1 and older, the oldest first; the newest two stay.
+
+Why of all who write over version n at most one succeeds, whoever is stopped for how long, wherever:
+
+1. A token is one attempt's own, and an attempt links once. So a version that was removed never comes back: its name
+   may, by a writer that was stopped before its link, but with another token.
+2. n + 1 is removed only by somebody who removed n before, or saw it gone. So where n is still there with its token
+   after my link, the name n + 1 was never free again before it: mine was the first link of that name, and the only one.
+3. Number 1 is never linked, and from its creation on a folder is never empty, so there is one creation.
+
+What a stopped writer left under an old number counts for nobody: a reader takes a version only with the one before it
+there, by (2) again, and the next writer removes it. Nothing relies on a listing to be of one moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from walcast.errors import ConfigError, Unavailable
+from walcast.filesystem import fsync_directory
+from walcast.store.base import Versioned
+
+_DIGITS = 16
+_NONE_BEFORE = "0" * _DIGITS
+_HEAD_BYTES = 2 * _DIGITS + 2
+_LEFTOVER_S = 86_400.0
+_TRIES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    number: int
+    token: str
+    before: str
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:016x}-{self.token}"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFolder:
+    """One object. Methods raise OSError as it comes, less what says that somebody else was first."""
+
+    path: Path
+
+    def read(self) -> Versioned | None:
+        """The object now; None where there is none. Unavailable when it changes faster than it can be read."""
+        for _ in range(_TRIES):
+            numbers = self._numbers()
+            if not numbers:
+                return None
+            last = self._load(numbers[-1])
+            if last is not None and (last.number == 1 or self._has(last.number - 1, last.before)):
+                return Versioned(last.data, last.name)
+        raise Unavailable(
+            f"{self.path} changes faster than it can be read; if it stays so while nobody writes, files are missing "
+            "in it: remove it when no node is running"
+        )
+
+    def create(self, data: bytes) -> str | None:
+        """The new version, or None: there is one already. The folder above exists."""
+        token = secrets.token_hex(_DIGITS // 2)
+        temporary = self.path.with_name(f".{self.path.name}.{token}.tmp")
+        temporary.mkdir()
+        try:
+            self._write(temporary / _file_name(1), token, _NONE_BEFORE, data)
+            fsync_directory(temporary)
+            temporary.rename(self.path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_directory(self.path.parent)
+        return f"{1:016x}-{token}"
+
+    def replace(self, data: bytes, version: str) -> str | None:
+        """The new version, or None: the object is not that version, or no more when ours was written."""
+        number, _, before = version.partition("-")
+        if len(number) != _DIGITS or len(before) != _DIGITS:
+            return None  # another store's
+        try:
+            return self._replace(data, int(number, 16), before)
+        except FileNotFoundError:
+            return None  # the folder is gone, or what we had begun in it
+
+    def _replace(self, data: bytes, number: int, before: str) -> str | None:
+        path = self.path / _file_name(number + 1)
+        if path.exists() or not self._has(number, before):
+            return None
+        token = secrets.token_hex(_DIGITS // 2)
+        temporary = self.path / f".{path.name}.{token}.tmp"
+        try:
+            self._write(temporary, token, before, data)
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            # NFS sends a request again whose answer was lost, and then finds the link that the first one made.
+            if not path.samefile(temporary):
+                return None
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_directory(self.path)
+        # In this order, and after the link: see above.
+        numbers = self._numbers()
+        if not self._has(number, before) or numbers[-1:] > [number + 1]:
+            return None
+        self._remove_old([old for old in numbers if old < number])
+        return f"{number + 1:016x}-{token}"
+
+    def _write(self, path: Path, token: str, before: str, data: bytes) -> None:
+        with path.open("xb") as file:
+            file.write(f"{token} {before}\n".encode() + data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _load(self, number: int) -> _Version | None:
+        path = self.path / _file_name(number)
+        try:
+            body = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        head = body[:_HEAD_BYTES]
+        token, space, before = head[:-1].decode("latin-1").partition(" ")
+        if len(head) != _HEAD_BYTES or not head.endswith(b"\n") or not space or len(token) != _DIGITS:
+            raise ConfigError(f"{path} is damaged, or another program's: remove {self.path} when no node is running")
+        return _Version(number, token, before, body[_HEAD_BYTES:])
+
+    def _has(self, number: int, token: str) -> bool:
+        found = self._load(number)
+        return found is not None and found.token == token
+
+    def _numbers(self) -> list[int]:
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(int(entry.name, 16) for entry in entries if _is_number(entry.name))
+        except FileNotFoundError:
+            return []
+
+    def _remove_old(self, numbers: list[int]) -> None:
+        """Oldest first, and none after one that stays. The swap counts already, so nothing here may fail it."""
+        with suppress(OSError):
+            for number in numbers:
+                (self.path / _file_name(number)).unlink(missing_ok=True)
+        with suppress(OSError):
+            before_s = time.time() - _LEFTOVER_S
+            for path in self.path.glob(".*.tmp"):  # of writers that were killed
+                if path.stat().st_ctime < before_s:
+                    path.unlink(missing_ok=True)
+
+
+def _file_name(number: int) -> str:
+    return f"{number:016x}"
+
+
+def _is_number(name: str) -> bool:
+    return len(name) == _DIGITS and all(digit in "0123456789abcdef" for digit in name)
