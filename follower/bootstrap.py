@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from follower.applier import Applier
 from follower.client import Client
 from follower.fresh import Fresh
+from follower.keeping import Keeping
 from follower.newfile import TEMPORARY, NewFile, put_in_place
 from follower.receiver import Receiver, Target
 from walcast import wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
+from walcast.discarded import Circumstances
 from walcast.errors import Corrupt, Unavailable
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
@@ -89,13 +91,20 @@ async def from_primary(
     progress: Progress | None = None,
     *,
     last_mismatched: bool = False,
+    keeping: Circumstances | None = None,
 ) -> None:
-    """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position."""
+    """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
+
+    `keeping`: what the replica had in their place goes to `discarded/` first.
+    """
+    keeper = Keeping(applier, state_dir, keeping) if applier and keeping else None
+    if keeper is not None:
+        await keeper.look_up_tables()
     mine = applier.checksums if applier else None
     sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
     async with client.copy(applier.page_size if applier else 0, sums, last_mismatched=last_mismatched) as copy:
         start = copy.start
-        target: Target = applier if applier else NewFile(path, state_dir, start.page_size)
+        target: Target = keeper or applier or NewFile(path, state_dir, start.page_size)
         target.begin()
         try:
             fetched = 0
