@@ -15,50 +15,78 @@ from primary.capture import Capture
 from primary.log import TransactionLog
 from primary.loop import CaptureLoop
 from primary.opening import open_database
+from primary.resume import State, begin_at
+from primary.tenure import Tenure
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Unavailable, WalcastError
+from walcast.held import Held
 from walcast.statedir import StateDir
+
+PARTS = ("_anchor", "_reader", "files", "log", "state")  # connections first, then the files (`walcast.dbfiles`)
 
 
 class Database:
     """Opened by the constructor, captured from `start` to `stop`. Any thread may read its log and its pages.
 
     `readers` counts who reads pages: the files must not be closed under them, nor their numbers go to other files.
-    `leaving`, once set, is why readers end early.
+    `leaving`, once set, is why readers end early. `tenure` says whether anything may be published or archived.
+
+    With `held` it takes over files that are open already; they are still the caller's when that fails.
     """
 
-    def __init__(self, path: Path, name: str, *, log_bytes: int = 256 << 20, log_age_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        log_bytes: int = 256 << 20,
+        log_age_s: float = 3600.0,
+        held: Held | None = None,
+        tenure: Tenure | None = None,
+    ) -> None:
         self.path = path
         self.name = name
+        self.tenure = tenure or Tenure()
         self.readers = 0
         self.leaving: WalcastError | None = None
         self.snapshotting = threading.Lock()
         self._counting = threading.Lock()
         try:
-            self._open(log_bytes, log_age_s)
+            self._open(log_bytes, log_age_s, held)
         except BaseException:
-            self._let_go()  # so that a later try finds it free
+            self._let_go(("_anchor", "log") if held else PARTS)  # so that a later try finds it free
             raise
 
-    def _open(self, log_bytes: int, log_age_s: float) -> None:
-        self._reader = open_database(self.path)
-        self.state = StateDir(self.path)
+    def _open(self, log_bytes: int, log_age_s: float, held: Held | None) -> None:
+        self._reader = held.connection if held else open_database(self.path)
+        self.state = held.state if held else StateDir(self.path)
         self.log = TransactionLog.open(self.state.path / "log", max_bytes=log_bytes, max_age_s=log_age_s)
         self.page_size = int(self._reader.pragma("page_size"))
         self._anchor = Anchor(self.path)
-        self.files = DatabaseFiles(self.path)
-        capture = Capture(self.files, self._reader, self.log, self.page_size)
-        self.loop = CaptureLoop(self.name, self._anchor, capture)
+        # Writable: a primary that is deposed becomes the replica's WAL writer without letting go of them.
+        self.files = held.files if held else DatabaseFiles(self.path, writable=True)
+        self._capture = Capture(self.files, self._reader, self.log, self.page_size)
+        self.loop = CaptureLoop(self.name, self._anchor, self._capture)
 
-    def _let_go(self) -> None:
-        """Of what is open: connections first, then the files (`walcast.dbfiles`)."""
-        for part in ("_anchor", "_reader", "files", "log", "state"):
+    def _let_go(self, parts: tuple[str, ...]) -> None:
+        for part in parts:
             if hasattr(self, part):
                 getattr(self, part).close()
 
-    def start(self) -> None:
-        """Find where to go on, then capture in the background."""
-        self.loop.start()
+    def start(self, *, at: State | None = None, term: int = 0) -> None:
+        """Find where to go on, or go on from a state of another node's history, whose last writer this process is; then
+        capture in the background. A `term` higher than the log's begins with an entry of its own."""
+        if at is None:
+            self.loop.find_place()
+        begin_at(self._capture, at, term)
+        self.loop.start(resumed=True)
+
+    def release(self) -> Held:
+        """Instead of `stop`: end capturing and keep the files and, if `loop.holds_writers`, the write lock. Nobody may
+        be `reading`."""
+        self.loop.stop()
+        self._let_go(("_anchor", "log"))
+        return Held(self.files, self._reader, self.state)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[int, int], memoryview]]:
@@ -97,4 +125,4 @@ class Database:
     def stop(self) -> None:
         """End capturing and let go of the database."""
         self.loop.stop()
-        self._let_go()
+        self._let_go(PARTS)

@@ -7,7 +7,18 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from walcast.rpc import replication_pb2 as pb
+
 MAX_UNACKNOWLEDGED = 1024
+
+
+@dataclass(slots=True)
+class Offer:
+    """The primary's place, offered to a follower: sent once it has all; `taken` is its answer, None when it is gone."""
+
+    message: pb.HandOver
+    taken: asyncio.Future[pb.HandOverReply | None]
+    sent: bool = False
 
 
 @dataclass(slots=True)
@@ -22,6 +33,8 @@ class Follower:
     applied_txid: int = 0
     round_trip_us: int = 0
     reply_requested: bool = False
+    address: str = ""  # where it would serve as the primary
+    offer: Offer | None = None
     _lag_us: int = 0
     _sent: deque[tuple[int, int]] = field(default_factory=deque)
 
@@ -62,6 +75,12 @@ class Followers:
     def remove(self, follower: Follower) -> None:
         """The stream ended."""
         self.connected.remove(follower)
+        if follower.offer is not None and not follower.offer.taken.done():
+            follower.offer.taken.set_result(None)
+
+    def find(self, follower_id: str) -> Follower | None:
+        """The newest stream of a follower."""
+        return next((f for f in reversed(self.connected) if f.id == follower_id), None)
 
     def progressed(self) -> None:
         """Wake those who wait for an applied position."""

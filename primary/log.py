@@ -141,6 +141,10 @@ class TransactionLog:
             self._clock_ms = now
         return self._clock_ms
 
+    def not_before(self, timestamp_ms: int) -> None:
+        """Have no entry's time be before that of an older one, which another node gave."""
+        self._clock_ms = max(self._clock_ms, timestamp_ms)
+
     def writer(self, min_txid: int) -> Writer:
         """For the entry that begins with `min_txid`, which must follow the position."""
         if not self._segments or self._segments[-1].end >= self._roll_bytes():

@@ -24,8 +24,10 @@ from primary.identity import SizeWatch, check_same_files
 from primary.resume import compare, resume
 from primary.wakeup import Wakeup
 from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
+from walcast.locks import try_lock, unlock
 from walcast.position import Position
 from walcast.wal import WAL_HEADER_SIZE, frame_offset
+from walcast.walindex import LOCK_WRITE
 
 log = logging.getLogger("walcast.primary")
 
@@ -37,6 +39,8 @@ BUSY_COMMITS = 32
 BUSY_PAUSE_S = 0.008
 RETRY_S = 1.0
 TROUBLE_S = 60.0
+HOLD_WINDOW_S = 0.004
+HOLD_AGAIN_S = 0.0005
 SKIP_TIMEOUT_S = 60.0
 
 
@@ -49,7 +53,7 @@ class Captured:
 
 
 class CaptureLoop:
-    """Runs in a thread from `start` to `stop`; `barrier`, `skip_to` and `recheck` are for others."""
+    """Runs in a thread from `start` to `stop`; `barrier`, `hold_writers`, `skip_to` and `recheck` are for others."""
 
     def __init__(self, name: str, anchor: Anchor, capture: Capture) -> None:
         self.name = name
@@ -65,6 +69,9 @@ class CaptureLoop:
         self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
         self._lock = threading.Lock()
         self._barriers: list[Future[Captured]] = []
+        self._holders: list[Future[Captured]] = []
+        self._hold = False
+        self.holds_writers = False
         self._stopping = False
         self._skip_to = 0
         self._compare_because: str | None = None
@@ -75,11 +82,38 @@ class CaptureLoop:
 
     # For others
 
-    def start(self) -> None:
-        """Find where to go on, then capture in the background."""
+    def start(self, *, resumed: bool = False) -> None:
+        """Find where to go on, unless that was done, then capture in the background."""
+        if not resumed:
+            self.find_place()
+        self._thread.start()
+
+    def find_place(self) -> None:
+        """Bring the log to the state that is there. Before `start`."""
         if not resume(self._capture):
             self._compare("the WAL does not continue the log" if self._log.position else "no log yet")
-        self._thread.start()
+
+    def hold_writers(self) -> Future[Captured]:
+        """Take SQLite's write lock as soon as no app has it, and keep it: apps that write get SQLITE_BUSY. The state
+        covers every commit made before. Unavailable when writers are let go first, or capture ends."""
+        future: Future[Captured] = Future()
+        with self._lock:
+            if self._stopping or self.failure:
+                raise self.failure or Unavailable("stopping")
+            self._hold = True
+            self._holders.append(future)
+            self._wakeup.call()
+        return future
+
+    def let_writers_go(self) -> None:
+        """The other way round."""
+        with self._lock:
+            self._hold = False
+            waiting, self._holders = self._holders, []
+            if self.holds_writers:
+                self.holds_writers = False
+                unlock(self._files.shm_fd, LOCK_WRITE)
+        _fail(waiting, Unavailable("writers are not held any longer"))
 
     def barrier(self) -> Future[Captured]:
         """A state that covers every commit made before this call; Unavailable when the database is not served."""
@@ -158,9 +192,14 @@ class CaptureLoop:
         looks = 0
         quiet = False
         while not self._stopping and self._compare_because is None:
+            waits_for_lock = self._hold_when_asked()
             transactions = self._turn()
+            self._answer_holders()
+            if waits_for_lock:
+                self._wakeup.pause(HOLD_AGAIN_S)
+                continue
             busy = transactions >= BUSY_COMMITS
-            if transactions:
+            if transactions and not self.holds_writers:  # it would give the lock back
                 looks = 0
                 self._checkpointer.run(self._capture.frame, busy=busy)
             self.trouble = None
@@ -194,6 +233,30 @@ class CaptureLoop:
             if future.set_running_or_notify_cancel():
                 future.set_result(Captured(self._log.position, checksums.commit_pages))
         return transactions
+
+    def _hold_when_asked(self) -> bool:
+        """Take the write lock if that was asked for; True while an app has it."""
+        if not self._hold or self.holds_writers:
+            return False
+        give_up_s = time.monotonic() + HOLD_WINDOW_S
+        while True:
+            with self._lock:
+                if not self._hold or try_lock(self._files.shm_fd, LOCK_WRITE):
+                    self.holds_writers = self._hold
+                    return False
+            if time.monotonic() >= give_up_s:
+                return True
+
+    def _answer_holders(self) -> None:
+        """Called after a capture: what was committed before the lock was taken is in the log."""
+        if not self._holders or not self.holds_writers:
+            return
+        with self._lock:
+            waiting, self._holders = self._holders, []
+        assert self._log.checksums is not None
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(Captured(self._log.position, self._log.checksums.commit_pages))
 
     def _more_is_written(self) -> bool:
         """Are there frames behind the last committed one? Then a commit may be about to show in the wal-index: writing
@@ -247,7 +310,11 @@ class CaptureLoop:
 
     def _fail_barriers(self, error: WalcastError) -> None:
         with self._lock:
-            waiting, self._barriers = self._barriers, []
-        for future in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            waiting, self._barriers, self._holders = self._barriers + self._holders, [], []
+        _fail(waiting, error)
+
+
+def _fail(waiting: list[Future[Captured]], error: WalcastError) -> None:
+    for future in waiting:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error)

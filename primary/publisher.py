@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -25,6 +25,7 @@ from walcast.errors import Corrupt, WalcastError
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.terms import TermStart
 
 log = logging.getLogger("walcast.primary")
 
@@ -42,19 +43,35 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Refused(Exception):
     """Ends a call with a Refusal message."""
 
-    def __init__(self, kind: pb.RefusalKind.ValueType, detail: str, position: Position | None = None) -> None:
+    def __init__(
+        self,
+        kind: pb.RefusalKind.ValueType,
+        detail: str,
+        position: Position | None = None,
+        *,
+        primary: str = "",
+        history: Sequence[TermStart] = (),
+    ) -> None:
         super().__init__(detail)
-        self.refusal = pb.Refusal(kind=kind, detail=detail, protocol=wire.PROTOCOL_VERSION)
+        self.refusal = pb.Refusal(kind=kind, detail=detail, protocol=wire.PROTOCOL_VERSION, primary=primary)
+        self.refusal.history.extend(wire.history_message(history))
         if position is not None:
             self.refusal.position.CopyFrom(wire.position_message(position, 0))
 
 
 class Served:
-    """A database as the service sees it."""
+    """A database as the service sees it; `history`: the terms that it knows of.
 
-    def __init__(self, database: Database) -> None:
+    `switchover` and `step_down` answer those calls, where a node can change its role.
+    """
+
+    def __init__(self, database: Database, history: Sequence[TermStart] = ()) -> None:
         self.database = database
+        self.history = history
         self.followers = Followers()
+        self.heartbeat_s = HEARTBEAT_S
+        self.switchover: Callable[[pb.SwitchoverRequest], Awaitable[pb.SwitchoverReply]] = _no_switchover
+        self.step_down: Callable[[pb.StepDownRequest], Awaitable[pb.StepDownReply]] = _no_step_down
         self.rechecked_s = -RECHECK_EVERY_S
         self._loop = asyncio.get_running_loop()
         self._grown = asyncio.Event()
@@ -64,6 +81,12 @@ class Served:
     @property
     def log(self) -> TransactionLog:
         return self.database.log
+
+    def check_tenure(self) -> None:
+        """Refused when nothing may be sent now: asked before each message."""
+        tenure = self.database.tenure
+        if not tenure.holds:
+            raise Refused(pb.REFUSAL_KIND_FENCED, tenure.ended or "this node does not hold the lease now")
 
     def _wake_from_thread(self) -> None:
         if not self._woken:  # many entries between two turns of the loop need one wake-up
@@ -114,7 +137,9 @@ class Publisher(rpc.ReplicationServicer):
                 return next(iter(self._databases.values()))
             known = ", ".join(sorted(self._databases)) or "none"
             raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
-        return self._databases[name]
+        served = self._databases[name]
+        served.check_tenure()
+        return served
 
     # Stream
 
@@ -132,12 +157,12 @@ class Publisher(rpc.ReplicationServicer):
             if self._streams >= MAX_FOLLOWERS:
                 raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
             position = wire.position_of(hello.position)
-            _check_known(served.log, position)
             _check_term(served.log, hello.position.term)
+            _check_known(served, position)
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
-        follower = Follower(hello.follower_id, context.peer(), sent_txid=position.txid)
+        follower = Follower(hello.follower_id, context.peer(), sent_txid=position.txid, address=hello.address)
         if not hello.observer:
             follower.acknowledged(position.txid, position.txid)
             served.followers.add(follower)
@@ -153,6 +178,8 @@ class Publisher(rpc.ReplicationServicer):
                     database=served.database.name,
                     page_size=served.database.page_size,
                     position=wire.position_message(served.log.position, served.log.term),
+                    tenure_ms=served.database.tenure.left_ms,
+                    history=wire.history_message(served.history),
                 )
             )
             async for message in self._send_from(served, follower, position.txid):
@@ -171,20 +198,26 @@ class Publisher(rpc.ReplicationServicer):
         beat_s = 0.0
         while True:
             now = time.monotonic()
+            served.check_tenure()
             asked = follower.reply_requested and served.log.position.txid == txid
-            if asked or now - beat_s >= HEARTBEAT_S:
+            if asked or now - beat_s >= served.heartbeat_s:
                 beat_s = now
                 yield _heartbeat(served, follower)
+            offer = follower.offer
+            if offer is not None and not offer.sent and offer.message.position.txid == txid:
+                offer.sent = True
+                yield pb.PrimaryMessage(hand_over=offer.message)
             if self._stopping.is_set():
                 raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
             if served.database.loop.failure:
                 raise Refused(pb.REFUSAL_KIND_STOPPING, str(served.database.loop.failure))
             if served.log.position.txid == txid:
                 follower.state = "streaming"
-                await served.grown(max(0.0, beat_s + HEARTBEAT_S - time.monotonic()))
+                await served.grown(max(0.0, beat_s + served.heartbeat_s - time.monotonic()))
                 continue
             try:
                 async for message, reached in _chunks(served.log, follower, txid):
+                    served.check_tenure()
                     txid = reached
                     yield message
             except (Corrupt, OSError) as error:
@@ -220,6 +253,11 @@ class Publisher(rpc.ReplicationServicer):
             theirs = await _read_checksums(request_iterator, served)
             async with contextlib.aclosing(copy_pages(served.database, theirs)) as replies:
                 async for reply in replies:
+                    try:
+                        served.check_tenure()
+                    except Refused as refused:
+                        yield pb.CopyReply(refusal=refused.refusal)
+                        return
                     yield reply
 
     # Status and barrier
@@ -248,7 +286,37 @@ class Publisher(rpc.ReplicationServicer):
             await asyncio.sleep(0)
             served.wake()  # have the streams ask for a reply
             applied = await waiting
+        try:
+            served.check_tenure()  # who has it counts only while this node is the primary
+        except Refused as refused:
+            return pb.BarrierReply(refusal=refused.refusal)
         return pb.BarrierReply(position=wire.position_message(position, served.log.term), followers=applied)
+
+    # Changes of role
+
+    async def Switchover(self, request: pb.SwitchoverRequest, context: Context) -> pb.SwitchoverReply:  # noqa: N802
+        """Hand the primary's place to a follower."""
+        try:
+            served = self._find(wire.PROTOCOL_VERSION, request.database)
+            return await served.switchover(request)
+        except Refused as refused:
+            return pb.SwitchoverReply(refusal=refused.refusal)
+
+    async def StepDown(self, request: pb.StepDownRequest, context: Context) -> pb.StepDownReply:  # noqa: N802
+        """Make way for the primary of a higher term."""
+        try:
+            served = self._find(wire.PROTOCOL_VERSION, request.database)
+            return await served.step_down(request)
+        except Refused as refused:
+            return pb.StepDownReply(refusal=refused.refusal)
+
+
+async def _no_switchover(request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
+    raise Refused(pb.REFUSAL_KIND_NOT_PRIMARY, "this database is served without failover: it cannot change its role")
+
+
+async def _no_step_down(request: pb.StepDownRequest) -> pb.StepDownReply:
+    raise Refused(pb.REFUSAL_KIND_NOT_PRIMARY, "this database is served without failover: it cannot change its role")
 
 
 async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Served) -> bytes:
@@ -263,13 +331,15 @@ async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Serve
     return bytes(theirs)
 
 
-def _check_known(transactions: TransactionLog, position: Position) -> None:
+def _check_known(served: Served, position: Position) -> None:
+    transactions, history = served.log, served.history
     known = transactions.knows(position)
     if known is Known.OLDER:
         detail = f"the log begins at {transactions.first}, the follower is at {position}"
-        raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, detail, transactions.position)
+        raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, detail, transactions.position, history=history)
     if known is Known.DIVERGED:
-        raise Refused(pb.REFUSAL_KIND_DIVERGED, f"{position} is not on this primary's history", transactions.position)
+        detail = f"{position} is not on this primary's history"
+        raise Refused(pb.REFUSAL_KIND_DIVERGED, detail, transactions.position, history=history)
 
 
 def _check_term(transactions: TransactionLog, term: int) -> None:
@@ -280,6 +350,11 @@ def _check_term(transactions: TransactionLog, term: int) -> None:
 
 async def _read_acks(requests: AsyncIterator[pb.FollowerMessage], served: Served, follower: Follower) -> None:
     async for message in requests:
+        if message.WhichOneof("kind") == "hand_over":
+            offer = follower.offer
+            if offer is not None and offer.sent and not offer.taken.done():
+                offer.taken.set_result(message.hand_over)
+            continue
         ack = message.ack
         follower.acknowledged(ack.received_txid, ack.applied_txid, ack.echo_us, ack.lag_us)
         served.followers.progressed()
@@ -290,6 +365,7 @@ def _heartbeat(served: Served, follower: Follower) -> pb.PrimaryMessage:
     return pb.PrimaryMessage(
         heartbeat=pb.Heartbeat(
             reply_requested=asked,
+            tenure_ms=served.database.tenure.left_ms,
             position=wire.position_message(served.log.position, served.log.term),
             clock_us=time.monotonic_ns() // 1000,
             round_trip_us=follower.round_trip_us,

@@ -7,6 +7,7 @@ No follower needs a new copy because a primary restarted, or because somebody wr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.errors import Unavailable
 from walcast.position import Position
+from walcast.terms import first_txid
 from walcast.wal import WAL_HEADER_SIZE
 
 
@@ -92,3 +94,49 @@ def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) ->
     )
     append_entry(log, header, pgnos, lambda i: reader.read(int(pgnos[i]), 1))
     return len(pgnos)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a replica stands that becomes the primary: what is in the file, and the time of its newest transaction."""
+
+    checksums: PageChecksums
+    position: Position
+    timestamp_ms: int = 0
+
+
+def begin_at(capture: Capture, at: State | None, term: int) -> None:
+    """Go on from a replica's state, whose write lock the caller holds: all that is in the WAL is at its position. Then
+    a `term` that is higher than the log's begins: an entry over the gap that parts it from the one before, of a page as
+    it is. Idempotent: whoever is interrupted begins again."""
+    log = capture.log
+    if at is not None:
+        header = capture.files.index_header()
+        if header is None:
+            raise Unavailable(f"{capture.files.path}-shm: the header is torn")
+        log.term = term
+        log.start(at.checksums, at.position)
+        log.not_before(at.timestamp_ms)
+        capture.seek(header.mx_frame, header.salt)
+        capture.lowest_pages = 0
+        _begin_term(capture)
+    elif term > log.term:
+        log.term = term
+        _begin_term(capture)
+
+
+def _begin_term(capture: Capture) -> None:
+    log = capture.log
+    assert log.checksums is not None
+    header = ltx.Header(
+        page_size=capture.page_size,
+        commit_pages=log.checksums.commit_pages,
+        min_txid=log.position.txid + 1,
+        max_txid=first_txid(log.position.txid),
+        timestamp_ms=log.timestamp_ms(),
+        pre_checksum=log.position.checksum,
+        term=log.term,
+    )
+    with PageReader(capture.files, capture.reader) as reader:
+        page_one = bytes(reader.read(1, 1))
+    append_entry(log, header, np.array([1], np.uint32), lambda _: page_one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from walcast.errors import ConfigError
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
+from walcast.terms import TermStart
 
 if TYPE_CHECKING:
     import grpc
@@ -38,6 +40,19 @@ def position_message(position: Position, term: int) -> pb.Position:
 def position_of(message: pb.Position) -> Position:
     """From a message."""
     return Position(message.txid, message.checksum)
+
+
+def history_message(history: Iterable[TermStart]) -> list[pb.TermStart]:
+    """As messages."""
+    return [
+        pb.TermStart(term=begun.term, start=position_message(begun.start, 0), first_txid=begun.first_txid)
+        for begun in history
+    ]
+
+
+def history_of(messages: Iterable[pb.TermStart]) -> tuple[TermStart, ...]:
+    """From messages."""
+    return tuple(TermStart(m.term, position_of(m.start), m.first_txid) for m in messages)
 
 
 @dataclass(frozen=True, slots=True)

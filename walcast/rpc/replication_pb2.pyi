@@ -48,6 +48,10 @@ class _RefusalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefusalKi
     """this primary was deposed: look for the newer one"""
     REFUSAL_KIND_TOO_MANY: _RefusalKind.ValueType  # 8
     """try again later"""
+    REFUSAL_KIND_NOT_PRIMARY: _RefusalKind.ValueType  # 9
+    """this node is not the primary now: go to `primary`, where it is known"""
+    REFUSAL_KIND_FENCED: _RefusalKind.ValueType  # 10
+    """this node may not act as the primary now; look for another, or try again later"""
 
 class RefusalKind(_RefusalKind, metaclass=_RefusalKindEnumTypeWrapper): ...
 
@@ -68,6 +72,10 @@ REFUSAL_KIND_OLDER_TERM: RefusalKind.ValueType  # 7
 """this primary was deposed: look for the newer one"""
 REFUSAL_KIND_TOO_MANY: RefusalKind.ValueType  # 8
 """try again later"""
+REFUSAL_KIND_NOT_PRIMARY: RefusalKind.ValueType  # 9
+"""this node is not the primary now: go to `primary`, where it is known"""
+REFUSAL_KIND_FENCED: RefusalKind.ValueType  # 10
+"""this node may not act as the primary now; look for another, or try again later"""
 Global___RefusalKind: _TypeAlias = RefusalKind  # noqa: Y015
 
 @_typing.final
@@ -98,6 +106,34 @@ class Position(_message.Message):
 Global___Position: _TypeAlias = Position  # noqa: Y015
 
 @_typing.final
+class TermStart(_message.Message):
+    """Where a term began: its first transaction follows `start`, a position of the term before, and ends with `first_txid`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    FIRST_TXID_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    first_txid: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        start: Global___Position | None = ...,
+        first_txid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_txid", b"first_txid", "start", b"start", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TermStart: _TypeAlias = TermStart  # noqa: Y015
+
+@_typing.final
 class Refusal(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -105,14 +141,22 @@ class Refusal(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     kind: Global___RefusalKind.ValueType
     detail: _builtins.str
     """for people; programs look at the kind"""
     protocol: _builtins.int
     """the primary's protocol version"""
+    primary: _builtins.str
+    """HOST:PORT of the node that is the primary, as far as this one knows"""
     @_builtins.property
     def position(self) -> Global___Position:
         """the primary's position, where there is one"""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermStart]:
+        """newest last: where the follower's history left this one's"""
 
     def __init__(
         self,
@@ -121,10 +165,12 @@ class Refusal(_message.Message):
         detail: _builtins.str = ...,
         protocol: _builtins.int = ...,
         position: Global___Position | None = ...,
+        primary: _builtins.str = ...,
+        history: _abc.Iterable[Global___TermStart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "kind", b"kind", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "history", b"history", "kind", b"kind", "position", b"position", "primary", b"primary", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -140,6 +186,7 @@ class Hello(_message.Message):
     DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     OBSERVER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     """empty: the only one there is"""
@@ -148,6 +195,8 @@ class Hello(_message.Message):
     """nobody named the database: where there is only one, it is meant"""
     observer: _builtins.bool
     """takes the stream without being a replica at `position`: nobody may count it as one"""
+    address: _builtins.str
+    """HOST:PORT where this follower would serve as the primary; empty: it never would"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -159,10 +208,11 @@ class Hello(_message.Message):
         database_is_guess: _builtins.bool = ...,
         position: Global___Position | None = ...,
         observer: _builtins.bool = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,26 +253,58 @@ class Ack(_message.Message):
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
+class HandOverReply(_message.Message):
+    """The answer to HandOver."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    taken: _builtins.bool
+    detail: _builtins.str
+    """why not"""
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        taken: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "taken", b"taken", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOverReply: _TypeAlias = HandOverReply  # noqa: Y015
+
+@_typing.final
 class FollowerMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    HAND_OVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def ack(self) -> Global___Ack: ...
+    @_builtins.property
+    def hand_over(self) -> Global___HandOverReply: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         ack: Global___Ack | None = ...,
+        hand_over: Global___HandOverReply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hello", b"hello", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hand_over", b"hand_over", "hello", b"hello", "kind", b"kind"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hello", b"hello", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hand_over", b"hand_over", "hello", b"hello", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "ack"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "ack", "hand_over"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -237,12 +319,18 @@ class Welcome(_message.Message):
     DATABASE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    TENURE_MS_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     term: _builtins.int
     database: _builtins.str
     page_size: _builtins.int
+    tenure_ms: _builtins.int
+    """how much longer the primary may act, at least; 0: no lease, without end"""
     @_builtins.property
     def position(self) -> Global___Position: ...
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermStart]: ...
     def __init__(
         self,
         *,
@@ -251,10 +339,12 @@ class Welcome(_message.Message):
         database: _builtins.str = ...,
         page_size: _builtins.int = ...,
         position: Global___Position | None = ...,
+        tenure_ms: _builtins.int = ...,
+        history: _abc.Iterable[Global___TermStart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -303,11 +393,14 @@ class Heartbeat(_message.Message):
     CLOCK_US_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_US_FIELD_NUMBER: _builtins.int
     REPLY_REQUESTED_FIELD_NUMBER: _builtins.int
+    TENURE_MS_FIELD_NUMBER: _builtins.int
     clock_us: _builtins.int
     """the primary's monotonic clock; only to be echoed"""
     round_trip_us: _builtins.int
     reply_requested: _builtins.bool
     """somebody waits for the acknowledgement"""
+    tenure_ms: _builtins.int
+    """as in Welcome"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -317,14 +410,42 @@ class Heartbeat(_message.Message):
         clock_us: _builtins.int = ...,
         round_trip_us: _builtins.int = ...,
         reply_requested: _builtins.bool = ...,
+        tenure_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us", "tenure_ms", b"tenure_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class HandOver(_message.Message):
+    """The primary has drained everything to this follower, holds its writers, and gives it its place: be the primary of
+    `term`, from `position` on. Where there is a lease, it names this follower already.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    @_builtins.property
+    def position(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        position: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOver: _TypeAlias = HandOver  # noqa: Y015
 
 @_typing.final
 class PrimaryMessage(_message.Message):
@@ -334,6 +455,7 @@ class PrimaryMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    HAND_OVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
     @_builtins.property
@@ -342,6 +464,8 @@ class PrimaryMessage(_message.Message):
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
     def refusal(self) -> Global___Refusal: ...
+    @_builtins.property
+    def hand_over(self) -> Global___HandOver: ...
     def __init__(
         self,
         *,
@@ -349,12 +473,13 @@ class PrimaryMessage(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         welcome: Global___Welcome | None = ...,
         refusal: Global___Refusal | None = ...,
+        hand_over: Global___HandOver | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "heartbeat", b"heartbeat", "kind", b"kind", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "hand_over", b"hand_over", "heartbeat", b"heartbeat", "kind", b"kind", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "heartbeat", b"heartbeat", "kind", b"kind", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "hand_over", b"hand_over", "heartbeat", b"heartbeat", "kind", b"kind", "refusal", b"refusal", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["chunk", "heartbeat", "welcome", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["chunk", "heartbeat", "welcome", "refusal", "hand_over"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -566,6 +691,7 @@ class FollowerStatus(_message.Message):
     LAG_MS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     received_txid: _builtins.int
     applied_txid: _builtins.int
@@ -573,6 +699,8 @@ class FollowerStatus(_message.Message):
     lag_ms: _builtins.float
     state: _builtins.str
     peer: _builtins.str
+    address: _builtins.str
+    """where it would serve as the primary"""
     def __init__(
         self,
         *,
@@ -583,10 +711,11 @@ class FollowerStatus(_message.Message):
         lag_ms: _builtins.float = ...,
         state: _builtins.str = ...,
         peer: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_txid", b"applied_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,6 +761,12 @@ class DatabaseStatus(_message.Message):
     LOG_FIRST_TXID_FIELD_NUMBER: _builtins.int
     ARCHIVE_FIELD_NUMBER: _builtins.int
     FOLLOWERS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     page_size: _builtins.int
@@ -639,6 +774,15 @@ class DatabaseStatus(_message.Message):
     wal_bytes: _builtins.int
     log_bytes: _builtins.int
     log_first_txid: _builtins.int
+    role: _builtins.str
+    """"primary", "fenced", "follower" """
+    term: _builtins.int
+    trouble: _builtins.str
+    """why it is fenced, or not captured, and what to do; empty: none"""
+    primary: _builtins.str
+    """of a follower: the primary's address"""
+    state: _builtins.str
+    """of a follower: what it is doing"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -647,6 +791,10 @@ class DatabaseStatus(_message.Message):
 
     @_builtins.property
     def followers(self) -> _containers.RepeatedCompositeFieldContainer[Global___FollowerStatus]: ...
+    @_builtins.property
+    def lease(self) -> Global___LeaseStatus:
+        """unset: no lease"""
+
     def __init__(
         self,
         *,
@@ -660,14 +808,50 @@ class DatabaseStatus(_message.Message):
         log_first_txid: _builtins.int = ...,
         archive: Global___ArchiveStatus | None = ...,
         followers: _abc.Iterable[Global___FollowerStatus] | None = ...,
+        role: _builtins.str = ...,
+        term: _builtins.int = ...,
+        trouble: _builtins.str = ...,
+        lease: Global___LeaseStatus | None = ...,
+        primary: _builtins.str = ...,
+        state: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "lease", b"lease", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "followers", b"followers", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "wal_bytes", b"wal_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "followers", b"followers", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "role", b"role", "state", b"state", "term", b"term", "trouble", b"trouble", "wal_bytes", b"wal_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DatabaseStatus: _TypeAlias = DatabaseStatus  # noqa: Y015
+
+@_typing.final
+class LeaseStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    LEFT_MS_FIELD_NUMBER: _builtins.int
+    holder: _builtins.str
+    """a node's id"""
+    address: _builtins.str
+    lease_ms: _builtins.int
+    left_ms: _builtins.int
+    """of the own tenure; 0: none"""
+    def __init__(
+        self,
+        *,
+        holder: _builtins.str = ...,
+        address: _builtins.str = ...,
+        lease_ms: _builtins.int = ...,
+        left_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "holder", b"holder", "lease_ms", b"lease_ms", "left_ms", b"left_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseStatus: _TypeAlias = LeaseStatus  # noqa: Y015
 
 @_typing.final
 class StatusReply(_message.Message):
@@ -753,3 +937,133 @@ class BarrierReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BarrierReply: _TypeAlias = BarrierReply  # noqa: Y015
+
+@_typing.final
+class SwitchoverRequest(_message.Message):
+    """Hand the primary's place to a follower, losing nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASE_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    database: _builtins.str
+    to: _builtins.str
+    """the follower's id"""
+    timeout_ms: _builtins.int
+    """how long writers may be held; then nothing happened"""
+    def __init__(
+        self,
+        *,
+        database: _builtins.str = ...,
+        to: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "timeout_ms", b"timeout_ms", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwitchoverRequest: _TypeAlias = SwitchoverRequest  # noqa: Y015
+
+@_typing.final
+class SwitchoverReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    PAUSE_US_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """of the new primary"""
+    primary: _builtins.str
+    """the new primary's address"""
+    pause_us: _builtins.int
+    """from the last commit that could be made here until the new primary took commits"""
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """set: nothing happened, unless it says otherwise"""
+
+    @_builtins.property
+    def position(self) -> Global___Position:
+        """where the old term ended"""
+
+    def __init__(
+        self,
+        *,
+        refusal: Global___Refusal | None = ...,
+        term: _builtins.int = ...,
+        position: Global___Position | None = ...,
+        primary: _builtins.str = ...,
+        pause_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pause_us", b"pause_us", "position", b"position", "primary", b"primary", "refusal", b"refusal", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwitchoverReply: _TypeAlias = SwitchoverReply  # noqa: Y015
+
+@_typing.final
+class StepDownRequest(_message.Message):
+    """Another node is the primary of a higher term: stop, and follow it. For sets without a lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    database: _builtins.str
+    term: _builtins.int
+    primary: _builtins.str
+    """its address"""
+    @_builtins.property
+    def position(self) -> Global___Position:
+        """where its term began"""
+
+    def __init__(
+        self,
+        *,
+        database: _builtins.str = ...,
+        term: _builtins.int = ...,
+        primary: _builtins.str = ...,
+        position: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "position", b"position", "primary", b"primary", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepDownRequest: _TypeAlias = StepDownRequest  # noqa: Y015
+
+@_typing.final
+class StepDownReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    @_builtins.property
+    def refusal(self) -> Global___Refusal: ...
+    @_builtins.property
+    def position(self) -> Global___Position: ...
+    def __init__(
+        self,
+        *,
+        refusal: Global___Refusal | None = ...,
+        term: _builtins.int = ...,
+        position: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "refusal", b"refusal", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepDownReply: _TypeAlias = StepDownReply  # noqa: Y015

@@ -54,6 +54,16 @@ class ReplicationStub:
                 request_serializer=replication__pb2.BarrierRequest.SerializeToString,
                 response_deserializer=replication__pb2.BarrierReply.FromString,
                 _registered_method=True)
+        self.Switchover = channel.unary_unary(
+                '/walcast.v1.Replication/Switchover',
+                request_serializer=replication__pb2.SwitchoverRequest.SerializeToString,
+                response_deserializer=replication__pb2.SwitchoverReply.FromString,
+                _registered_method=True)
+        self.StepDown = channel.unary_unary(
+                '/walcast.v1.Replication/StepDown',
+                request_serializer=replication__pb2.StepDownRequest.SerializeToString,
+                response_deserializer=replication__pb2.StepDownReply.FromString,
+                _registered_method=True)
 
 
 class ReplicationServicer:
@@ -83,6 +93,18 @@ class ReplicationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Switchover(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StepDown(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +127,16 @@ def add_ReplicationServicer_to_server(servicer, server):
                     servicer.Barrier,
                     request_deserializer=replication__pb2.BarrierRequest.FromString,
                     response_serializer=replication__pb2.BarrierReply.SerializeToString,
+            ),
+            'Switchover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Switchover,
+                    request_deserializer=replication__pb2.SwitchoverRequest.FromString,
+                    response_serializer=replication__pb2.SwitchoverReply.SerializeToString,
+            ),
+            'StepDown': grpc.unary_unary_rpc_method_handler(
+                    servicer.StepDown,
+                    request_deserializer=replication__pb2.StepDownRequest.FromString,
+                    response_serializer=replication__pb2.StepDownReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,6 +247,60 @@ class Replication:
             '/walcast.v1.Replication/Barrier',
             replication__pb2.BarrierRequest.SerializeToString,
             replication__pb2.BarrierReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Switchover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/walcast.v1.Replication/Switchover',
+            replication__pb2.SwitchoverRequest.SerializeToString,
+            replication__pb2.SwitchoverReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StepDown(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/walcast.v1.Replication/StepDown',
+            replication__pb2.StepDownRequest.SerializeToString,
+            replication__pb2.StepDownReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class ReplicationStub:
     Copy: _grpc.StreamStreamMultiCallable[_replication_pb2.CopyRequest, _replication_pb2.CopyReply]
     Status: _grpc.UnaryUnaryMultiCallable[_replication_pb2.StatusRequest, _replication_pb2.StatusReply]
     Barrier: _grpc.UnaryUnaryMultiCallable[_replication_pb2.BarrierRequest, _replication_pb2.BarrierReply]
+    Switchover: _grpc.UnaryUnaryMultiCallable[_replication_pb2.SwitchoverRequest, _replication_pb2.SwitchoverReply]
+    StepDown: _grpc.UnaryUnaryMultiCallable[_replication_pb2.StepDownRequest, _replication_pb2.StepDownReply]
 
 @_typing.type_check_only
 class ReplicationAsyncStub(ReplicationStub):
@@ -49,6 +51,8 @@ class ReplicationAsyncStub(ReplicationStub):
     Copy: _aio.StreamStreamMultiCallable[_replication_pb2.CopyRequest, _replication_pb2.CopyReply]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_replication_pb2.StatusRequest, _replication_pb2.StatusReply]  # type: ignore[assignment]
     Barrier: _aio.UnaryUnaryMultiCallable[_replication_pb2.BarrierRequest, _replication_pb2.BarrierReply]  # type: ignore[assignment]
+    Switchover: _aio.UnaryUnaryMultiCallable[_replication_pb2.SwitchoverRequest, _replication_pb2.SwitchoverReply]  # type: ignore[assignment]
+    StepDown: _aio.UnaryUnaryMultiCallable[_replication_pb2.StepDownRequest, _replication_pb2.StepDownReply]  # type: ignore[assignment]
 
 class ReplicationServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -78,5 +82,19 @@ class ReplicationServicer(metaclass=_abc_1.ABCMeta):
         request: _replication_pb2.BarrierRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replication_pb2.BarrierReply, _abc.Awaitable[_replication_pb2.BarrierReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Switchover(
+        self,
+        request: _replication_pb2.SwitchoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replication_pb2.SwitchoverReply, _abc.Awaitable[_replication_pb2.SwitchoverReply]]: ...
+
+    @_abc_1.abstractmethod
+    def StepDown(
+        self,
+        request: _replication_pb2.StepDownRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replication_pb2.StepDownReply, _abc.Awaitable[_replication_pb2.StepDownReply]]: ...
 
 def add_ReplicationServicer_to_server(servicer: ReplicationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

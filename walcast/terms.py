@@ -1,0 +1,103 @@
+"""Terms: each promotion raises the term, and a node remembers what it is in which term.
+
+TXIDs of different terms never overlap: a term begins behind a gap of at least TERM_TXIDS, one LTX file whose pages
+change nothing. So what a deposed primary still had on its way into the archive when its time was over ends inside the
+gap, and every restore goes past it; and a TXID alone tells two histories apart. The first TXID of a term ends with five
+zeros in hex.
+
+`app.db-walcast/role` is the one place that says what this node is; it is replaced atomically, so a change of role
+happened or did not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from walcast.errors import ConfigError
+from walcast.filesystem import fsync_directory
+from walcast.position import Position
+
+TERM_TXIDS = 1 << 20
+HISTORY_TERMS = 100
+
+PRIMARY = "primary"
+FOLLOWER = "follower"
+
+_NAME = "role"
+
+
+def first_txid(txid: int) -> int:
+    """The TXID with which a term begins that follows `txid`."""
+    return (txid // TERM_TXIDS + 2) * TERM_TXIDS
+
+
+@dataclass(frozen=True, slots=True)
+class TermStart:
+    """`term` follows the older one's position `start`; its first entry ends with `first_txid`."""
+
+    term: int
+    start: Position
+    first_txid: int
+
+
+def gaps_between(history: Sequence[TermStart], after_txid: int, until_txid: int) -> int:
+    """How many TXIDs in (after, until] no transaction ever had, because a term began there."""
+    inside = (begun for begun in history if after_txid <= begun.start.txid and begun.first_txid <= until_txid)
+    return sum(begun.first_txid - begun.start.txid for begun in inside)
+
+
+def fork(history: Sequence[TermStart], term: int, knows: Callable[[Position], bool]) -> Position | None:
+    """Where a history left another one, whose terms are `history`: the newest start of a later term than `term`
+    that it `knows`. None when it knows none of them."""
+    starts = (begun.start for begun in reversed(history) if begun.term > term)
+    return next((start for start in starts if knows(start)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a node is: `role` in `term`; `primary`, HOST:PORT, is where it last knew the primary, "" for nowhere."""
+
+    role: str
+    term: int
+    primary: str = ""
+    history: tuple[TermStart, ...] = ()
+
+
+def read_standing(state_dir: Path) -> Standing | None:
+    """None when the node never took part in a failover. ConfigError when the file is damaged."""
+    path = state_dir / _NAME
+    try:
+        facts: Any = json.loads(path.read_bytes())
+        history = tuple(
+            TermStart(begun["term"], Position.parse(begun["start"]), int(begun["first_txid"], 16))
+            for begun in facts["history"]
+        )
+        if facts["role"] not in (PRIMARY, FOLLOWER):
+            raise ValueError(f"role {facts['role']!r}")
+        return Standing(facts["role"], int(facts["term"]), str(facts["primary"]), history)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); remove it, and start this node as a follower") from error
+
+
+def write_standing(state_dir: Path, standing: Standing) -> None:
+    """Atomically and durably."""
+    facts = asdict(standing) | {
+        "history": [
+            {"term": begun.term, "start": str(begun.start), "first_txid": f"{begun.first_txid:016x}"}
+            for begun in standing.history[-HISTORY_TERMS:]
+        ]
+    }
+    temporary = state_dir / f"{_NAME}.tmp"
+    with temporary.open("wb") as file:
+        file.write(json.dumps(facts, indent=1).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(state_dir / _NAME)
+    fsync_directory(state_dir)
