@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 TIMEOUT_S = 20.0
 
 _BUSY_TIMEOUT_MS = 1000
-_STEPS_BETWEEN_LOOKS = 2000
+_STEPS_BETWEEN_LOOKS = 100  # of SQLite's virtual machine: some twenty pages
 
 
 @dataclass(frozen=True, slots=True)

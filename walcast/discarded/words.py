@@ -56,7 +56,8 @@ def _numbers(pages: dict[str, Any]) -> str:
 
 
 def _tables(facts: dict[str, Any]) -> Iterator[str]:
-    yield "Tables and indexes touched, with pages:"
+    yield "Tables and indexes touched, with pages, as these were used in the end. (Before a VACUUM, a DROP or the like"
+    yield "a page may have been of another one.)"
     for tree in facts["tables"]:
         of = f" of {tree['table']}" if tree["table"] != tree["name"] else ""
         what = f"{tree['kind']} {tree['name']}{of}" if tree["name"] else "free pages, or of what was dropped"
@@ -97,7 +98,7 @@ def _what_to_do(facts: dict[str, Any], folder: str) -> Iterator[str]:
     yield f"     walcast restore {archive} -o base.db --txid {format_txid(base.txid)}"
     yield "2. The files of this folder over it. Checksums prove the result; nothing else is changed:"
     yield f"     {run} base.db old.db"
-    yield "3. What differs, as SQL, with SQLite's sqldiff; or table by table (main and base exchanged: what was deleted):"
+    yield "3. What differs, as SQL, with SQLite's sqldiff; or table by table (exchange main and base: rows it deleted):"
     yield "     sqldiff base.db old.db"
     touched = dict.fromkeys(tree["table"] for tree in facts["tables"])
     for table in [name for name in touched if name not in ("", "sqlite_schema")][:TABLES_WITH_COMMANDS]:
