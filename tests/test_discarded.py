@@ -368,7 +368,7 @@ def test_a_long_list_is_cut_in_its_middle(deposed: Deposed, monkeypatch: pytest.
 
 def test_tables_that_cannot_be_told_are_said_not_to_be_known(tmp_path: Path) -> None:
     path = create(tmp_path / "app.db")
-    assert "0 s" in trees_of(path, timeout_s=-1.0).note
+    assert trees_of(path, timeout_s=-1.0).note.startswith("only in part")
     assert trees_of(path, stop=lambda: True).note
     assert "cannot be opened" in trees_of(tmp_path / "none.db").note
     whole = trees_of(path)

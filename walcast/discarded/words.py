@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,8 @@ from walcast.discarded.summary import Kind
 from walcast.position import Position, format_txid
 
 TABLES_WITH_COMMANDS = 5
+
+_PLAIN = re.compile(r"[\w .-]+")
 
 
 def words(facts: dict[str, Any], folder: str) -> str:
@@ -39,7 +42,7 @@ def _head(facts: dict[str, Any]) -> Iterator[str]:
         yield f"end          {facts['end']}, term {facts['term']}"
         yield f"written      {facts['first_time']} to {facts['last_time']}"
         yield f"TXIDs        {facts['min_txid']} to {facts['max_txid']}"
-    yield f"size         {facts['files']:,} files, {facts['bytes']:,} bytes, {facts['pages']:,} pages"
+    yield f"size         {facts['bytes']:,} bytes in LTX files: {facts['files']:,}"
     yield f"pages        {facts['distinct_pages']:,} of {facts['commit_pages']:,}: {_numbers(facts['page_numbers'])}"
 
 
@@ -112,6 +115,9 @@ def _what_to_do(facts: dict[str, Any], folder: str) -> Iterator[str]:
 
 
 def _difference(table: str) -> str:
+    if _PLAIN.fullmatch(table):  # nearly every name, and easier to read and to change
+        sql = f"ATTACH 'base.db' AS base; SELECT * FROM main.[{table}] EXCEPT SELECT * FROM base.[{table}]"
+        return f'sqlite3 old.db "{sql}"'
     name = '"' + table.replace('"', '""') + '"'
     sql = f"ATTACH 'base.db' AS base; SELECT * FROM main.{name} EXCEPT SELECT * FROM base.{name}"
     return f"sqlite3 old.db {shlex.quote(sql)}"
