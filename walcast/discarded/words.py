@@ -23,9 +23,12 @@ def words(facts: dict[str, Any], folder: str) -> str:
 
 def _head(facts: dict[str, Any]) -> Iterator[str]:
     before_image = facts["kind"] == Kind.BEFORE_IMAGE
-    what = "the pages that were overwritten, as they were" if before_image else "the transactions of this node alone"
-    yield f"Kept by walcast: {what}."
-    yield "They are in no other node's history, and not in the database any more."
+    if before_image:
+        yield "Kept by walcast: the pages of this node that another history was copied over, as they were before."
+        yield "What only this node had is among them; it is not in the database any more."
+    else:
+        yield "Kept by walcast: the transactions that only this node had."
+        yield "They are in no other node's history, and not in the database any more once it follows that."
     yield ""
     yield f"why          {facts['why']}"
     yield f"database     {facts['database']}"
@@ -59,16 +62,15 @@ def _numbers(pages: dict[str, Any]) -> str:
 
 
 def _tables(facts: dict[str, Any]) -> Iterator[str]:
-    yield "Tables and indexes touched, with pages, as these were used in the end. (Before a VACUUM, a DROP or the like"
-    yield "a page may have been of another one.)"
+    yield "Tables and indexes touched, with pages:"
     for tree in facts["tables"]:
         of = f" of {tree['table']}" if tree["table"] != tree["name"] else ""
         what = f"{tree['kind']} {tree['name']}{of}" if tree["name"] else "free pages, or of what was dropped"
         yield f"  {tree['pages']:10,}  {what}"
     if facts["tables_note"]:
         yield f"  {facts['tables_note']}"
-    elif not facts["tables"]:
-        yield "  none"
+    elif facts["kind"] == Kind.TRANSACTIONS:
+        yield "  as the pages were used in the end: before a VACUUM, a DROP or the like they may have been of others"
 
 
 def _files(facts: dict[str, Any]) -> Iterator[str]:
