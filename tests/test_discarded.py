@@ -489,8 +489,12 @@ NEW_HISTORY = (
     "UPDATE accounts SET owner = 'of the new history' WHERE id IN (5, 100)",
     "UPDATE doomed SET body = zeroblob(900) WHERE id = 400",
 )
-# Its page comes by the stream alone, behind pages with higher numbers.
-WHILE_COPIED = "UPDATE quiet SET body = zeroblob(300) WHERE id = 50"
+# One page comes by the stream alone, behind pages with higher numbers, and one a second time.
+WHILE_COPIED = """
+    BEGIN;
+    UPDATE quiet SET body = zeroblob(300) WHERE id = 50;
+    UPDATE accounts SET owner = 'newer' WHERE id = 5;
+    COMMIT;"""
 OLD_TXID = 77
 
 
