@@ -30,7 +30,9 @@ from follower.wal_writer import Page, WalWriter
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import ConfigError, Corrupt, Diverged, Stopped, Unavailable
+from walcast.held import Held
 from walcast.position import Position
+from walcast.statedir import StateDir
 from walcast.wal import frame_offset
 
 RESTART_FRAMES = 1000  # a WAL shorter than this is not worth a restart
@@ -101,9 +103,13 @@ class Applier:
                 self.checksums = fresh.checksums
             else:
                 self.checksums = PageChecksums.scan(self.page_size, reader.chunks())
+        self.timestamp_ms = 0
         found = journal.find(self.checksums.database)
         if found is not None:
             self.term, self.position = found
+        # Which TXID wrote each page last, from `position` on: what an archive that is behind would miss of them.
+        self._written = np.zeros(self.checksums.commit_pages + 1, np.uint64)
+        self._written_from = self.position.txid
 
     @classmethod
     def open(cls, path: Path, state_dir: Path, fresh: Fresh | None = None) -> Self:
@@ -123,6 +129,30 @@ class Applier:
         except BaseException:
             _close(connections, wal, files)
             raise
+
+    @classmethod
+    def adopt(cls, held: Held) -> Self:
+        """Take over a database that this process has had open, and whose write lock it holds: nothing is closed or
+        unlocked meanwhile. What is `held` is still the caller's when this fails."""
+        path = held.files.path
+        connections = (held.connection, _connect(path))
+        try:
+            page_size, commit_pages = _read(connections[0])
+            wal = cls._take_over(held.files, connections[0], page_size, commit_pages)
+            return cls(held.files, wal, Journal(held.state.path), connections)
+        except BaseException:
+            connections[1].close()
+            raise
+
+    def release(self, state: StateDir) -> Held:
+        """Instead of `close`: end applying, keep the files, a connection and the write lock."""
+        self.rollback()
+        self._closed = True
+        self._connections[1].close()
+        self._wal.release()
+        self._journal.sync()
+        self._journal.close()
+        return Held(self._files, self._connections[0], state)
 
     @classmethod
     def _take_over(
@@ -152,6 +182,17 @@ class Applier:
     def commit_pages(self) -> int:
         """The size of the database, pages."""
         return self.checksums.commit_pages
+
+    def written_after(self, txid: int) -> NDArray[np.uint32] | None:
+        """The pages that transactions after `txid` wrote, ascending; None when that was before this applier."""
+        if txid < self._written_from:
+            return None
+        return np.flatnonzero(self._written > txid).astype(np.uint32)
+
+    def knows(self, position: Position) -> bool:
+        """Was the replica at this position once, as far as its journal reaches?"""
+        found = self._journal.find(position.checksum)
+        return found is not None and found[1] == position
 
     @property
     def wal_frames(self) -> int:
@@ -234,8 +275,14 @@ class Applier:
             self.rollback()
             raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
         self.checksums.apply(pgnos, sums, commit_pages, actual)
+        if commit_pages >= len(self._written):
+            self._written = np.concatenate(
+                (self._written, np.zeros(commit_pages + 1024 - len(self._written), np.uint64))
+            )
+        self._written[pgnos[pgnos <= commit_pages]] = position.txid
         self._page_one = page_one
         self.term, self.position = term, position
+        self.timestamp_ms = timestamp_ms or self.timestamp_ms
         self._broken = False
         self._forget()
 

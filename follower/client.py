@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
@@ -20,18 +21,30 @@ from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
 SILENCE_S = 10.0
+DRAIN_S = 1.0
 CHECKSUM_PIECE_BYTES = 1 << 20
 
 _FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
+_ELSEWHERE = (pb.REFUSAL_KIND_NOT_PRIMARY, pb.REFUSAL_KIND_FENCED, pb.REFUSAL_KIND_OLDER_TERM)
 _COPY = (pb.REFUSAL_KIND_LOG_MOVED_ON, pb.REFUSAL_KIND_DIVERGED)
 
 
 class MustCopy(WalcastError):
-    """The primary cannot go on from the replica's position; `diverged` tells that it never had it."""
+    """The primary cannot go on from the replica's position; `diverged` tells that it never had it, `history` where its
+    terms began."""
 
     def __init__(self, refusal: pb.Refusal) -> None:
         super().__init__(refusal.detail)
         self.diverged = refusal.kind == pb.REFUSAL_KIND_DIVERGED
+        self.history = wire.history_of(refusal.history)
+
+
+class Elsewhere(Unavailable):
+    """This node is not the primary; `primary` is where it is, "" when the node does not know."""
+
+    def __init__(self, message: str, primary: str) -> None:
+        super().__init__(message)
+        self.primary = primary
 
 
 def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
@@ -40,6 +53,8 @@ def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
         return MustCopy(refusal)
     if refusal.kind in _FINAL:
         return ConfigError(f"{primary}: {refusal.detail}")
+    if refusal.kind in _ELSEWHERE:
+        return Elsewhere(f"{primary}: {refusal.detail}", refusal.primary)
     return Unavailable(f"{primary}: {refusal.detail}")
 
 
@@ -47,14 +62,26 @@ class Client:
     """One primary, reached over one channel."""
 
     def __init__(
-        self, primary: wire.Address, tls: wire.Tls, *, database: str, follower_id: str, guess: bool = False
+        self,
+        primary: wire.Address,
+        tls: wire.Tls,
+        *,
+        database: str,
+        follower_id: str,
+        guess: bool = False,
+        address: str = "",
     ) -> None:
-        """`guess`: nobody gave the database's name; if the primary has only one, that is meant."""
+        """`guess`: nobody gave the database's name; if the primary has only one, that is meant. `address` is where this
+        follower would serve as the primary."""
         self.primary = primary
         self.database = database
         self.follower_id = follower_id
         self._hello = pb.Hello(
-            protocol=wire.PROTOCOL_VERSION, database=database, follower_id=follower_id, database_is_guess=guess
+            protocol=wire.PROTOCOL_VERSION,
+            database=database,
+            follower_id=follower_id,
+            database_is_guess=guess,
+            address=address,
         )
         credentials = tls.channel(primary)
         target = str(primary)
@@ -90,6 +117,7 @@ class Client:
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
             stream.welcome = welcome.welcome
+            stream.lasts(welcome.welcome.tenure_ms)
             yield stream
         finally:
             stream.close()
@@ -137,15 +165,30 @@ class Stream:
         self._primary = primary
         self._writing = asyncio.Lock()
         self._reading_since_s = math.inf
-        self._silent = False
+        self._ended = ""
+        self._tenure_until_s = math.inf
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         """End the call when nothing comes for too long: cheaper than a timeout around every read."""
         while time.monotonic() - self._reading_since_s < SILENCE_S:
             await asyncio.sleep(SILENCE_S / 10)
-        self._silent = True
+        self.leave(f"silent for {SILENCE_S:.0f} s")
+
+    def leave(self, why: str) -> None:
+        """End the stream: whoever reads it gets Unavailable."""
+        self._ended = why
         self._call.cancel()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long a message has been waited for."""
+        return max(0.0, time.monotonic() - self._reading_since_s)
+
+    def lasts(self, tenure_ms: int) -> None:
+        """The primary may act for so long at least, as it says; 0: without end. What comes later than that it may have
+        sent before it was stopped and another took its place: nothing is taken until it has been asked again."""
+        self._tenure_until_s = _clock_s() + tenure_ms / 1000 if tenure_ms else math.inf
 
     def close(self) -> None:
         """End the stream."""
@@ -157,15 +200,32 @@ class Stream:
         self._reading_since_s = time.monotonic()
         try:
             message: pb.PrimaryMessage = await _next(self._call, self._primary)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Unavailable):
             task = asyncio.current_task()
-            if self._silent and not (task and task.cancelling()):
-                raise Unavailable(f"{self._primary}: silent for {SILENCE_S:.0f} s") from None
+            if self._ended and not (task and task.cancelling()):
+                raise Unavailable(f"{self._primary}: {self._ended}") from None
             raise
         self._reading_since_s = math.inf
         if message.WhichOneof("kind") == "refusal":
             raise refused(message.refusal, self._primary)
+        if _clock_s() > self._tenure_until_s:
+            raise Unavailable(f"{self._primary}: its tenure may be over")
+        if message.WhichOneof("kind") == "heartbeat":
+            self.lasts(message.heartbeat.tenure_ms)
         return message
+
+    async def drain(self) -> None:
+        """Until the other side has ended the call, so that what was written has arrived; bounded."""
+        with contextlib.suppress(TimeoutError, WalcastError):
+            async with asyncio.timeout(DRAIN_S):
+                while True:
+                    await _next(self._call, self._primary)
+
+    async def answer(self, reply: pb.HandOverReply) -> None:
+        """To the offer of the primary's place."""
+        async with self._writing:
+            with _translated(self._primary):
+                await _write(self._call, pb.FollowerMessage(hand_over=reply))
 
     async def acknowledge(self, ack: pb.Ack) -> None:
         """Tell the primary how far this replica is."""
@@ -188,6 +248,11 @@ class Copy:
         if message.WhichOneof("kind") == "refusal":
             raise refused(message.refusal, self._primary)
         return message
+
+
+def _clock_s() -> float:
+    """It also counts while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def _read(call: Any, primary: wire.Address) -> Any:

@@ -12,7 +12,9 @@ All of them end in one commit under the replica's readers. Nothing else ever cha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
 import random
 import time
@@ -23,17 +25,23 @@ from typing import Any, TypeVar
 from follower.acknowledger import Acknowledger
 from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, archived_since, from_archive, from_primary
-from follower.client import Client, MustCopy, Stream
+from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
+from follower.owner import Alone, Owner
 from follower.receiver import Receiver
 from follower.walkeeper import WalKeeper
+from follower.whereabouts import Whereabouts
+from walcast import wire
+from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
 from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local
+from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, state_dir
 from walcast.statusfile import State, Status, StatusWriter
 from walcast.store import Store
+from walcast.terms import TermStart, forked_at
 
 log = logging.getLogger("walcast.follower")
 
@@ -55,23 +63,44 @@ def check_replica(path: Path) -> None:
         check_local(path.parent)
         return
     check_database_file(path)
-    if path.stat().st_size and not (state_dir(path) / "positions").exists():
+    state = state_dir(path)
+    if path.stat().st_size and not (state / "positions").exists() and not (state / "log").exists():
         raise ConfigError(f"{path}: holds data and is no replica; move it away, or give --replace to overwrite it")
 
 
-class Following:
-    """One replica and its primary."""
+class HandedOver(Exception):
+    """The replica became the primary."""
 
-    def __init__(self, path: Path, client: Client, *, store: Store | None = None) -> None:
+
+class Following:
+    """One replica and its primary, wherever that is. `held`: a replica that this process has open already."""
+
+    def __init__(
+        self,
+        path: Path,
+        where: Client | Whereabouts,
+        *,
+        store: Store | None = None,
+        owner: Owner | None = None,
+        held: Held | None = None,
+    ) -> None:
         self.path = path
+        self.where = where if isinstance(where, Whereabouts) else Whereabouts.only(where)
         self.connected = asyncio.Event()
         self.progress: Callable[[], Progress | None] = lambda: None
-        self._client = client
+        self.history: tuple[TermStart, ...] = ()
+        self._owner = owner or Alone()
         self._store = store
-        self._state = StateDir(path)
+        self._held = held
+        self._state = held.state if held else StateDir(path)
         self._writer = StatusWriter(self._state.path)
         self._applier: Applier | None = None
         self._keeper: WalKeeper | None = None
+        client = self.where.client
+        self._stream: Stream | None = None
+        self._offered = False
+        self._released = False
+        self._task: asyncio.Task[None] | None = None
         self._status = Status(
             primary=str(client.primary), name=client.database, follower_id=client.follower_id, pid=os.getpid()
         )
@@ -88,6 +117,20 @@ class Following:
         """What the status file says."""
         return self._status
 
+    @property
+    def applier(self) -> Applier | None:
+        """The replica's, once there is one."""
+        return self._applier
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the primary has said nothing; infinite without a stream."""
+        return self._stream.silent_s if self._stream is not None else math.inf
+
+    @property
+    def _client(self) -> Client:
+        return self.where.client
+
     def _show(self, state: State, **facts: int) -> None:
         now = time.time_ns()
         applier = self._applier
@@ -103,7 +146,7 @@ class Following:
             level_ns=level,
             written_ns=now,
             pid=old.pid,
-            primary=old.primary,
+            primary=str(self._client.primary),
             name=old.name,
             follower_id=old.follower_id,
         )
@@ -113,15 +156,48 @@ class Following:
 
     async def run(self) -> None:
         """Follow until cancelled. ConfigError when the primary says that it can never work."""
+        self._task = asyncio.current_task()
         ticking = asyncio.create_task(self._tick())
         try:
-            self._show(State.BOOTSTRAPPING)
+            self._show(State.BOOTSTRAPPING if self._held is None else State.DISCONNECTED)
             await self._retrying(self._begin)
             await self._retrying(self._follow)
+        except HandedOver:
+            pass
         finally:
             self._stopping = True
             ticking.cancel()
             await self._close()
+
+    def go_to(self, primary: wire.Address) -> None:
+        """The primary is there now."""
+        self.where.tell(primary)
+        if primary != self._client.primary:
+            self._retry_s = RETRY_FIRST_S
+            if self._stream is not None:
+                self._stream.leave(f"the primary is at {primary} now")
+
+    async def catch_up_from_archive(self) -> bool:
+        """Apply what the archive has and the replica does not, while there is no stream."""
+        return self._stream is None and await self._catch_up_from_archive()
+
+    async def release(self) -> Applier | None:
+        """End following, and give the applier away, with the write lock and the state folder; None when there is none
+        yet. While the primary offers its place (`Owner.take_over`) the answer can still be sent."""
+        self._released = True
+        if not self._offered and self._task is not None:
+            self._stopping = True
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        elif self._keeper is not None:
+            await self._keeper.close()
+        applier, self._applier = self._applier, None
+        return applier
+
+    @property
+    def state(self) -> StateDir:
+        """The state folder."""
+        return self._state
 
     async def _tick(self) -> None:
         """Show now and then that we are alive."""
@@ -134,15 +210,26 @@ class Following:
         """Do `step` until it returns; what may pass is tried again, later each time, at times of its own."""
         while True:
             try:
+                await self.where.turn()
                 await step()  # type: ignore[misc]
             except (Unavailable, Corrupt, Diverged, MustCopy) as error:
+                self._turn_away(error)
                 self._lost(error)
                 await asyncio.sleep(self._retry_s * random.uniform(0.5, 1.0))
                 self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
             else:
                 return
 
+    def _turn_away(self, error: WalcastError) -> None:
+        """Try elsewhere next: where this node says, or at the next address."""
+        told = error.primary if isinstance(error, Elsewhere) else ""
+        if told and told != str(self._client.primary):
+            self.where.tell(wire.Address.parse(told))
+        else:
+            self.where.failed()
+
     def _lost(self, error: WalcastError) -> None:
+        self._owner.lost(error)
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
         level = logging.DEBUG if self._status.state is state and self._retry_s > 1 else logging.WARNING
@@ -152,6 +239,11 @@ class Following:
     async def _begin(self) -> None:
         """Have a replica, and become its writer."""
         fresh = None
+        if self._held is not None:
+            self._applier = await self._in_thread(Applier.adopt, self._held)
+            self._held = None
+            self._keeper = WalKeeper(self._applier)
+            return
         if not self._has_database():
             fresh = await self._from_archive()
             if fresh is None:
@@ -204,26 +296,54 @@ class Following:
                 if not applier.position:
                     await self._copy()
                 async with self._client.stream(applier.position, applier.term) as stream:
-                    self.connected.set()
-                    facts = {"primary": str(self._client.primary), "position": str(applier.position)}
-                    log.info("streaming", extra=facts)
-                    self._retry_s = RETRY_FIRST_S
+                    self._connected(stream, applier)
                     try:
                         await self._receive(stream, applier)
                     finally:
-                        applier.rollback()  # what was cut off inside a transaction
+                        self._stream = None
+                        if not self._released:
+                            applier.rollback()  # what was cut off inside a transaction
             except MustCopy as must:
                 log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
-                if must.diverged:
+                self.history = must.history or self.history
+                keeping = await self._keep_own(applier)
+                if must.diverged or keeping:
                     self._show(State.DIVERGED)
-                if must.diverged or not await self._catch_up_from_archive():
-                    await self._copy()
+                if must.diverged or keeping or not await self._catch_up_from_archive():
+                    await self._copy(keeping)
             except (Diverged, Corrupt) as error:
                 log.error("diverged; mending", extra={"position": str(applier.position), "error": str(error)})  # noqa: TRY400
                 self._show(State.DIVERGED)
-                await self._copy()
+                await self._copy(await self._keep_own(applier))
 
-    async def _copy(self) -> None:
+    def _connected(self, stream: Stream, applier: Applier) -> None:
+        self._stream = stream
+        self._retry_s = RETRY_FIRST_S
+        self.where.reached()
+        welcome = stream.welcome
+        self.history = wire.history_of(welcome.history) or self.history
+        self.connected.set()
+        facts = {"primary": str(self._client.primary), "position": str(applier.position)}
+        log.info("streaming", extra=facts)
+        self._owner.streaming(str(self._client.primary), welcome.term, self.history)
+
+    async def _keep_own(self, applier: Applier) -> Circumstances | None:
+        """Transactions that only this replica has are kept before it loses them; the circumstances, when the pages that
+        are overwritten must be."""
+        fork = forked_at(self.history, applier.term, applier.position)
+        if fork is None:
+            return None
+        if await self._in_thread(self._owner.keep, fork):
+            return None
+        return Circumstances(
+            self.path,
+            "another node became the primary, and this one had transactions that it had not",
+            str(self._client.primary),
+            self.history[-1].term,
+            self._store.url if self._store else "",
+        )
+
+    async def _copy(self, keeping: Circumstances | None = None) -> None:
         """From the primary, into the replica or a new one. Mending again and again is paced."""
         now = time.monotonic()
         if now - self._copied_s < MEND_EVERY_S:
@@ -238,6 +358,7 @@ class Following:
                 self._applier,
                 self._progress(),
                 last_mismatched=mismatched,
+                keeping=keeping,
             )
         except ChecksumMismatch:
             self._mismatched = True
@@ -279,6 +400,25 @@ class Following:
                 newest, round_trip_us = beat.position.txid, beat.round_trip_us
                 await acks.heartbeat(beat.clock_us)
                 self._show(self._phase(applier, newest), primary_txid=newest)
+            elif message.WhichOneof("kind") == "hand_over":
+                await self._take_over(stream, message.hand_over, applier)
+
+    async def _take_over(self, stream: Stream, offer: pb.HandOver, applier: Applier) -> None:
+        """The primary has given everything up to a position, and waits."""
+        if wire.position_of(offer.position) != applier.position:
+            detail = f"this follower is at {applier.position}"
+            await stream.answer(pb.HandOverReply(term=offer.term, taken=False, detail=detail))
+            return
+        self._offered = True
+        try:
+            reply = await self._owner.take_over(offer)
+        finally:
+            self._offered = False
+        with contextlib.suppress(WalcastError):  # whoever offered may be gone: what was decided stands
+            await stream.answer(reply)
+            await stream.drain()
+        if self._released:
+            raise HandedOver
 
     def _phase(self, applier: Applier, newest_txid: int) -> State:
         """A replica that is level streams; one that was level stays so unless it falls far behind."""
@@ -293,6 +433,9 @@ class Following:
             await self._keeper.close()
         if self._applier is not None:
             self._applier.rollback()
+        if self._released:
+            self._writer.close()
+            return
         self._show(State.STOPPED)
         if self._applier is not None:
             await asyncio.to_thread(self._applier.close)

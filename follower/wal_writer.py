@@ -119,11 +119,15 @@ class WalWriter:
 
     def close(self) -> None:
         """Give up the write lock. The caller closes the files, last of all."""
+        self.release()
+        self.unlock(self._files)
+
+    def release(self) -> None:
+        """End writing, and keep the write lock."""
         self._raw.release()
         for block in self._blocks:
             block.release()
         self._blocks.clear()
-        self.unlock(self._files)
 
     # A transaction
 

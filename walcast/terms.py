@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,13 @@ def gaps_between(history: Sequence[TermStart], after_txid: int, until_txid: int)
     return sum(begun.first_txid - begun.start.txid for begun in inside)
 
 
-def fork(history: Sequence[TermStart], term: int, knows: Callable[[Position], bool]) -> Position | None:
-    """Where a history left another one, whose terms are `history`: the newest start of a later term than `term`
-    that it `knows`. None when it knows none of them."""
-    starts = (begun.start for begun in reversed(history) if begun.term > term)
-    return next((start for start in starts if knows(start)), None)
+def forked_at(history: Sequence[TermStart], term: int, position: Position) -> Position | None:
+    """Where a node at `position`, whose newest term is `term`, left the history of a primary whose terms are `history`;
+    None when it did not: it is behind, or level."""
+    later = min((begun for begun in history if begun.term > term), key=lambda begun: begun.term, default=None)
+    if later is None or position.txid <= later.start.txid:
+        return None
+    return later.start
 
 
 @dataclass(frozen=True, slots=True)

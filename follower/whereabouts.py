@@ -1,0 +1,54 @@
+"""Where the primary may be: the addresses that were given, and what the lease or another node said last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from follower.client import Client
+from walcast.wire import Address
+
+
+class Whereabouts:
+    """`client` is for the address that is tried now; used in one event loop."""
+
+    def __init__(self, addresses: Sequence[Address], connect: Callable[[Address], Client]) -> None:
+        self._addresses = list(addresses)
+        self._told: Address | None = None
+        self._connect = connect
+        self._next = 0
+        self.client = connect(self._choices()[0])
+
+    @classmethod
+    def only(cls, client: Client) -> Whereabouts:
+        """A primary that is nowhere else."""
+        return cls([client.primary], lambda _: client)
+
+    def _choices(self) -> list[Address]:
+        told = [self._told] if self._told is not None else []
+        return told + [address for address in self._addresses if address != self._told]
+
+    def tell(self, address: Address) -> None:
+        """Somebody knows where it is: that is tried next, and first from now on."""
+        if address != self._told:
+            self._told, self._next = address, 0
+
+    async def turn(self) -> Client:
+        """Before each try: a client for the address whose turn it is."""
+        choices = self._choices()
+        address = choices[self._next % len(choices)]
+        if address != self.client.primary:
+            old, self.client = self.client, self._connect(address)
+            await old.close()
+        return self.client
+
+    def reached(self) -> None:
+        """It is there: first from now on."""
+        self._told, self._next = self.client.primary, 0
+
+    def failed(self) -> None:
+        """It is not there: the next one."""
+        self._next += 1
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self.client.close()
