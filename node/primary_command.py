@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from node.config import NO_ARCHIVE, Config, load_config
+from node.host import Host
 from node.options import CONFIG, DEFAULT_LISTEN, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.ping import check_url
-from node.primary_role import Primary
 from node.process import run_until_signal
-from node.settings import DatabaseSettings, HeartbeatSettings, PrimarySettings, settings_of
+from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
 from walcast.errors import ConfigError
 from walcast.wire import Address
@@ -50,7 +50,7 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
     """Serve databases to followers, and archive them."""
     settings = _settings(db, archive_url, **flags)
 
-    def ready(role: Primary) -> None:
+    def ready(role: Host) -> None:
         facts = {
             "role": "primary",
             "listen": str(role.listening),
@@ -62,7 +62,7 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
         click.echo(json.dumps(facts) if as_json else words)
 
     async def role(stop: asyncio.Event) -> None:
-        await Primary(settings).run(stop, ready)
+        await Host(settings).run(stop, ready)
 
     run_until_signal(role)
 
@@ -80,7 +80,7 @@ def _settings(
     heartbeat_url: str | None,
     heartbeat_interval: float | None,
     **tls: Any,
-) -> PrimarySettings:
+) -> HostSettings:
     """Flags win over the file, the file over the defaults."""
     told = load_config(config) if config else Config(Path())
     for ignored in told.ignored:
@@ -97,7 +97,7 @@ def _settings(
         if bare:
             raise ConfigError(f"{bare[0]}: {NO_ARCHIVE}")
     flags = tls_of(**tls)
-    return PrimarySettings(
+    return HostSettings(
         databases,
         Address.parse(listen) if listen else told.listen or Address.parse(DEFAULT_LISTEN),
         tls=flags if flags != wire.Tls() else told.tls,

@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from node.inodes import Inode, Inodes, inode_of
+from node.local_service import Facts, LocalService
 from node.settings import DatabaseSettings
 from primary.archiving.archiver import Archiver
+from primary.archiving.tenured import tenured
 from primary.database import Database
-from primary.local_service import LocalService
 from primary.publisher import Refused, Served
+from primary.resume import State
+from primary.tenure import Tenure
 from walcast import wire
 from walcast.errors import ConfigError, Stopped, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
+from walcast.held import Held
 from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
 from walcast.store import Store, open_store
+from walcast.terms import TermStart
 
 log = logging.getLogger("walcast.primary")
 
 READERS_S = 40.0  # a copy keeps its connection for up to 30 s after its end
 READERS_EVERY_S = 0.05
+RELEASE_S = 1.0
 
 
 class ServedByName(dict[str, Served]):
@@ -34,24 +41,44 @@ class ServedByName(dict[str, Served]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.away: dict[str, str] = {}
+        self.away: dict[str, Refused] = {}
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or name in self.away
 
     def __missing__(self, name: str) -> Served:
-        raise Refused(pb.REFUSAL_KIND_STOPPING, f"{name!r} is not served now: {self.away[name]}")
+        raise self.away[name]
+
+
+def not_served(name: str, why: str) -> Refused:
+    """What is said of a database that may be served again."""
+    return Refused(pb.REFUSAL_KIND_STOPPING, f"{name!r} is not served now: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How a node of a replica set serves a database: for a `tenure`, in a `term` of a `history`; with `held` and `at`,
+    from where its replica stands."""
+
+    tenure: Tenure
+    term: int
+    history: tuple[TermStart, ...] = ()
+    held: Held | None = None
+    at: State | None = None
 
 
 class Serving:
     """One database while it is served."""
 
-    def __init__(self, settings: DatabaseSettings, inode: Inode, database: Database, store: Store | None) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, inode: Inode, database: Database, store: Store | None, place: Place | None
+    ) -> None:
         self.settings = settings
         self.inode = inode
         self.database = database
-        self.served = Served(database)
-        self.archiver = Archiver(database, store, settings.policy) if store else None
+        self.served = Served(database, place.history if place else ())
+        kept = tenured(store, place.tenure) if store and place else store
+        self.archiver = Archiver(database, kept, settings.policy) if kept else None
         self._store = store
         self._local: LocalService | None = None
 
@@ -64,9 +91,10 @@ class Serving:
         log_bytes: int,
         log_age_s: float,
         on_failure: Callable[[WalcastError], object],
+        place: Place | None = None,
     ) -> Serving:
         """Raises what `primary.opening` does, and ConfigError when this process serves the file already. `on_failure`
-        is called in the event loop when capture ended by itself."""
+        is called in the event loop when capture ended by itself. With a `place` nothing is archived before `begin`."""
         store = await asyncio.to_thread(_ready_archive, settings)
         database: Database | None = None
         try:
@@ -75,36 +103,71 @@ class Serving:
             _close(store)
             raise
         try:
-            database = await asyncio.to_thread(Database, path, settings.name, log_bytes=log_bytes, log_age_s=log_age_s)
+            database = await asyncio.to_thread(
+                Database,
+                path,
+                settings.name,
+                log_bytes=log_bytes,
+                log_age_s=log_age_s,
+                held=place.held if place else None,
+                tenure=place.tenure if place else None,
+            )
             loop = asyncio.get_running_loop()
             capture = database.loop
             capture.on_failure = lambda: loop.call_soon_threadsafe(on_failure, capture.failure or Stopped("ended"))
             facts = os.fstat(database.files.db_fd)
             if (facts.st_dev, facts.st_ino) != inode:
                 raise Unavailable(f"{path} was replaced while it was being opened")
-            serving = cls(settings, inode, database, store)
-            await asyncio.to_thread(database.start)
+            serving = cls(settings, inode, database, store, place)
+            if place is None:
+                await asyncio.to_thread(database.start)
+            else:
+                await asyncio.to_thread(database.start, at=place.at, term=place.term)
         except BaseException:
-            if database is not None:
+            if database is not None and (place is None or place.held is None):
                 await asyncio.to_thread(database.stop)
             inodes.let_go(inode)
             _close(store)
             raise
-        await serving._start()
+        said = {"database": settings.name, "path": str(database.path), "position": str(database.log.position)}
+        log.info("serving", extra=said | {"term": database.log.term})
+        if place is None:
+            serving.begin()
+            serving._local = LocalService(path, serving.answers(), lambda: database)
+            await serving._local.start()
         return serving
 
-    async def _start(self) -> None:
-        facts = {"database": self.settings.name, "path": str(self.database.path)}
-        log.info("serving", extra=facts | {"position": str(self.database.log.position)})
+    def begin(self) -> None:
+        """Begin to archive; once."""
         if self.archiver is not None:
             self.archiver.start()
-        on_snapshot = self.archiver.look_again if self.archiver else lambda: None
-        self._local = LocalService(self.database, self._facts, on_snapshot)
-        await self._local.start()
 
-    def _facts(self) -> dict[str, object]:
-        term = self.served.log.term
-        return primary_facts(pb.StatusReply(role="primary", term=term, databases=[self.status()]))
+    def answers(self) -> dict[str, Callable[[Facts], Awaitable[Facts]]]:
+        """What commands on this host may ask."""
+
+        async def status(_: Facts) -> Facts:
+            term = self.served.log.term
+            return primary_facts(pb.StatusReply(role="primary", term=term, databases=[self.status()]))
+
+        async def archived(_: Facts) -> Facts:
+            if self.archiver is not None:
+                self.archiver.look_again()
+            return {}
+
+        return {"status": status, "archived": archived}
+
+    async def release(self, inodes: Inodes) -> Held:
+        """Instead of `close`: archive no more, end copies, and keep the files open, with the write lock if writers are
+        held."""
+        self.database.leaving = Unavailable("this node is not the primary any longer")
+        if self.archiver is not None:
+            await asyncio.to_thread(self.archiver.stop, drain_s=RELEASE_S)
+        while self.database.readers:
+            await asyncio.sleep(READERS_EVERY_S)
+        held = await asyncio.to_thread(self.database.release)
+        inodes.let_go(self.inode)
+        _close(self._store)
+        return held
 
     async def close(self, inodes: Inodes, reason: WalcastError | None = None, *, patience_s: float = READERS_S) -> None:
         """End streams and copies with `reason`, upload what is left, let go of the files."""

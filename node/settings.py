@@ -36,7 +36,7 @@ class HeartbeatSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class PrimarySettings:
+class HostSettings:
     """What a primary is told."""
 
     databases: list[DatabaseSettings]

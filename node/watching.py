@@ -26,7 +26,7 @@ from walcast.errors import ConfigError, Stopped, WalcastError
 from walcast.rpc import replication_pb2 as pb
 
 if TYPE_CHECKING:
-    from node.primary_role import Primary
+    from node.host import Host
 
 log = logging.getLogger("walcast.primary")
 
@@ -82,7 +82,7 @@ class Watching:
     `trouble` says what is wrong, by path; any thread may read it.
     """
 
-    def __init__(self, config: FolderConfig, primary: Primary) -> None:
+    def __init__(self, config: FolderConfig, primary: Host) -> None:
         self.config = config
         self.trouble: dict[str, str] = {}
         self._folder = config.folder

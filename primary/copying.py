@@ -23,6 +23,7 @@ from walcast.rpc import replication_pb2 as pb
 PIECE_BYTES = 1 << 20
 MESSAGE_BYTES = 256 << 10
 PIN_SECONDS = 30.0
+LOOK_S = 0.1
 
 
 async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.CopyReply, None]:
@@ -49,7 +50,10 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.Cop
         end = await asyncio.wrap_future(database.loop.barrier())
         yield pb.CopyReply(end=pb.CopyEnd(position=wire.position_message(end.position, log.term)))
         # The log stays pinned until the receiver, whose stream at `start` has begun, cancels the call.
-        await asyncio.sleep(PIN_SECONDS)
+        for _ in range(int(PIN_SECONDS / LOOK_S)):
+            if database.leaving:
+                return
+            await asyncio.sleep(LOOK_S)
 
 
 def _differing(size: int, first: int, pages: memoryview, theirs: NDArray[np.uint64]) -> list[pb.CopyPages]:

@@ -75,11 +75,12 @@ class Database:
 
     def start(self, *, at: State | None = None, term: int = 0) -> None:
         """Find where to go on, or go on from a state of another node's history, whose last writer this process is; then
-        capture in the background. A `term` higher than the log's begins with an entry of its own."""
+        capture in the background; writers are held then. A `term` higher than the log's begins with an entry of its
+        own."""
         if at is None:
             self.loop.find_place()
         begin_at(self._capture, at, term)
-        self.loop.start(resumed=True)
+        self.loop.start(resumed=True, held=at is not None)
 
     def release(self) -> Held:
         """Instead of `stop`: end capturing and keep the files and, if `loop.holds_writers`, the write lock. Nobody may

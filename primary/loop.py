@@ -82,10 +82,12 @@ class CaptureLoop:
 
     # For others
 
-    def start(self, *, resumed: bool = False) -> None:
-        """Find where to go on, unless that was done, then capture in the background."""
+    def start(self, *, resumed: bool = False, held: bool = False) -> None:
+        """Find where to go on, unless that was done, then capture in the background. `held`: with the write lock, which
+        the caller has taken."""
         if not resumed:
             self.find_place()
+        self._hold = self.holds_writers = held
         self._thread.start()
 
     def find_place(self) -> None:

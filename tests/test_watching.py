@@ -22,9 +22,9 @@ from node.config import load_config
 from node.folders import Found
 from node.inodes import Inodes
 from node.notices import Notices
-from node.primary_role import Primary
+from node.host import Host
 from node.serving import Serving
-from node.settings import DatabaseSettings, PrimarySettings
+from node.settings import DatabaseSettings, HostSettings
 from primary.log import TransactionLog
 from walcast import wire
 from walcast.errors import ConfigError, Stopped, Unavailable
@@ -135,9 +135,9 @@ def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) ->
         assert [event["database"] for event in node.events("serving")] == ["good", "bad", "bad"]
 
 
-async def served_now(config: Path, stop: asyncio.Event, wanted: list[str]) -> Primary:
+async def served_now(config: Path, stop: asyncio.Event, wanted: list[str]) -> Host:
     """A primary of this process over a watched folder, from when it serves `wanted` until `stop` is set."""
-    role = Primary(PrimarySettings([], wire.Address("127.0.0.1", 0), folders=load_config(config).folders))
+    role = Host(HostSettings([], wire.Address("127.0.0.1", 0), folders=load_config(config).folders))
     running = asyncio.create_task(role.run(stop, lambda role: None))
     async with asyncio.timeout(20):
         while role.names != wanted:
@@ -171,9 +171,9 @@ def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pyt
 
     async def run() -> None:
         stop = asyncio.Event()
-        role = Primary(PrimarySettings([], wire.Address("127.0.0.1", 0), folders=config.folders))
+        role = Host(HostSettings([], wire.Address("127.0.0.1", 0), folders=config.folders))
 
-        def ready(role: Primary) -> None:
+        def ready(role: Host) -> None:
             seen.update(names=role.names, trouble=role.trouble(), heartbeat=role.heartbeat_trouble())
             (tmp_path / "data" / "a.db").unlink()
 

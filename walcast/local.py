@@ -43,8 +43,10 @@ def forget(database: Path) -> None:
 
 
 @contextmanager
-def ask(database: Path, want: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
-    """The answer of the process that serves a database, and the stream behind it.
+def ask(
+    database: Path, want: str, *, timeout_s: float = TIMEOUT_S, **arguments: object
+) -> Iterator[tuple[dict[str, Any], BinaryIO]]:
+    """The answer of the process that serves a database, and the stream behind it. `arguments` go with the request.
 
     `timeout_s` bounds every single wait. Unavailable when nobody serves it or the answer breaks off, ConfigError when
     that is another user's process or it refuses.
@@ -54,7 +56,7 @@ def ask(database: Path, want: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[
         try:
             with _short_path(database) as path:
                 made.connect(path)
-            made.sendall(json.dumps({"want": want}).encode() + b"\n")
+            made.sendall(json.dumps({"want": want} | arguments).encode() + b"\n")
             with made.makefile("rb") as stream:
                 line = stream.readline(LINE_BYTES)
                 answer = json.loads(line) if line.endswith(b"\n") else None

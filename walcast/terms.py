@@ -62,12 +62,14 @@ def forked_at(history: Sequence[TermStart], term: int, position: Position) -> Po
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a node is: `role` in `term`; `primary`, HOST:PORT, is where it last knew the primary, "" for nowhere."""
+    """What a node is: `role` in `term`; `primary`, HOST:PORT, is where it last knew the primary, "" for nowhere; `lease`:
+    the set goes by one, so that this node must not act without."""
 
     role: str
     term: int
     primary: str = ""
     history: tuple[TermStart, ...] = ()
+    lease: bool = False
 
 
 def read_standing(state_dir: Path) -> Standing | None:
@@ -81,7 +83,7 @@ def read_standing(state_dir: Path) -> Standing | None:
         )
         if facts["role"] not in (PRIMARY, FOLLOWER):
             raise ValueError(f"role {facts['role']!r}")
-        return Standing(facts["role"], int(facts["term"]), str(facts["primary"]), history)
+        return Standing(facts["role"], int(facts["term"]), str(facts["primary"]), history, bool(facts["lease"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -32,6 +32,7 @@ RANK_S = 1.0  # whoever is next in line lets those before it try for so long
 RETRY = 12  # after a failure, in the time of a lease
 LOST_LOOK_S = 1.0  # of one that only looks for the primary's address
 ATTEMPTS = 8
+EARLY = "+"  # ends the nonce of a lease whose holder may not act yet: the tenure before may still run
 
 
 class Role(Enum):
@@ -63,13 +64,15 @@ class Attempt:
 
     lease: Lease
     sent_s: float
+    from_s: float  # no tenure by it begins before
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """What the node knows. `term` is that of its history; `seen_s` when `lease`, `version` was first seen.
 
-    `until_s` ends the tenure, and it does not begin before `from_s`. `sent` are swaps whose outcome is open.
+    `until_s` ends the tenure, and it does not begin before `from_s`, which goes with a `lease` of this node's own.
+    `sent` are swaps whose outcome is open.
     """
 
     node: Node
@@ -93,6 +96,7 @@ class State:
     wanted: bool = False  # somebody asked for this node's promotion
     hand_to: tuple[str, str] | None = None  # id and address of the node that is to have the lease
     handing: bool = False  # a swap that gives it away was sent, and may be made yet
+    refused: bool = False  # the last swap was
     count: int = 0
 
     @property
@@ -285,9 +289,11 @@ def _heard(state: State, event: Event) -> Step:
         case Swapped(now_s, nonce, version):
             return _swapped(replace(state, busy=False), now_s, nonce, version)
         case Refused(now_s):
-            return replace(state, busy=False, fresh=False, due_s=now_s), ()
+            # Twice in a row: a store that refuses everything must not be asked as fast as it answers.
+            again_s = now_s + _lease_s(state) / RETRY if state.refused else now_s
+            return replace(state, busy=False, fresh=False, refused=True, due_s=again_s), ()
         case Failed(now_s):
-            return replace(state, busy=False, fresh=False, due_s=now_s + state.node.lease_s / RETRY), ()
+            return replace(state, busy=False, fresh=False, due_s=now_s + _lease_s(state) / RETRY), ()
         case Claims(now_s, claims, made):
             return _claims(replace(state, busy=False, fresh=False, due_s=now_s), claims, made), ()
         case Following():
@@ -301,9 +307,12 @@ def _heard(state: State, event: Event) -> Step:
 
 
 def _fence_when_over(state: State, now_s: float) -> Step:
-    if state.role is Role.PRIMARY and now_s >= state.until_s:
-        return replace(state, role=Role.FENCED), (Fence(),)
-    return state, ()
+    if state.role is not Role.PRIMARY or now_s < state.until_s:
+        return state, ()
+    state = replace(state, role=Role.FENCED)
+    if state.hand_to is not None and not state.handing:  # not tried yet; once writers go on, nothing is drained
+        return replace(state, hand_to=None), (Fence(), NotHandedOver())
+    return state, (Fence(),)
 
 
 # What was found
@@ -311,7 +320,8 @@ def _fence_when_over(state: State, now_s: float) -> Step:
 
 def _found(state: State, now_s: float, lease: Lease | None, version: str | None) -> Step:
     if lease is None or version is None:  # never made, or somebody removed it
-        return replace(state, lease=None, version=None, seen_s=now_s, claimed="", place=None), ()
+        since_s = now_s if state.lease is not None or state.seen_s == -math.inf else state.seen_s
+        return replace(state, lease=None, version=None, seen_s=since_s, claimed="", place=None), ()
     made = _attempt(state, lease.nonce)
     if made is not None:
         return _made(state, now_s, made, version)
@@ -325,14 +335,19 @@ def _found(state: State, now_s: float, lease: Lease | None, version: str | None)
 def _see(state: State, now_s: float, lease: Lease, version: str) -> State:
     if state.lease is not None and state.lease.nonce == lease.nonce and state.version == version:
         return state
-    return replace(state, lease=lease, version=version, seen_s=now_s, claimed="", place=None)
+    # Of our own one only an earlier life knows when the tenure before it ends: begin to count.
+    from_s = now_s + lease.lease_s if lease.nonce.endswith(EARLY) else -math.inf
+    return replace(state, lease=lease, version=version, seen_s=now_s, from_s=from_s, claimed="", place=None)
 
 
 def _deposed(state: State) -> Step:
-    """The newest lease is another node's."""
-    assert state.lease is not None
-    asked = (NotHandedOver(),) if state.hand_to is not None else ()
-    return _as_follower(state), (*asked, Follow(state.lease))
+    """The newest lease is another node's: perhaps of the one it was handed to, who has renewed it since."""
+    lease, hand_to = state.lease, state.hand_to
+    assert lease is not None
+    if hand_to is None:
+        return _as_follower(state), (Follow(lease),)
+    given = state.handing and lease.holder == hand_to[0] and lease.term == state.term + 1
+    return _as_follower(state), (HandedOver(lease) if given else NotHandedOver(), Follow(lease))
 
 
 def _as_follower(state: State) -> State:
@@ -364,8 +379,7 @@ def _swapped(state: State, now_s: float, nonce: str, version: str) -> Step:
 
 def _made(state: State, now_s: float, made: Attempt, version: str) -> Step:
     """A swap of ours is in the store. All that were sent before it were over older versions: none can be made yet."""
-    before, before_s = state.lease, state.seen_s
-    state = _see(replace(state, sent=()), now_s, made.lease, version)
+    state = replace(_see(replace(state, sent=(), refused=False), now_s, made.lease, version), from_s=made.from_s)
     if made.lease.holder != state.node.id:
         return _as_follower(state), (HandedOver(made.lease), Follow(made.lease))
     until_s = made.sent_s + made.lease.lease_s * (1 - MARGIN)
@@ -377,10 +391,7 @@ def _made(state: State, now_s: float, made: Attempt, version: str) -> Step:
     if state.handing:
         state, kept = replace(state, handing=False, hand_to=None), (NotHandedOver(),)
     if state.role is Role.FOLLOWER or made.lease.term != state.term:
-        # One that was taken before it had run out: the tenure of its holder must be over first.
-        taken = before is not None and before.holder != state.node.id
-        from_s = before_s + made.lease.lease_s if taken else -math.inf
-        state = replace(state, role=Role.PRIMARY, term=made.lease.term, from_s=from_s, wanted=False, starting=False)
+        state = replace(state, role=Role.PRIMARY, term=made.lease.term, wanted=False, starting=False)
         return state, (*kept, Promote(made.lease.term))
     if state.role is Role.FENCED:
         return replace(state, role=Role.PRIMARY), (*kept, Resume())
@@ -422,13 +433,19 @@ def _next(state: State, now_s: float) -> Step:
 def _holder_next(state: State, now_s: float) -> Step:
     if state.hand_to is not None and state.may_act(now_s):
         return _swap(replace(state, handing=True), now_s, state.term + 1, *state.hand_to)
-    return _swap(state, now_s, state.term, state.node.id, state.node.address)
+    if state.lease is None and not state.may_act(now_s) and now_s < _gone_s(state):
+        return _look(state, now_s, _gone_s(state))
+    # Of a higher term: it went to another node and came back while this one stood still.
+    term = state.term if state.lease is None else max(state.term, state.lease.term)
+    return _swap(state, now_s, term, state.node.id, state.node.address)
 
 
 def _follower_next(state: State, now_s: float) -> Step:
     lease, node = state.lease, state.node
     if lease is None:
         if state.starting or state.wanted:
+            if state.term > 0 and now_s < _gone_s(state):
+                return _look(state, now_s, _gone_s(state))
             return _swap(state, now_s, state.term + 1 if state.wanted else max(1, state.term), node.id, node.address)
         return _look(state, now_s)
     if lease.holder == node.id and state.term <= lease.term:
@@ -459,7 +476,7 @@ def _candidate_next(state: State, now_s: float, lease: Lease) -> Step:
 
 def _look(state: State, now_s: float, at_s: float = math.inf) -> Step:
     """Look at the lease again when it is time to, and at `at_s`."""
-    lease_s = state.lease.lease_s if state.lease is not None else state.node.lease_s
+    lease_s = _lease_s(state)
     every_s = math.inf if state.streaming else LOST_LOOK_S
     if state.node.auto:
         every_s = min(every_s, lease_s / LOOKS)
@@ -472,7 +489,27 @@ def _take(state: State, now_s: float, lease: Lease) -> Step:
 
 def _swap(state: State, now_s: float, term: int, holder: str, address: str) -> Step:
     """All nodes of a set go by the time of the lease that is there; the first one says it."""
-    lease_s = state.lease.lease_s if state.lease is not None else state.node.lease_s
-    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}")
-    sent = (*state.sent, Attempt(lease, now_s))[-ATTEMPTS:]
-    return replace(state, busy=True, sent=sent, count=state.count + 1), (Swap(lease, state.version),)
+    from_s, lease_s = _from_s(state), _lease_s(state)
+    early = EARLY if now_s < from_s else ""
+    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}{early}")
+    sent = (*state.sent, Attempt(lease, now_s, from_s))[-ATTEMPTS:]
+    # Shorter than what was there: it counts from now on, whether the answer comes or not.
+    until_s = min(state.until_s, now_s + lease_s * (1 - MARGIN))
+    state = replace(state, busy=True, sent=sent, until_s=until_s, count=state.count + 1)
+    return state, (Swap(lease, state.version),)
+
+
+def _lease_s(state: State) -> float:
+    return state.lease.lease_s if state.lease is not None else state.node.lease_s
+
+
+def _from_s(state: State) -> float:
+    """When all tenures are over of those who held the lease before this node."""
+    if state.lease is None:
+        return -math.inf  # whoever had one was waited for
+    return state.from_s if state.holds else state.seen_s + state.lease.lease_s
+
+
+def _gone_s(state: State) -> float:
+    """When it is safe to make a lease where there is none: who has a tenure makes it anew long before."""
+    return state.seen_s + state.node.lease_s

@@ -1,20 +1,24 @@
-"""What a primary answers on the socket in a state folder: `status`; `snapshot`, with the file behind it; `archived`."""
+"""What the process that serves or follows a database answers on the socket in its state folder.
+
+`snapshot`, with the file behind it, where it is the primary; all else as it is told to.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from primary.archiving.compaction import Written
 from primary.archiving.snapshot import snapshot
 from primary.database import Database
 from walcast import local
-from walcast.errors import Unavailable, WalcastError
+from walcast.errors import ConfigError, Unavailable, WalcastError
 
 log = logging.getLogger("walcast.primary")
 
@@ -24,18 +28,17 @@ STUCK_S = 30.0
 SLOWEST_BYTES_S = 64 << 10
 
 Facts = dict[str, Any]
+Answer = Callable[[Facts], Awaitable[Facts]]
 
 
 class LocalService:
-    """Of one database, in the event loop that `start` is called in. `facts` answers what `walcast status` prints;
-    `on_archived` is called when somebody says that he put a snapshot into an archive."""
+    """Of the database at `path`, in the event loop that `start` is called in. `answers`: what is wanted → the answer to
+    the request; a WalcastError is told to whoever asked. `database` answers the one that is served, None: none is."""
 
-    def __init__(
-        self, database: Database, facts: Callable[[], Facts], on_archived: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path, answers: Mapping[str, Answer], database: Callable[[], Database | None]) -> None:
+        self._path = path
+        self._answers = answers
         self._database = database
-        self._facts = facts
-        self._on_archived = on_archived
         self._server: asyncio.Server | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -44,9 +47,9 @@ class LocalService:
     async def start(self) -> None:
         """Listen. A file system without sockets costs the local commands, not the service."""
         try:
-            made = local.listen(self._database.path)
+            made = local.listen(self._path)
         except OSError as error:
-            log.warning("no local socket", extra={"database": self._database.name, "error": str(error)})
+            log.warning("no local socket", extra={"database": str(self._path), "error": str(error)})
             return
         self._server = await asyncio.start_unix_server(self._serve, sock=made, limit=local.LINE_BYTES)
 
@@ -59,7 +62,7 @@ class LocalService:
         for call in list(self._calls):
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        local.forget(self._database.path)
+        local.forget(self._path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         call = asyncio.current_task()
@@ -75,20 +78,24 @@ class LocalService:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = json.loads(await asyncio.wait_for(reader.readline(), REQUEST_S))
-        want = request.get("want") if isinstance(request, dict) else None
-        if want == "status":
-            _say(writer, self._facts())
-        elif want == "snapshot":
+        want = str(request.get("want")) if isinstance(request, dict) else ""
+        if want == "snapshot":
             await self._snapshot(reader, writer)
-        elif want == "archived":
-            self._on_archived()
-            _say(writer, {})
+        elif want in self._answers:
+            try:
+                _say(writer, await self._answers[want](request))
+            except WalcastError as error:
+                _say(writer, {"error": str(error), "again": not isinstance(error, ConfigError)})
         else:
             _say(writer, {"error": f"nothing known as {want!r}", "again": False})
         await asyncio.wait_for(writer.drain(), STUCK_S)
 
     async def _snapshot(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One at a time, in a thread of its own, for as long as whoever asked listens."""
+        database = self._database()
+        if database is None:
+            _say(writer, {"error": f"{self._path}: this node is not the primary now", "again": True})
+            return
         if self._snapshotting:
             _say(writer, {"error": "a snapshot is being made for somebody else", "again": True})
             return
@@ -103,7 +110,7 @@ class LocalService:
             with ThreadPoolExecutor(1, thread_name_prefix="snapshot") as thread, ExitStack() as stack:
                 loop = asyncio.get_running_loop()
                 try:
-                    making = loop.run_in_executor(thread, stack.enter_context, snapshot(self._database, tick))
+                    making = loop.run_in_executor(thread, stack.enter_context, snapshot(database, tick))
                     written, file = await asyncio.shield(making)
                 except (WalcastError, TimeoutError, OSError) as error:
                     _say(writer, {"error": str(error) or "the database is not captured now", "again": True})

@@ -16,8 +16,8 @@ from node.grpc_server import listen
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http import Facts, HttpServer
 from node.inodes import Inode, Inodes
-from node.serving import ServedByName, Serving
-from node.settings import DatabaseSettings, PrimarySettings
+from node.serving import ServedByName, Serving, not_served
+from node.settings import DatabaseSettings, HostSettings
 from node.watching import Watching, databases_of
 from primary.publisher import Publisher
 from walcast import wire
@@ -34,10 +34,10 @@ STATUS_S = 5.0
 AT_ONCE = 4  # that are opened or closed
 
 
-class Primary:
+class Host:
     """All that one primary process serves. Used in its event loop, but for `trouble` and `heartbeat_trouble`."""
 
-    def __init__(self, settings: PrimarySettings) -> None:
+    def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
         self.listening: wire.Address = settings.listen
         self.http_listening: wire.Address | None = None
@@ -73,7 +73,7 @@ class Primary:
         """Of the databases that are served now."""
         return sorted(self._serving)
 
-    async def run(self, stop: asyncio.Event, ready: Callable[[Primary], None]) -> None:
+    async def run(self, stop: asyncio.Event, ready: Callable[[Host], None]) -> None:
         """Serve until `stop` is set; raises why when a database cannot be served any longer.
 
         Everything that can be wrong with the settings is found out before anything is changed on disk.
@@ -188,7 +188,7 @@ class Primary:
             return
         del self._serving[name], self._served[name]
         if away:
-            self._served.away[name] = str(reason)
+            self._served.away[name] = not_served(name, str(reason))
         self._closing[name] = asyncio.create_task(self._close_one(serving, reason))
         await self._set_away(name, str(reason) if away else None)
 
@@ -215,7 +215,7 @@ class Primary:
             self._served.away.pop(name, None)
             await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
         else:
-            self._served.away[name] = why
+            self._served.away[name] = not_served(name, why)
             await self._healthy.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def _static_failed(self, failure: WalcastError) -> None:

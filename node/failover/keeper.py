@@ -1,0 +1,144 @@
+"""Feeds the decisions with time and with what the store answers, and carries out what concerns the store.
+
+One thread asks the store, so that a store that hangs holds up nothing else; what it does not answer in a quarter of the
+lease's time counts as failed, and the request may still be made later: the decisions know of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from node.failover import decisions as d
+from node.failover.claims import PREFIX, Claim
+from node.failover.lease import KEY, Lease
+from primary.tenure import now_s
+from walcast.errors import Corrupt, Unavailable, WalcastError
+from walcast.store import ObjectChanged, Store
+
+log = logging.getLogger("walcast.failover")
+
+T = TypeVar("T")
+
+THREADS = 4  # of which all but one may hang
+PATIENCE = 4  # requests, in the time of a lease
+
+
+class Keeper:
+    """One node's. `act` is called, in the event loop, with every action that is not about the store, `changed` after
+    every step; `claim` catches up from the archive and says how far this node is."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: d.State,
+        *,
+        act: Callable[[d.Action], None],
+        changed: Callable[[d.State], None],
+        claim: Callable[[str], Awaitable[Claim]],
+    ) -> None:
+        self.state = state
+        self.error: str | None = None
+        self._store = store
+        self._act = act
+        self._changed = changed
+        self._claim = claim
+        self._wake = asyncio.Event()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lease")
+
+    def feed(self, event: d.Event) -> None:
+        """Something happened."""
+        self.state, actions = d.step(self.state, event)
+        self._changed(self.state)
+        for action in actions:
+            if isinstance(action, d.Read | d.Swap | d.MakeClaim | d.ReadClaims):
+                asking = asyncio.create_task(self._ask(action))
+                self._asking.add(asking)
+                asking.add_done_callback(self._asking.discard)
+            else:
+                log.debug("decided", extra={"action": type(action).__name__})
+                self._act(action)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                self.feed(d.Tick(now_s()))
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, min(self.state.tick_s - now_s(), 3600.0))):
+                        await self._wake.wait()
+        finally:
+            for asking in list(self._asking):
+                asking.cancel()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _ask(self, action: d.Read | d.Swap | d.MakeClaim | d.ReadClaims) -> None:
+        """Carry out one request, and feed its answer: one, whatever happens."""
+        try:
+            event = await self._answer(action)
+        except ObjectChanged:
+            event = d.Refused(now_s())
+        except (WalcastError, OSError, TimeoutError) as error:
+            self._failed(str(error) or "the store does not answer in time")
+            event = d.Failed(now_s())
+        except Exception:
+            log.exception("the lease cannot be asked for")
+            event = d.Failed(now_s())
+        else:
+            if self.error is not None:
+                log.info("the lease can be asked for again")
+            self.error = None
+        self.feed(event)
+
+    def _failed(self, error: str) -> None:
+        if error != self.error:
+            log.warning("the lease cannot be asked for, trying again", extra={"error": error})
+        self.error = error
+
+    async def _answer(self, action: d.Read | d.Swap | d.MakeClaim | d.ReadClaims) -> d.Event:
+        match action:
+            case d.Read():
+                found = await self._in_thread(self._read)
+                return d.Found(now_s(), *found)
+            case d.Swap(lease, version):
+                made = await self._in_thread(lambda: self._store.swap(KEY, lease.encode(time.time()), version))
+                return d.Swapped(now_s(), lease.nonce, made)
+            case d.MakeClaim(nonce):
+                claim = await self._claim(nonce)
+                await self._in_thread(lambda: self._put(claim))
+                return d.Claims(now_s(), made=claim)
+            case d.ReadClaims():
+                return d.Claims(now_s(), await self._in_thread(self._read_claims))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        lease = self.state.lease
+        lease_s = lease.lease_s if lease is not None else self.state.node.lease_s
+        async with asyncio.timeout(lease_s / PATIENCE):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _read(self) -> tuple[Lease | None, str | None]:
+        found = self._store.read(KEY)
+        if found is None:
+            return None, None
+        try:
+            return Lease.decode(found.data), found.version
+        except Corrupt as error:
+            raise Unavailable(f"{self._store.url}: {error}") from error
+
+    def _put(self, claim: Claim) -> None:
+        self._store.put(claim.key, claim.encode(), timestamp_ms=time.time_ns() // 1_000_000)
+
+    def _read_claims(self) -> tuple[Claim, ...]:
+        claims: list[Claim] = []
+        for found in self._store.list(PREFIX):
+            with suppress(Corrupt, Unavailable):
+                claims.append(Claim.decode(self._store.get(found.key)))
+        return tuple(claims)
