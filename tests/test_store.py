@@ -14,7 +14,16 @@ import pytest
 from support.s3 import S3Server, moto_s3, rclone_s3
 
 from walcast.errors import ConfigError, Unavailable
-from walcast.store import DirectorySpec, ObjectExists, ObjectMissing, S3Spec, Store, open_store
+from walcast.store import (
+    DirectorySpec,
+    ObjectChanged,
+    ObjectExists,
+    ObjectMissing,
+    S3Spec,
+    Store,
+    Versioned,
+    open_store,
+)
 from walcast.store.s3 import S3Store, _rfc3339
 from walcast.store.s3_retry import Bounds
 
@@ -35,6 +44,16 @@ def moto() -> Iterator[S3Server]:
 
 @pytest.fixture(params=["directory", "rclone", "moto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    yield from opened_store(request, tmp_path)
+
+
+@pytest.fixture(params=["directory", "moto"])
+def swapping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """One that honours swaps; rclone's server writes whatever it is asked to."""
+    yield from opened_store(request, tmp_path)
+
+
+def opened_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "directory":
         with open_store(DirectorySpec(tmp_path / "archive")) as opened:
             yield opened
@@ -231,6 +250,70 @@ def test_an_object_that_is_there_stays_where_it_must_be_absent(store: Store, siz
     store.delete(["a"])
     store.put("a", b"again", timestamp_ms=NOON_MS, if_absent=True)
     assert store.get("a") == b"again"
+
+
+def test_only_a_store_that_honours_swaps_says_so(request: pytest.FixtureRequest, store: Store) -> None:
+    for _ in range(2):
+        assert store.honours_swaps() == ("rclone" not in request.node.name)
+    assert list(store.list()) == []
+
+
+def test_what_was_swapped_in_is_read_with_its_version(store: Store) -> None:
+    assert store.read("leases/a") is None
+    version = store.swap("leases/a", b"one", None)
+    assert store.read("leases/a") == Versioned(b"one", version)
+    versions = [version]
+    for body in (b"", b"two", bytes(range(256)) * 256, b"\n"):
+        versions.append(store.swap("leases/a", body, versions[-1]))
+        assert store.read("leases/a") == Versioned(body, versions[-1])
+    assert len(set(versions)) == 5
+    assert store.read("leases/b") is None
+    assert list(store.list("ltx/")) == []
+    with pytest.raises(ValueError, match="65537 bytes"):
+        store.swap("leases/a", bytes(65537), versions[-1])
+
+
+def test_a_swap_over_another_version_changes_nothing(swapping: Store) -> None:
+    with pytest.raises(ObjectChanged):
+        swapping.swap("lease", b"never", '"d41d8cd98f00b204e9800998ecf8427e"')
+    assert swapping.read("lease") is None
+    first = swapping.swap("lease", b"one", None)
+    other = swapping.swap("other", b"other", None)
+    second = swapping.swap("lease", b"two", first)
+    third = swapping.swap("lease", b"three", second)
+    for wrong in (None, first, second, other, '"d41d8cd98f00b204e9800998ecf8427e"'):
+        with pytest.raises(ObjectChanged) as caught:
+            swapping.swap("lease", b"mine", wrong)
+        assert (caught.value.key, caught.value.url) == ("lease", swapping.url)
+        assert swapping.read("lease") == Versioned(b"three", third)
+
+
+def test_of_many_that_swap_one_version_at_most_one_succeeds(swapping: Store) -> None:
+    """Six count together: no number is lost, and none is counted twice."""
+    together = threading.Barrier(6)
+    counted: list[int] = []
+
+    def count(name: int) -> None:
+        for turn in range(8):
+            together.wait(20)
+            now = swapping.read("counter")
+            value = int(now.data.split()[0]) + 1 if now else 1
+            together.wait(20)
+            try:
+                swapping.swap("counter", b"%d by %d in %d" % (value, name, turn), now.version if now else None)
+                counted.append(value)
+            except ObjectChanged:
+                pass
+
+    threads = [threading.Thread(target=count, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted == list(range(1, 9))
+    found = swapping.read("counter")
+    assert found is not None
+    assert found.data.startswith(b"8 ")
 
 
 def test_a_check_leaves_nothing_behind(store: Store) -> None:

@@ -15,11 +15,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from support.s3_proxy import Traffic, proxied
 
@@ -114,6 +117,7 @@ def moto_s3() -> Iterator[S3Server]:
     """moto in this process, on its own thread. It takes any keys."""
     from moto.server import ThreadedMotoServer
 
+    _put_one_at_a_time()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -124,6 +128,20 @@ def moto_s3() -> Iterator[S3Server]:
         yield found
     finally:
         server.stop()
+
+
+@cache
+def _put_one_at_a_time() -> None:
+    """moto asks for a precondition first and writes afterwards; to S3 the two are one step."""
+    from moto.s3.responses import S3Response
+
+    one, put = threading.Lock(), S3Response.put_object
+
+    def put_alone(response: S3Response) -> Any:
+        with one:
+            return put(response)
+
+    S3Response.put_object = put_alone  # type: ignore[method-assign]
 
 
 def _create_bucket(server: S3Server) -> None:

@@ -97,7 +97,7 @@ class VersionFolder:
     def replace(self, data: bytes, version: str) -> str | None:
         """The new version, or None: the object is not that version, or no more when ours was written."""
         number, _, before = version.partition("-")
-        if len(number) != _DIGITS or len(before) != _DIGITS:
+        if not _is_number(number) or not _is_number(before):
             return None  # another store's
         try:
             return self._replace(data, int(number, 16), before)
