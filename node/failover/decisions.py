@@ -383,7 +383,7 @@ def _made(state: State, now_s: float, made: Attempt, version: str) -> Step:
     if made.lease.holder != state.node.id:
         return _as_follower(state), (HandedOver(made.lease), Follow(made.lease))
     until_s = made.sent_s + made.lease.lease_s * (1 - MARGIN)
-    due_s = now_s if state.hand_to is not None else made.sent_s + made.lease.lease_s / RENEWALS
+    due_s = now_s if state.hand_to is not None and not state.handing else made.sent_s + made.lease.lease_s / RENEWALS
     state = replace(state, until_s=until_s, due_s=due_s)
     if now_s >= until_s:
         return replace(state, due_s=now_s), ()  # too late to be worth anything
