@@ -39,7 +39,7 @@ from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, state_dir
-from walcast.statusfile import State, Status, StatusWriter
+from walcast.statusfile import State, Status, StatusWriter, read_last_status
 from walcast.store import Store
 from walcast.terms import TermStart, forked_at
 
@@ -101,8 +101,15 @@ class Following:
         self._offered = False
         self._released = False
         self._task: asyncio.Task[None] | None = None
+        before = read_last_status(self._state.path)
+        self._heard_ns = before.written_ns
         self._status = Status(
-            primary=str(client.primary), name=client.database, follower_id=client.follower_id, pid=os.getpid()
+            level_ns=before.level_ns,
+            primary_txid=before.primary_txid,
+            primary=str(client.primary),
+            name=client.database,
+            follower_id=client.follower_id,
+            pid=os.getpid(),
         )
         self._retry_s = RETRY_FIRST_S
         self._stopping = False
@@ -128,10 +135,24 @@ class Following:
         return self._stream.silent_s if self._stream is not None else math.inf
 
     @property
+    def behind_s(self) -> float:
+        """How long the replica had not been level with the primary when that was last heard of; infinite: it never
+        was."""
+        level_ns = self._status.level_ns
+        return max(0, self._heard_ns - level_ns) / 1e9 if level_ns else math.inf
+
+    @property
+    def heard_ns(self) -> int:
+        """When the primary was last heard of, nanoseconds since the epoch; 0: never."""
+        return self._heard_ns
+
+    @property
     def _client(self) -> Client:
         return self.where.client
 
     def _show(self, state: State, **facts: int) -> None:
+        if self._released:
+            return
         now = time.time_ns()
         applier = self._applier
         position, term = (applier.position, applier.term) if applier else (Position(), 0)
@@ -180,6 +201,11 @@ class Following:
     async def catch_up_from_archive(self) -> bool:
         """Apply what the archive has and the replica does not, while there is no stream."""
         return self._stream is None and await self._catch_up_from_archive()
+
+    @property
+    def was_offered(self) -> bool:
+        """Does the primary offer its place now?"""
+        return self._offered
 
     async def release(self) -> Applier | None:
         """End following, and give the applier away, with the write lock and the state folder; None when there is none
@@ -385,6 +411,7 @@ class Following:
         while True:
             message = await stream.read()
             began = time.monotonic_ns()
+            self._heard_ns = time.time_ns()
             if message.WhichOneof("kind") == "chunk":
                 chunk = message.chunk
                 await self._keeper.make_room()

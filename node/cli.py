@@ -16,9 +16,11 @@ COMMANDS = {
     "follower": ("follower_command", "follower_command", "Keep a database a live replica of a primary's."),
     "ls": ("ls_command", "ls_command", "Show what an archive holds, and what it restores to."),
     "primary": ("primary_command", "primary_command", "Serve databases to followers, and archive them."),
+    "promote": ("failover_commands", "promote_command", "Make this follower the primary."),
     "restore": ("restore_command", "restore_command", "Make a database from an archive, all or nothing."),
     "snapshot": ("snapshot_command", "snapshot_command", "Back up a database now, whatever is writing to it."),
     "status": ("status_command", "status_command", "Show where a primary and its followers are, or a replica."),
+    "switchover": ("failover_commands", "switchover_command", "Hand the primary's place to a follower."),
     "verify": ("verify_command", "verify_command", "Prove an archive restorable, or a replica equal to its primary."),
     "wait": ("status_command", "wait_command", "Wait until a replica has applied a TXID."),
 }

@@ -1,30 +1,39 @@
-"""`walcast follower`."""
+"""`walcast follower`: flags → a node that follows, and may be promoted."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from node.follower_role import FollowerSettings, run_follower
+from node.failover_flags import addresses, failover_flags, member_settings
+from node.host import Host
 from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
 from node.process import run_until_signal
-from walcast import wire
+from node.settings import DatabaseSettings, HostSettings
+from walcast.wire import Address
+
+ANY_PORT = "127.0.0.1:0"
 
 
 @click.command(
     "follower",
     cls=Command,
-    epilog="\b\nExample:\n  walcast follower /edge/app.db --primary 10.0.0.1:7420 --tls-ca ca.pem --archive s3://bucket/app",
+    epilog="\b\nExample:\n"
+    "  walcast follower /edge/app.db --primary 10.0.0.1:7420 --tls-ca ca.pem --archive s3://bucket/app\n"
+    "  walcast follower b/app.db --primary 127.0.0.1:7420 --archive /backup/app --auto-failover",
 )
 @click.argument("db", type=PATH)
-@flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary.")
-@flag("--archive", default=None, help="URL to bootstrap from.")
+@flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary; several with commas between.")
+@flag("--archive", default=None, help="URL to bootstrap from, and of the lease.")
 @flag("--name", default=None, help="Name of the database at the primary; the file's stem when not given.")
-@flag("--id", "follower_id", default=None, help="This follower's id; made once and kept when not given.")
+@flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any.")
+@flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given.")
 @flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
+@failover_flags
 @tls_flags
 @JSON
 def follower_command(
@@ -32,18 +41,30 @@ def follower_command(
     primary_address: str,
     archive: str | None,
     name: str | None,
-    follower_id: str | None,
+    listen: str,
+    http: str | None,
     replace: bool,
     as_json: bool,
-    **tls: Any,
+    **flags: Any,
 ) -> None:
     """Keep a database a live replica of a primary's."""
-    settings = FollowerSettings(
-        db, wire.Address.parse(primary_address), name, follower_id, archive, replace, tls_of(**tls)
+    tls = tls_of(**{key: flags.pop(key) for key in ("tls_cert", "tls_key", "tls_ca", "insecure")})
+    primaries = addresses(primary_address)
+    database = DatabaseSettings(db, name or db.stem, archive)
+    member = member_settings(database, "follower", primaries=primaries, guess=name is None, replace=replace, **flags)
+    for address in primaries:
+        tls.channel(address)
+    settings = HostSettings(
+        [], Address.parse(listen), tls=tls, http=Address.parse(http) if http else None, members=(member,)
     )
 
-    def ready() -> None:
-        facts = {"role": "follower", "path": str(db), "primary": primary_address}
-        click.echo(json.dumps(facts) if as_json else f"following {primary_address} into {db}")
+    def ready(host: Host) -> None:
+        status = host.members[0].status()
+        facts = {"role": status.role, "path": str(db), "primary": status.primary, "listen": str(host.listening)}
+        what = f"following {status.primary} into {db}" if status.role == "follower" else f"{db}: {status.role}"
+        click.echo(json.dumps(facts) if as_json else what)
 
-    run_until_signal(lambda stop: run_follower(settings, stop, ready))
+    async def role(stop: asyncio.Event) -> None:
+        await Host(settings).run(stop, ready)
+
+    run_until_signal(role)

@@ -12,6 +12,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from node import limits
+from node.failover.member import Member
 from node.grpc_server import listen
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http import Facts, HttpServer
@@ -19,7 +20,7 @@ from node.inodes import Inode, Inodes
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
 from node.watching import Watching, databases_of
-from primary.publisher import Publisher
+from primary.publisher import Publisher, Refused
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
@@ -48,6 +49,7 @@ class Host:
         self._closing: dict[str, asyncio.Task[None]] = {}
         self.gate = asyncio.Semaphore(AT_ONCE)
         self._most = limits.capacity()
+        self.members: list[Member] = []
         self._watching = [Watching(config, self) for config in settings.folders if config.watch]
         self._healthy: Any = None
         self._stop = asyncio.Event()
@@ -92,6 +94,7 @@ class Host:
                 await stack.enter_async_context(watching)
             await server.start()
             log.info("listening", extra={"address": str(self.listening)})
+            await self._begin_members(stack)
             if self.settings.heartbeat is not None:
                 beating = self.settings.heartbeat
                 stack.callback(Heartbeat(beating.url, beating.interval_s, self.heartbeat_trouble).start().stop)
@@ -99,6 +102,16 @@ class Host:
             await _first(stop, self._failed)
         if self._failure is not None:
             raise self._failure
+
+    async def _begin_members(self, stack: AsyncExitStack) -> None:
+        """Until each has found its role, or we are to stop."""
+        for settings in self.settings.members:
+            member = Member(self, settings)
+            self.members.append(member)
+            stack.push_async_callback(member.close)
+            member.start(self._static_failed)
+        for member in self.members:
+            await _first(member.settled, self._stop, self._failed)
 
     def _find(self) -> list[DatabaseSettings]:
         """All databases but those of watched folders; ConfigError when one cannot be served."""
@@ -165,6 +178,27 @@ class Host:
         self._served.away.pop(name, None)
         await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         return serving
+
+    # Databases that change their role
+
+    async def put_on_air(self, serving: Serving) -> None:
+        """What a member serves as the primary from now on."""
+        name = serving.settings.name
+        self._serving[name], self._served[name] = serving, serving.served
+        self._served.away.pop(name, None)
+        await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def forget(self, name: str) -> None:
+        """A member lets go of it itself."""
+        self._serving.pop(name, None)
+        self._served.pop(name, None)
+
+    async def take_off_air(self, name: str, refused: Refused) -> None:
+        """A member is not the primary, or not now: who asks for it is told so."""
+        self._serving.pop(name, None)
+        self._served.pop(name, None)
+        self._served.away[name] = refused
+        await self._healthy.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def _add_all(self, databases: Sequence[DatabaseSettings]) -> None:
         errors: list[Exception] = []
@@ -240,6 +274,9 @@ class Host:
 
     def trouble(self) -> str | None:
         """Why not every commit of every database is captured now. For any thread."""
+        for member in self.members:
+            if member.trouble:
+                return member.trouble
         for serving in list(self._serving.values()):
             if serving.trouble:
                 return serving.trouble
@@ -256,9 +293,12 @@ class Host:
     def status(self) -> pb.StatusReply:
         """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""
         reply = pb.StatusReply(role="primary", term=1, protocol=wire.PROTOCOL_VERSION)
-        for serving in self._serving.values():
-            reply.databases.append(serving.status())
-            reply.term = max(reply.term, serving.served.log.term)
+        members = {member.name: member for member in self.members}
+        reply.databases.extend(member.status() for member in self.members)
+        reply.databases.extend(serving.status() for name, serving in self._serving.items() if name not in members)
+        if self.members and not self.settings.databases and not self.settings.folders:
+            reply.role = reply.databases[0].role
+        reply.term = max([1, *(database.term for database in reply.databases)])
         for watching in self._watching:
             reply.databases.extend(watching.status())
         return reply

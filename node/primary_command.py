@@ -11,13 +11,16 @@ from typing import Any
 import click
 
 from node.config import NO_ARCHIVE, Config, load_config
+from node.failover_flags import failover_flags, member_settings
 from node.host import Host
-from node.options import CONFIG, DEFAULT_LISTEN, JSON, PATH, Command, flag, tls_flags, tls_of
+from node.options import CONFIG, DEFAULT_LISTEN, JSON, PATH, TLS_FLAGS, Command, flag, tls_flags, tls_of
 from node.ping import check_url
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
 from walcast.errors import ConfigError
+from walcast.statedir import state_dir
+from walcast.terms import PRIMARY, read_standing
 from walcast.wire import Address
 
 log = logging.getLogger("walcast.primary")
@@ -42,6 +45,8 @@ Example:
 @flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
 @flag("--heartbeat-url", default=None, help="GET this, again and again, while all is captured and archived in time.")
 @flag("--heartbeat-interval", default=None, type=click.FloatRange(min=1), help="Seconds between two.  [default: 300]")
+@flag("--force", is_flag=True, help="Take the lease of a primary that is gone for good.")
+@failover_flags
 @flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
 @tls_flags
 @CONFIG
@@ -52,7 +57,7 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
 
     def ready(role: Host) -> None:
         facts = {
-            "role": "primary",
+            "role": role.status().role,
             "listen": str(role.listening),
             "http": str(role.http_listening) if role.http_listening else None,
             "databases": role.names,
@@ -79,7 +84,8 @@ def _settings(
     log_max_age: float | None,
     heartbeat_url: str | None,
     heartbeat_interval: float | None,
-    **tls: Any,
+    force: bool,
+    **more: Any,
 ) -> HostSettings:
     """Flags win over the file, the file over the defaults."""
     told = load_config(config) if config else Config(Path())
@@ -96,7 +102,15 @@ def _settings(
         bare = [str(d.path) for d in databases if not d.archive] + [f.where for f in folders if not f.archive]
         if bare:
             raise ConfigError(f"{bare[0]}: {NO_ARCHIVE}")
-    flags = tls_of(**tls)
+    flags = tls_of(**{key: more.pop(key) for key in TLS_FLAGS})
+    members = tuple(
+        member_settings(database, PRIMARY, force=force, **more)
+        for database in databases
+        if more["auto_failover"] or read_standing(state_dir(database.path)) is not None
+    )
+    if more["auto_failover"] and folders:
+        raise ConfigError(f"{folders[0].where}: --auto-failover is for databases that are named, not for folders")
+    databases = [database for database in databases if all(database is not member.database for member in members)]
     return HostSettings(
         databases,
         Address.parse(listen) if listen else told.listen or Address.parse(DEFAULT_LISTEN),
@@ -105,5 +119,6 @@ def _settings(
         log_bytes=log_max_bytes or told.log_max_bytes or DEFAULT_LOG_BYTES,
         log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
         folders=folders,
+        members=members,
         heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
     )

@@ -219,6 +219,9 @@ class Serving:
             wal_bytes=database.wal_bytes,
             log_bytes=self.served.log.size_bytes,
             log_first_txid=self.served.log.first.txid,
+            role="primary",
+            term=self.served.log.term,
+            trouble=self.trouble or "",
         )
         archiver = self.archiver
         if archiver is not None:
@@ -237,6 +240,7 @@ class Serving:
                     lag_ms=follower.lag_ms(),
                     state=follower.state,
                     peer=follower.peer,
+                    address=follower.address,
                 )
             )
         return message

@@ -36,8 +36,33 @@ class HeartbeatSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """One database of a replica set. `role`: what it is to be the first time; after that it is what it became.
+
+    `primaries`: where to look for the primary; `eligible`: it may be promoted at all; `auto`: it takes over by itself,
+    with `priority` among equals, if it was level with the primary no longer than `max_lag_s` before that was lost.
+    `advertise`: where others reach this node, when that is not where it listens. `force`: take the place of a
+    primary that is gone for good. `replace`: overwrite what is no replica.
+    """
+
+    database: DatabaseSettings
+    role: str
+    primaries: tuple[wire.Address, ...] = ()
+    follower_id: str | None = None
+    guess: bool = False
+    auto: bool = False
+    eligible: bool = True
+    priority: int = 0
+    max_lag_s: float = 60.0
+    lease_s: float = 10.0
+    advertise: wire.Address | None = None
+    force: bool = False
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What a primary is told."""
+    """What a node is told."""
 
     databases: list[DatabaseSettings]
     listen: wire.Address
@@ -47,3 +72,4 @@ class HostSettings:
     log_age_s: float = 3600.0
     folders: tuple[FolderConfig, ...] = ()
     heartbeat: HeartbeatSettings | None = None
+    members: tuple[MemberSettings, ...] = ()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from walcast.errors import Unavailable
 from walcast.rpc import replication_pb2 as pb
 
 MAX_UNACKNOWLEDGED = 1024
@@ -14,10 +15,11 @@ MAX_UNACKNOWLEDGED = 1024
 
 @dataclass(slots=True)
 class Offer:
-    """The primary's place, offered to a follower: sent once it has all; `taken` is its answer, None when it is gone."""
+    """The primary's place, for a follower that has everything. Its stream stays until it has answered; `message` is
+    sent once there is one; `taken` is the answer, None when the follower is gone."""
 
-    message: pb.HandOver
     taken: asyncio.Future[pb.HandOverReply | None]
+    message: pb.HandOver | None = None
     sent: bool = False
 
 
@@ -75,6 +77,7 @@ class Followers:
     def remove(self, follower: Follower) -> None:
         """The stream ended."""
         self.connected.remove(follower)
+        self.progressed()
         if follower.offer is not None and not follower.offer.taken.done():
             follower.offer.taken.set_result(None)
 
@@ -90,6 +93,14 @@ class Followers:
     def applied(self, txid: int) -> int:
         """How many different followers have applied `txid`."""
         return len({f.id for f in self.connected if f.applied_txid >= txid})
+
+    async def until_applied(self, follower: Follower, txid: int) -> None:
+        """Until this stream's follower has applied `txid`. Unavailable when the stream ends first."""
+        follower.reply_requested = follower.applied_txid < txid
+        while follower.applied_txid < txid:
+            if follower not in self.connected:
+                raise Unavailable(f"the follower {follower.id!r} is gone")
+            await self._changed.wait()
 
     async def wait_applied(self, txid: int, count: int, timeout_s: float) -> int:
         """Until `count` followers have applied `txid`, or the time is over; how many have."""

@@ -198,15 +198,16 @@ class Publisher(rpc.ReplicationServicer):
         beat_s = 0.0
         while True:
             now = time.monotonic()
-            served.check_tenure()
+            offer = follower.offer
+            if offer is not None and offer.message is not None and not offer.sent:
+                offer.sent = True
+                yield pb.PrimaryMessage(hand_over=offer.message)
+            if offer is None or offer.taken.done():
+                served.check_tenure()
             asked = follower.reply_requested and served.log.position.txid == txid
             if asked or now - beat_s >= served.heartbeat_s:
                 beat_s = now
                 yield _heartbeat(served, follower)
-            offer = follower.offer
-            if offer is not None and not offer.sent and offer.message.position.txid == txid:
-                offer.sent = True
-                yield pb.PrimaryMessage(hand_over=offer.message)
             if self._stopping.is_set():
                 raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
             if served.database.loop.failure:

@@ -144,6 +144,8 @@ class Replica:
             status = read_status(self.path)
         except Unavailable:
             return False
+        if status.state is State.PRIMARY and status.is_live(time.time_ns()):
+            return isinstance(wanted, Position) or wanted.term <= status.term
         if isinstance(wanted, Position):
             # The same TXID with another checksum is another history's; a checksum of 0 is not known.
             here = status.position

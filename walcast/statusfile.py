@@ -39,6 +39,8 @@ class State(IntEnum):
     STREAMING = 3
     DISCONNECTED = 4
     DIVERGED = 5
+    PRIMARY = 6  # it is the primary: what is committed here is the newest there is
+    FENCED = 7  # it was, and may not act now
 
     def __str__(self) -> str:
         return self.name.lower().replace("_", "-")
@@ -145,3 +147,12 @@ def read_status(database: Path) -> Status:
             return status if in_use(database) is not False else replace(status, state=State.STOPPED)
         time.sleep(0.0002)
     raise Unavailable(f"{path}: unreadable, or written by another version")
+
+
+def read_last_status(directory: Path) -> Status:
+    """What the follower before this one said last; one that says nothing when there was none."""
+    try:
+        data = (directory / "status").read_bytes()
+    except OSError:
+        return Status()
+    return Status.decode(data) or Status()

@@ -52,8 +52,8 @@ def gaps_between(history: Sequence[TermStart], after_txid: int, until_txid: int)
 
 
 def forked_at(history: Sequence[TermStart], term: int, position: Position) -> Position | None:
-    """Where a node at `position`, whose newest term is `term`, left the history of a primary whose terms are `history`;
-    None when it did not: it is behind, or level."""
+    """Where a node at `position`, whose newest term is `term`, left the history of a primary whose terms are
+    `history`; None when it did not: it is behind, or level."""
     later = min((begun for begun in history if begun.term > term), key=lambda begun: begun.term, default=None)
     if later is None or position.txid <= later.start.txid:
         return None
@@ -62,8 +62,8 @@ def forked_at(history: Sequence[TermStart], term: int, position: Position) -> Po
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a node is: `role` in `term`; `primary`, HOST:PORT, is where it last knew the primary, "" for nowhere; `lease`:
-    the set goes by one, so that this node must not act without."""
+    """What a node is: `role` in `term`; `primary`, HOST:PORT, is where it last knew the primary, "" for nowhere;
+    `lease`: the set goes by one, so that this node must not act without."""
 
     role: str
     term: int

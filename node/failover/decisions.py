@@ -93,6 +93,7 @@ class State:
     claimed: str = ""  # the nonce for which the claim stands
     place: int | None = None  # in line for it
     starting: bool = False  # to be primary, if nobody else is
+    first: bool = False  # no lease was ever known here
     wanted: bool = False  # somebody asked for this node's promotion
     hand_to: tuple[str, str] | None = None  # id and address of the node that is to have the lease
     handing: bool = False  # a swap that gives it away was sent, and may be made yet
@@ -266,9 +267,10 @@ Action: TypeAlias = (
 Step: TypeAlias = tuple[State, tuple[Action, ...]]
 
 
-def start(node: Node, *, term: int, primary: bool) -> State:
-    """A node whose history is of `term`. `primary`: it is to be primary if the lease is its own, or nobody's."""
-    return State(node, term=term, starting=primary)
+def start(node: Node, *, term: int, primary: bool, first: bool = False) -> State:
+    """A node whose history is of `term`. `primary`: it is to be primary if the lease is its own, or nobody's; `first`:
+    it never knew of a lease, so that one which is missing was not removed under somebody."""
+    return State(node, term=term, starting=primary, first=first)
 
 
 def step(state: State, event: Event) -> Step:
@@ -444,7 +446,7 @@ def _follower_next(state: State, now_s: float) -> Step:
     lease, node = state.lease, state.node
     if lease is None:
         if state.starting or state.wanted:
-            if state.term > 0 and now_s < _gone_s(state):
+            if not state.first and state.term > 0 and now_s < _gone_s(state):
                 return _look(state, now_s, _gone_s(state))
             return _swap(state, now_s, state.term + 1 if state.wanted else max(1, state.term), node.id, node.address)
         return _look(state, now_s)

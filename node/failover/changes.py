@@ -1,0 +1,330 @@
+"""The changes of role, carried out: one at a time, each so that a crash between any two steps is taken up again.
+
+    promote     applier → capture: the log begins at the replica's position in the new term; role file; writers go
+    go_to       capture → applier: writers held, last commits logged, journal, role file; then whatever the primary says
+
+While it changes hands the database is open and SQLite's write lock is held. What a deposed primary's log has beyond the
+fork is kept when the new primary tells where that was (`keep_discarded`), also when it does so only after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from follower.following import Following
+from follower.journal import Journal
+from node.failover.missing import missing_facts
+from node.serving import Place, Serving
+from primary.archiving.joining import archive_end
+from primary.archiving.unarchived import begin_notes
+from primary.discarding import ForkNotInLog, discard
+from primary.log import TransactionLog
+from primary.publisher import Refused
+from primary.resume import State
+from primary.tenure import now_s
+from walcast.archive import list_files
+from walcast.discarded import Circumstances
+from walcast.errors import Corrupt, Stopped, WalcastError
+from walcast.held import Held
+from walcast.position import Position
+from walcast.rpc import replication_pb2 as pb
+from walcast.statedir import state_dir
+from walcast.terms import FOLLOWER, HISTORY_TERMS, PRIMARY, Standing, TermStart, first_txid, write_standing
+from walcast.wire import Address
+
+if TYPE_CHECKING:
+    from follower.applier import Applier
+    from node.failover.member import Member
+
+log = logging.getLogger("walcast.failover")
+
+CATCH_UP_S = 10.0
+HEARTBEAT_S = 1.0
+WAIT_S = 0.02
+
+
+def persistent_id(database: Path) -> str:
+    """The same node keeps its id: made once, kept beside the database."""
+    path = state_dir(database) / "id"
+    if not path.exists() or not path.read_text().strip():
+        path.parent.mkdir(exist_ok=True)
+        made = path.with_name("id.tmp")
+        made.write_text(uuid.uuid4().hex[:12] + "\n")
+        made.replace(path)
+    return path.read_text().strip()
+
+
+def forget_state(database: Path) -> None:
+    """It never was a replica."""
+    shutil.rmtree(state_dir(database), ignore_errors=True)
+
+
+# To be the primary
+
+
+async def open_primary(member: Member, held: Held | None = None, at: State | None = None, term: int = 0) -> Serving:
+    """Capture, for the member's tenure; not on the air yet."""
+    settings = member.host.settings
+    standing = member.standing
+    place = Place(member.tenure, max(term, standing.term), standing.history, held, at)
+    serving = await Serving.open(
+        member.settings.database,
+        member.host.inodes,
+        log_bytes=settings.log_bytes,
+        log_age_s=settings.log_age_s,
+        on_failure=member.failed,
+        place=place,
+    )
+    served = serving.served
+    served.heartbeat_s = HEARTBEAT_S
+    served.switchover = member.switchover
+    served.step_down = member.step_down
+    return serving
+
+
+async def on_air(member: Member) -> None:
+    """Be the primary for everybody: followers, the archive, apps that write."""
+    serving = member.serving
+    assert serving is not None
+    term = serving.served.log.term
+    if member.standing.history or member.keeper is not None:
+        stand(member, Standing(PRIMARY, term, str(member.address), member.standing.history, member.keeper is not None))
+    if not member.archiving:
+        member.archiving = True
+        serving.begin()
+    await member.host.put_on_air(serving)
+    serving.database.loop.let_writers_go()
+    member.settled.set()
+
+
+def stand(member: Member, standing: Standing) -> None:
+    """Say what the node is, durably."""
+    write_standing(state_dir(member.path), standing)
+    member.standing = standing
+
+
+async def promote(member: Member, term: int) -> None:
+    """Be the primary of `term`, from where this node stands. Raises when it cannot: then it must not be in the way."""
+    serving, following = member.serving, member.following
+    started_s = now_s()
+    if serving is not None and serving.served.log.term >= term:
+        log.info("primary again", extra={"database": member.name, "term": term})
+        await on_air(member)
+        return
+    missing = missing_facts(following)
+    if serving is not None:
+        at = _state_of(serving)
+        held = await serving.release(member.host.inodes)
+    else:
+        assert following is not None
+        applier = await following.release()
+        if applier is None or not applier.position:
+            raise Stopped(f"{member.path}: cannot be the primary of term {term}: there is no replica yet")
+        if not following.was_offered:
+            await _catch_up(member, applier)
+        at = State(applier.checksums, applier.position, applier.timestamp_ms)
+        await asyncio.to_thread(_note_unarchived, member, applier)
+        held = applier.release(following.state)
+    begun = TermStart(term, at.position, first_txid(at.position.txid))
+    history = (*(following.history if following else member.standing.history), begun)[-HISTORY_TERMS:]
+    member.standing = Standing(FOLLOWER, term, "", history, member.keeper is not None)
+    member.following, member.archiving = None, False
+    member.serving = await open_primary(member, held, at, term)
+    while member.keeper is not None and not member.tenure.holds:  # it may not have begun yet
+        if member.keeper.state.role.value != "primary":
+            fence(member)
+            return
+        await asyncio.sleep(WAIT_S)
+    await on_air(member)
+    facts = {
+        "database": member.name,
+        "term": term,
+        "position": str(at.position),
+        "seconds": round(now_s() - started_s, 3),
+    }
+    log.warning("promoted: this node is the primary now", extra=facts | {"missing": missing["missing"]})
+    member.promoted({"term": term, "position": str(at.position), "txid": at.position.txid} | missing)
+
+
+def _state_of(serving: Serving) -> State:
+    transactions = serving.served.log
+    assert transactions.checksums is not None
+    return State(transactions.checksums, transactions.position, transactions.timestamp_ms())
+
+
+async def _catch_up(member: Member, applier: Applier) -> None:
+    """What the archive has and the replica does not; for a while, a store that is away must not keep us."""
+    if member.store is None:
+        return
+    from follower.bootstrap import archived_since
+
+    working = asyncio.ensure_future(asyncio.to_thread(archived_since, member.store, applier))
+    try:
+        await asyncio.wait_for(asyncio.shield(working), CATCH_UP_S)
+    except TimeoutError:
+        # It cannot be interrupted, and must not go on while somebody else has the applier.
+        await asyncio.wait([working])
+    except WalcastError as error:
+        log.warning("cannot catch up from the archive", extra={"error": str(error)})
+
+
+def _note_unarchived(member: Member, applier: Applier) -> None:
+    """The archive may be behind: the pages that it misses are noted, so that it is taken on by these and not by a whole
+    snapshot."""
+    if member.store is None:
+        return
+    try:
+        end = archive_end(member.store, list_files(member.store))
+    except WalcastError as error:
+        log.warning("cannot tell how far the archive is", extra={"error": str(error)})
+        return
+    if end is None or end == applier.position or not applier.knows(end):
+        return
+    pages = applier.written_after(end.txid)
+    if pages is not None:
+        begin_notes(state_dir(member.path), end, applier.position, pages)
+
+
+# Not to be it, for now or for long
+
+
+def fence(member: Member) -> None:
+    """Hold writers: the tenure is over, or has not begun."""
+    serving = member.serving
+    if serving is None:
+        return
+    try:
+        serving.database.loop.hold_writers().add_done_callback(lambda future: future.exception())
+    except WalcastError as error:
+        log.error("cannot hold writers", extra={"database": member.name, "error": str(error)})  # noqa: TRY400
+    if member.name in member.host.names:
+        log.error("fenced: writers are held until the lease can be renewed", extra={"database": member.name})
+
+
+def resume(member: Member) -> None:
+    """The tenure goes on: nobody else was the primary meanwhile."""
+    serving = member.serving
+    if serving is None:
+        return
+    serving.database.loop.let_writers_go()
+    log.warning("the lease is renewed: writers go on", extra={"database": member.name})
+
+
+async def go_to(member: Member, address: str) -> None:
+    """Another node is the primary: follow it."""
+    member.not_promoted(f"another node became the primary, at {address}")
+    if member.serving is not None:
+        await demote(member, address)
+    elif member.following is not None:
+        member.following.go_to(Address.parse(address))
+
+
+async def demote(member: Member, address: str) -> None:
+    """Make way: what was committed here and is not there is kept once the new primary says what it has."""
+    serving = member.serving
+    assert serving is not None
+    reason = f"another node is the primary, at {address}" if address else "another node is the primary"
+    member.tenure.end(reason)
+    await member.host.take_off_air(member.name, refusal(member, address))
+    serving.served.wake()
+    log.warning("deposed: this node follows now", extra={"database": member.name, "primary": address})
+    captured = await asyncio.wrap_future(serving.database.loop.hold_writers())
+    transactions = serving.served.log
+    at, term = captured.position, transactions.term
+    await asyncio.to_thread(_name_position, member, term, at, transactions.timestamp_ms())
+    stand(member, Standing(FOLLOWER, term, address, member.standing.history, member.keeper is not None))
+    held = await serving.release(member.host.inodes)
+    member.serving = None
+    member.new_tenure()
+    follow(member, [Address.parse(address)] if address else [], held)
+
+
+def _name_position(member: Member, term: int, position: Position, timestamp_ms: int) -> None:
+    journal = Journal(state_dir(member.path))
+    try:
+        journal.append(term, position, timestamp_ms)
+        journal.sync()
+    finally:
+        journal.close()
+
+
+def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held: Held | None = None) -> None:
+    """Be a follower, of whoever is primary at one of these, or where it was last known."""
+    known = [Address.parse(member.standing.primary)] if member.standing.primary else []
+    others = [a for a in (*member.settings.primaries, *known) if a not in addresses]
+    where = member.whereabouts([*addresses, *others] or [member.address])
+    following = Following(member.path, where, store=member.store, owner=member, held=held)
+    following.history = member.standing.history
+    member.run_follower(following)
+
+
+def refusal(member: Member, address: str) -> Refused:
+    """What this node says to followers while it is one itself."""
+    where = f"; it is at {address}" if address else ""
+    detail = f"{member.name!r}: this node is not the primary{where}"
+    return Refused(pb.REFUSAL_KIND_NOT_PRIMARY, detail, primary=address)
+
+
+def keep_discarded(member: Member, fork: Position) -> bool:
+    """Of a deposed primary: what its log has after the fork. False when there is no log that tells; the pages that are
+    overwritten must be kept then."""
+    folder = state_dir(member.path) / "log"
+    following = member.following
+    if not (folder / "checksums").exists() or following is None or following.applier is None:
+        return False
+    transactions = TransactionLog.open(folder)
+    try:
+        if transactions.position != following.applier.position:
+            return False
+        why = "another node became the primary, and this one had transactions that it had not"
+        begun = next((b for b in following.history if b.start == fork), None)
+        told = Circumstances(
+            member.path,
+            why,
+            str(following.where.client.primary),
+            begun.term if begun else 0,
+            member.store.url if member.store else "",
+        )
+        discard(transactions, fork, told)
+    except (ForkNotInLog, Corrupt) as error:
+        log.warning("the log does not tell what only this node had", extra={"error": str(error)})
+        return False
+    finally:
+        transactions.close()
+    return True
+
+
+def forget_log(member: Member) -> None:
+    """Once this replica is on the new primary's history, its own log is of no use."""
+    shutil.rmtree(state_dir(member.path) / "log", ignore_errors=True)
+
+
+# Telling the one before, in sets without a lease
+
+
+async def tell(member: Member, addresses: list[Address], term: int) -> None:
+    """Have the primary before make way, as soon as it can be reached."""
+    from walcast.rpc import replication_pb2_grpc as rpc
+
+    request = pb.StepDownRequest(database=member.database_name, term=term, primary=str(member.address))
+    waiting = list(addresses)
+    pause_s = 0.5
+    while waiting and member.standing.term <= term:
+        for address in list(waiting):
+            with member.channel(address) as channel:
+                call = partial(rpc.ReplicationStub(channel).StepDown, request, timeout=5.0)
+                try:
+                    reply = await asyncio.to_thread(call)
+                except Exception as error:  # noqa: BLE001 - gRPC's, whichever: tried again
+                    log.debug("cannot be told", extra={"address": str(address), "error": str(error)})
+                    continue
+            if reply.term >= term or reply.refusal.kind == pb.REFUSAL_KIND_NOT_PRIMARY:
+                waiting.remove(address)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 30.0)

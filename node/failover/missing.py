@@ -1,0 +1,35 @@
+"""What a promotion loses, as far as a follower can know."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from follower.following import Following
+
+HEARD_S = 5.0
+
+
+def missing_facts(following: Following | None, *, drained: bool = False) -> dict[str, Any]:
+    """`missing`: transactions that the primary is known to have had and this replica has not; `known`: that is all
+    there can be, since the primary gave everything before it made way; `heard_s`: how long ago it was heard of."""
+    applier = following.applier if following is not None else None
+    if following is None or applier is None:
+        return {"missing": 0, "known": True, "heard_s": None}
+    missing = max(0, following.status.primary_txid - applier.position.txid)
+    heard_ns = following.heard_ns
+    heard_s = round((time.time_ns() - heard_ns) / 1e9, 3) if heard_ns else None
+    return {"missing": missing, "known": drained or following.was_offered, "heard_s": heard_s}
+
+
+def missing_words(facts: dict[str, Any]) -> str:
+    """For people, in one line."""
+    if facts["known"]:
+        return "nothing of the old primary is missing: it gave everything before it made way"
+    some = f"{facts['missing']} transactions of the old primary are known to be missing"
+    none = "no transaction of the old primary is known to be missing"
+    if facts["heard_s"] is None:
+        return "it cannot be known what of the old primary is missing: this follower never heard of it"
+    since = f"what it committed after it was last heard of, {facts['heard_s']:.1f} s ago, cannot be known"
+    return f"{some if facts['missing'] else none}; {since}"

@@ -1,0 +1,246 @@
+"""The planned hand-over, from both sides, and what an operator's `promote` does.
+
+    primary   hold writers → everything captured → the follower has applied it → the lease (or the role file) names the
+              follower → offer → follow it
+    follower  offer → primary of the next term → answer
+
+Up to the moment at which the lease, or without one the primary's role file, names the follower, anything that goes
+wrong lets writers go on as if nothing had happened. After it the place is the follower's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from node.failover import changes
+from node.failover import decisions as d
+from primary.followers import Follower, Offer
+from primary.loop import Captured
+from primary.publisher import Refused, Served
+from primary.tenure import now_s
+from walcast import wire
+from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.terms import FOLLOWER, Standing
+
+if TYPE_CHECKING:
+    from node.failover.member import Member
+
+log = logging.getLogger("walcast.failover")
+
+TIMEOUT_S = 5.0
+TIMEOUT_MOST_S = 60.0
+DECIDE_S = 15.0
+TAKE_OVER_S = 10.0
+PROMOTE_S = 90.0
+FAR_TXIDS = 10_000
+
+
+# As the primary
+
+
+async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
+    """Refused: nothing happened."""
+    timeout_s = min(request.timeout_ms / 1000 or TIMEOUT_S, TIMEOUT_MOST_S)
+    async with member.changing:
+        serving = member.serving
+        if serving is None or not member.tenure.holds:
+            raise changes.refusal(member, member.standing.primary)
+        served = serving.served
+        follower = _target(served, request.to)
+        loop = serving.database.loop
+        began_s = time.monotonic()
+        captured = await _drained(served, follower, began_s + timeout_s)
+        term = served.log.term + 1
+        offer = follower.offer = Offer(asyncio.get_running_loop().create_future())
+        try:
+            await _give(member, follower, term)
+        except BaseException:
+            follower.offer = None
+            if member.tenure.holds:
+                loop.let_writers_go()
+            raise
+        reply = await _offered(served, offer, term, captured)
+        pause_us = int((time.monotonic() - began_s) * 1e6)
+        await changes.demote(member, follower.address)
+    if reply is None or not reply.taken:
+        detail = reply.detail if reply is not None else "it does not answer"
+        raise Refused(
+            pb.REFUSAL_KIND_NOT_PRIMARY,
+            f"the place was given to {follower.id} at {follower.address}, which has not taken it yet: {detail}; "
+            "it does as soon as it runs again, or promote another one",
+            primary=follower.address,
+        )
+    log.warning("switched over", extra={"to": follower.id, "primary": follower.address, "pause_us": pause_us})
+    return pb.SwitchoverReply(
+        term=term,
+        position=wire.position_message(captured.position, term - 1),
+        primary=follower.address,
+        pause_us=pause_us,
+    )
+
+
+def _target(served: Served, follower_id: str) -> Follower:
+    known = sorted({f.id for f in served.followers.connected})
+    found = served.followers.find(follower_id)
+    if found is None:
+        raise Refused(
+            pb.REFUSAL_KIND_UNSPECIFIED,
+            f"no follower {follower_id!r} is connected; there is: {', '.join(known) or 'none'}",
+        )
+    if not found.address:
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is never to be promoted")
+    behind = served.log.position.txid - found.applied_txid
+    if behind > FAR_TXIDS:
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is {behind} transactions behind")
+    return found
+
+
+async def _drained(served: Served, follower: Follower, until_s: float) -> Captured:
+    """With writers held, everything committed is with the follower; else writers go on, and Refused."""
+    loop = served.database.loop
+    try:
+        async with asyncio.timeout(until_s - time.monotonic()):
+            captured = await asyncio.wrap_future(loop.hold_writers())
+            await _applied(served, follower, captured.position.txid)
+    except TimeoutError:
+        loop.let_writers_go()
+        detail = (
+            f"the follower {follower.id!r} has not applied everything in time, or an app did not end its transaction"
+        )
+        raise Refused(pb.REFUSAL_KIND_STOPPING, f"{detail}; nothing happened") from None
+    except WalcastError as error:
+        loop.let_writers_go()
+        raise Refused(pb.REFUSAL_KIND_STOPPING, f"{error}; nothing happened") from error
+    except BaseException:
+        loop.let_writers_go()
+        raise
+    return captured
+
+
+async def _applied(served: Served, follower: Follower, txid: int) -> None:
+    waiting = asyncio.ensure_future(served.followers.until_applied(follower, txid))
+    try:
+        await asyncio.sleep(0)
+        served.wake()  # have the stream ask for a reply
+        await waiting
+    finally:
+        waiting.cancel()
+
+
+async def _give(member: Member, follower: Follower, term: int) -> None:
+    """Name the follower, for good: Refused when it was not."""
+    if member.keeper is None:
+        changes.stand(member, Standing(FOLLOWER, term - 1, follower.address, member.standing.history))
+        member.tenure.end(f"handed over to {follower.address}")
+        return
+    member.handing = asyncio.get_running_loop().create_future()
+    member.keeper.feed(d.HandOver(now_s(), follower.id, follower.address))
+    try:
+        async with asyncio.timeout(DECIDE_S):
+            done = await member.handing
+    except TimeoutError:
+        detail = "the archive does not answer: it is not known yet who has the lease; writers are held until it is"
+        raise Refused(pb.REFUSAL_KIND_FENCED, detail) from None
+    finally:
+        member.handing = None
+    if not done:
+        raise Refused(pb.REFUSAL_KIND_STOPPING, "the lease could not be handed over; nothing happened")
+    member.tenure.end(f"handed over to {follower.address}")
+
+
+async def _offered(served: Served, offer: Offer, term: int, captured: Captured) -> pb.HandOverReply | None:
+    offer.message = pb.HandOver(term=term, position=wire.position_message(captured.position, term - 1))
+    served.wake()
+    try:
+        async with asyncio.timeout(TAKE_OVER_S):
+            return await offer.taken
+    except TimeoutError:
+        return None
+
+
+# As the follower
+
+
+async def take_over(member: Member, offer: pb.HandOver) -> pb.HandOverReply:
+    """The primary has given everything, and its place."""
+    if not member.settings.eligible:
+        return pb.HandOverReply(term=offer.term, taken=False, detail="this follower is never to be promoted")
+    promotion = member.expect_promotion()
+    if member.keeper is not None:
+        member.feed_following(ended=True)  # look at the lease now
+    else:
+        member.act(d.Promote(offer.term))
+    try:
+        async with asyncio.timeout(TAKE_OVER_S):
+            await asyncio.shield(promotion)
+    except (TimeoutError, WalcastError) as error:
+        return pb.HandOverReply(term=offer.term, taken=False, detail=str(error) or "not in time")
+    return pb.HandOverReply(term=offer.term, taken=True)
+
+
+async def promote(member: Member, *, force: bool) -> dict[str, Any]:
+    """What an operator asked for. ConfigError when it cannot be, Unavailable when it may be tried again."""
+    following = member.following
+    if member.serving is not None:
+        raise ConfigError(f"{member.path}: this node is the primary" + ("" if member.tenure.holds else ", fenced"))
+    if not member.settings.eligible:
+        raise ConfigError(f"{member.path}: this follower runs with --never-promote")
+    if following is None or following.applier is None or not following.applier.position:
+        raise Unavailable(f"{member.path}: there is no replica yet")
+    promotion = member.expect_promotion()
+    if not force:
+        await _ask_primary(member, following.where.client.primary)
+    elif member.keeper is not None:
+        member.keeper.feed(d.Wanted(now_s()))
+    else:
+        known = following.history[-1].term if following.history else 0
+        before = [*member.settings.primaries, following.where.client.primary]
+        term = max(following.applier.term, known, member.standing.term, 1) + 1
+        member.act(d.Promote(term))
+        member.spawn(changes.tell(member, [a for a in dict.fromkeys(before) if a != member.address], term))
+    try:
+        async with asyncio.timeout(PROMOTE_S):
+            return await asyncio.shield(promotion)
+    except TimeoutError:
+        keeper = member.keeper
+        why = keeper.error if keeper is not None and keeper.error else "the lease could not be had"
+        raise Unavailable(f"{member.path}: not promoted within {PROMOTE_S:.0f} s: {why}") from None
+
+
+async def _ask_primary(member: Member, primary: wire.Address) -> None:
+    """Have it hand over: nothing is lost then."""
+    advice = "if it is gone for good, promote with --force"
+    request = pb.SwitchoverRequest(database=member.database_name, to=member.id)
+
+    def ask() -> pb.SwitchoverReply:
+        with member.channel(primary) as channel:
+            reply: pb.SwitchoverReply = rpc.ReplicationStub(channel).Switchover(request, timeout=TIMEOUT_MOST_S)
+            return reply
+
+    try:
+        reply = await asyncio.to_thread(ask)
+    except grpc.RpcError as error:
+        code = error.code()
+        raise Unavailable(f"the primary at {primary} cannot be asked ({code.name}); {advice}") from error
+    if reply.HasField("refusal"):
+        raise Unavailable(f"the primary at {primary} does not hand over: {reply.refusal.detail}; {advice}")
+
+
+async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownReply:
+    """Another node was promoted, in a set without a lease."""
+    serving = member.serving
+    if member.keeper is not None:
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, "the lease says who is the primary here")
+    if serving is None or request.term <= serving.served.log.term:
+        raise Refused(pb.REFUSAL_KIND_OLDER_TERM, f"term {request.term} is not newer than this node's")
+    wire.Address.parse(request.primary)
+    async with member.changing:
+        await changes.demote(member, request.primary)
+    return pb.StepDownReply(term=request.term)

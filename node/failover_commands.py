@@ -1,0 +1,88 @@
+"""`walcast promote` and `walcast switchover`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+
+from node.failover.missing import missing_words
+from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
+from walcast import local, wire
+from walcast.errors import ConfigError, Unavailable
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+
+PROMOTE_S = 120.0
+SWITCHOVER_S = 90.0
+
+
+@click.command(
+    "promote",
+    cls=Command,
+    epilog="\b\nExample:\n  walcast promote /edge/app.db\n  walcast promote /edge/app.db --force",
+)
+@click.argument("db", type=PATH)
+@flag("--force", is_flag=True, help="The primary is gone for good: what only it had is lost to this set.")
+@JSON
+def promote_command(db: Path, force: bool, as_json: bool) -> None:
+    """Make this follower the primary.
+
+    The primary is asked to hand over, and nothing is lost. With --force it is not asked: this node catches up from the
+    archive, waits until the primary's lease is over, and takes its place.
+    """
+    with local.ask(db, "promote", timeout_s=PROMOTE_S, force=force) as (facts, _):
+        if as_json:
+            click.echo(json.dumps(facts))
+            return
+        click.echo(f"{db} is the primary, term {facts['term']}, from {facts['position']}")
+        click.echo(missing_words(facts))
+
+
+@click.command(
+    "switchover",
+    cls=Command,
+    epilog="\b\nExample:\n  walcast switchover 10.0.0.1:7420 --to edge-2",
+)
+@click.argument("primary")
+@flag("--to", required=True, help="Id of the follower that takes over; `walcast status` shows them.")
+@flag("--name", default="", help="Name of the database, where the primary serves several.")
+@flag("--timeout", default=5.0, type=click.FloatRange(0.1, 60), help="Seconds that writers may be held; else nothing.")
+@tls_flags
+@JSON
+def switchover_command(primary: str, to: str, name: str, timeout: float, as_json: bool, **tls: Any) -> None:
+    """Hand the primary's place to a follower; nothing is lost.
+
+    Writers are held for a moment. When the follower does not take over in time nothing has happened, and they go on.
+    """
+    address = wire.Address.parse(primary)
+    credentials = tls_of(**tls).channel(address)
+    channel = (
+        grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
+        if credentials
+        else grpc.insecure_channel(str(address), options=wire.OPTIONS)
+    )
+    request = pb.SwitchoverRequest(database=name, to=to, timeout_ms=int(timeout * 1000))
+    with channel:
+        try:
+            reply: pb.SwitchoverReply = rpc.ReplicationStub(channel).Switchover(request, timeout=SWITCHOVER_S)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                raise ConfigError(f"{address}: not a walcast primary") from error
+            raise Unavailable(f"{address}: {error.details() or code.name}") from error
+    if reply.HasField("refusal"):
+        raise Unavailable(f"{address}: {reply.refusal.detail}")
+    position = wire.position_of(reply.position)
+    facts = {
+        "primary": reply.primary,
+        "term": reply.term,
+        "position": str(position),
+        "lost": 0,
+        "pause_ms": round(reply.pause_us / 1000, 1),
+    }
+    words = f"{to} at {reply.primary} is the primary, term {reply.term}; writers were held for {facts['pause_ms']} ms"
+    click.echo(json.dumps(facts) if as_json else words)

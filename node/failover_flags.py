@@ -1,0 +1,65 @@
+"""The flags that both sides of a replica set take, and the settings that come of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from node.options import F, flag
+from node.settings import DatabaseSettings, MemberSettings
+from walcast.errors import ConfigError
+from walcast.wire import Address
+
+
+def failover_flags(function: F) -> F:
+    """--auto-failover, --lease-time, --priority, --never-promote, --max-lag, --advertise, --id."""
+    for option in (
+        flag("--id", "follower_id", default=None, help="This node's id; made once and kept when not given."),
+        flag("--advertise", default=None, help="HOST:PORT where others reach this node, if not where it listens."),
+        flag("--max-lag", default=60.0, type=click.FloatRange(min=0), help="Seconds behind that still take over."),
+        flag("--never-promote", is_flag=True, help="This node is never to be the primary."),
+        flag("--priority", default=0, type=int, help="Of followers that have as much, the highest takes over."),
+        flag("--lease-time", default=10.0, type=click.FloatRange(1, 3600), help="Seconds a primary has to renew in."),
+        flag("--auto-failover", is_flag=True, help="Go by a lease in the archive; take over when it runs out."),
+    ):
+        function = option(function)
+    return function
+
+
+def member_settings(
+    database: DatabaseSettings,
+    role: str,
+    *,
+    auto_failover: bool,
+    lease_time: float,
+    priority: int,
+    never_promote: bool,
+    max_lag: float,
+    advertise: str | None,
+    follower_id: str | None,
+    **more: Any,
+) -> MemberSettings:
+    """ConfigError for what does not go together."""
+    if role == "primary" and never_promote:
+        raise ConfigError("--never-promote is for followers: this node is to be the primary")
+    return MemberSettings(
+        database,
+        role,
+        follower_id=follower_id,
+        auto=auto_failover,
+        eligible=not never_promote,
+        priority=priority,
+        max_lag_s=max_lag,
+        lease_s=lease_time,
+        advertise=Address.parse(advertise) if advertise else None,
+        **more,
+    )
+
+
+def addresses(text: str) -> tuple[Address, ...]:
+    """HOST:PORT, or several with commas between."""
+    found = tuple(Address.parse(part.strip()) for part in text.split(",") if part.strip())
+    if not found:
+        raise ConfigError(f"{text!r} is not HOST:PORT")
+    return found
