@@ -301,7 +301,7 @@ def test_the_margin_makes_up_for_clocks_of_other_rates(monkeypatch: pytest.Monke
     times_s = [20 + 0.1 * number for number in range(100)]
     each(cut_off_at, times_s)
     monkeypatch.setattr(decisions, "MARGIN", 0.0)
-    with pytest.raises(Violation, match="at the same time|takes over while"):
+    with pytest.raises(Violation, match=r"at the same time|takes over while"):
         each(cut_off_at, times_s)
 
 
@@ -415,6 +415,16 @@ def test_a_shorter_lease_counts_from_when_it_is_sent() -> None:
     state, actions = step(state, Tick(0.0))
     assert isinstance(actions[0], Swap)
     assert state.until_s == 4.5
+
+
+def test_a_lease_that_came_back_in_a_higher_term_is_renewed_in_that_term() -> None:
+    held = Lease(3, "a", "a:1", 10.0, "run-1")
+    state = alone(role=decisions.Role.FENCED, term=3, lease=held, version="1", until_s=9.0, busy=True)
+    state, actions = step(state, decisions.Found(30.0, Lease(5, "a", "a:1", 10.0, "other-7"), "9"))
+    assert isinstance(actions[0], Swap)
+    assert actions[0].lease.term == 5
+    _, actions = step(state, decisions.Swapped(30.1, actions[0].lease.nonce, "10"))
+    assert actions == (decisions.Promote(5),)
 
 
 def test_a_hand_over_that_was_not_tried_is_given_up_with_the_tenure() -> None:
