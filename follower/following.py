@@ -29,6 +29,7 @@ from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
 from follower.owner import Alone, Owner
 from follower.receiver import Receiver
+from follower.showing import Showing
 from follower.walkeeper import WalKeeper
 from follower.whereabouts import Whereabouts
 from walcast import wire
@@ -39,7 +40,7 @@ from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, state_dir
-from walcast.statusfile import State, Status, StatusWriter, read_last_status
+from walcast.statusfile import State, Status
 from walcast.store import Store
 from walcast.terms import TermStart, forked_at
 
@@ -50,7 +51,6 @@ T = TypeVar("T")
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 MEND_EVERY_S = 1.0
-TICK_S = 2.0
 
 
 def check_replica(path: Path) -> None:
@@ -93,36 +93,27 @@ class Following:
         self._store = store
         self._held = held
         self._state = held.state if held else StateDir(path)
-        self._writer = StatusWriter(self._state.path)
         self._applier: Applier | None = None
         self._keeper: WalKeeper | None = None
-        client = self.where.client
+        self.showing = Showing(self._state.path, self.where.client)
+        self._using = asyncio.Lock()  # the applier, which is for one at a time
+        self._moved = asyncio.Event()
         self._stream: Stream | None = None
         self._offered = False
         self._released = False
         self._task: asyncio.Task[None] | None = None
-        before = read_last_status(self._state.path)
-        self._heard_ns = before.written_ns
-        self._status = Status(
-            level_ns=before.level_ns,
-            primary_txid=before.primary_txid,
-            primary=str(client.primary),
-            name=client.database,
-            follower_id=client.follower_id,
-            pid=os.getpid(),
-        )
         self._retry_s = RETRY_FIRST_S
         self._stopping = False
         self._working: asyncio.Future[Any] | None = None
         self._mismatched = False
         self._copied_s = -MEND_EVERY_S
 
-    # Status
+    # What others ask
 
     @property
     def status(self) -> Status:
         """What the status file says."""
-        return self._status
+        return self.showing.status
 
     @property
     def applier(self) -> Applier | None:
@@ -130,55 +121,35 @@ class Following:
         return self._applier
 
     @property
+    def state(self) -> StateDir:
+        """The state folder."""
+        return self._state
+
+    @property
     def silent_s(self) -> float:
         """For how long the primary has said nothing; infinite without a stream."""
         return self._stream.silent_s if self._stream is not None else math.inf
 
     @property
-    def behind_s(self) -> float:
-        """How long the replica had not been level with the primary when that was last heard of; infinite: it never
-        was."""
-        level_ns = self._status.level_ns
-        return max(0, self._heard_ns - level_ns) / 1e9 if level_ns else math.inf
-
-    @property
-    def heard_ns(self) -> int:
-        """When the primary was last heard of, nanoseconds since the epoch; 0: never."""
-        return self._heard_ns
+    def was_offered(self) -> bool:
+        """Does the primary offer its place now?"""
+        return self._offered
 
     @property
     def _client(self) -> Client:
         return self.where.client
 
     def _show(self, state: State, **facts: int) -> None:
-        if self._released:
-            return
-        now = time.time_ns()
         applier = self._applier
         position, term = (applier.position, applier.term) if applier else (Position(), 0)
-        old = self._status
-        level = now if state is State.STREAMING and position.txid >= facts.get("primary_txid", 0) else old.level_ns
-        self._status = Status(
-            state=state,
-            term=term,
-            position=position,
-            primary_txid=facts.get("primary_txid", old.primary_txid),
-            lag_us=facts.get("lag_us", old.lag_us),
-            level_ns=level,
-            written_ns=now,
-            pid=old.pid,
-            primary=str(self._client.primary),
-            name=old.name,
-            follower_id=old.follower_id,
-        )
-        self._writer.write(self._status)
+        self.showing.show(state, term, position, str(self._client.primary), **facts)
 
     # The life of a follower
 
     async def run(self) -> None:
         """Follow until cancelled. ConfigError when the primary says that it can never work."""
         self._task = asyncio.current_task()
-        ticking = asyncio.create_task(self._tick())
+        ticking = asyncio.create_task(self.showing.keep_showing())
         try:
             self._show(State.BOOTSTRAPPING if self._held is None else State.DISCONNECTED)
             await self._retrying(self._begin)
@@ -195,22 +166,21 @@ class Following:
         self.where.tell(primary)
         if primary != self._client.primary:
             self._retry_s = RETRY_FIRST_S
+            self._moved.set()
             if self._stream is not None:
                 self._stream.leave(f"the primary is at {primary} now")
 
     async def catch_up_from_archive(self) -> bool:
         """Apply what the archive has and the replica does not, while there is no stream."""
-        return self._stream is None and await self._catch_up_from_archive()
-
-    @property
-    def was_offered(self) -> bool:
-        """Does the primary offer its place now?"""
-        return self._offered
+        if self._stream is not None:
+            return False
+        async with self._using:
+            return await self._catch_up_from_archive()
 
     async def release(self) -> Applier | None:
         """End following, and give the applier away, with the write lock and the state folder; None when there is none
         yet. While the primary offers its place (`Owner.take_over`) the answer can still be sent."""
-        self._released = True
+        self._released = self.showing.over = True
         if not self._offered and self._task is not None:
             self._stopping = True
             self._task.cancel()
@@ -219,18 +189,6 @@ class Following:
             await self._keeper.close()
         applier, self._applier = self._applier, None
         return applier
-
-    @property
-    def state(self) -> StateDir:
-        """The state folder."""
-        return self._state
-
-    async def _tick(self) -> None:
-        """Show now and then that we are alive."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            if time.time_ns() - self._status.written_ns > TICK_S * 0.9e9:
-                self._show(self._status.state)
 
     async def _retrying(self, step: Callable[[], object]) -> None:
         """Do `step` until it returns; what may pass is tried again, later each time, at times of its own."""
@@ -241,10 +199,17 @@ class Following:
             except (Unavailable, Corrupt, Diverged, MustCopy) as error:
                 self._turn_away(error)
                 self._lost(error)
-                await asyncio.sleep(self._retry_s * random.uniform(0.5, 1.0))
+                await self._pause(self._retry_s * random.uniform(0.5, 1.0))
                 self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
             else:
                 return
+
+    async def _pause(self, seconds: float) -> None:
+        """Before the next try; less when somebody says where the primary is."""
+        self._moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._moved.wait()
 
     def _turn_away(self, error: WalcastError) -> None:
         """Try elsewhere next: where this node says, or at the next address."""
@@ -258,7 +223,7 @@ class Following:
         self._owner.lost(error)
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
-        level = logging.DEBUG if self._status.state is state and self._retry_s > 1 else logging.WARNING
+        level = logging.DEBUG if self.status.state is state and self._retry_s > 1 else logging.WARNING
         log.log(level, "trying again", extra={"error": str(error), "database": str(self.path)})
         self._show(state)
 
@@ -321,26 +286,31 @@ class Following:
             try:
                 if not applier.position:
                     await self._copy()
-                async with self._client.stream(applier.position, applier.term) as stream:
-                    self._connected(stream, applier)
-                    try:
-                        await self._receive(stream, applier)
-                    finally:
-                        self._stream = None
-                        if not self._released:
-                            applier.rollback()  # what was cut off inside a transaction
+                position = applier.position
+                async with self._client.stream(position, applier.term) as stream, self._using:
+                    if applier.position == position:  # nobody caught up from the archive meanwhile
+                        await self._stay_with(stream, applier)
             except MustCopy as must:
                 log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
                 self.history = must.history or self.history
                 keeping = await self._keep_own(applier)
                 if must.diverged or keeping:
                     self._show(State.DIVERGED)
-                if must.diverged or keeping or not await self._catch_up_from_archive():
+                if must.diverged or keeping or not await self.catch_up_from_archive():
                     await self._copy(keeping)
             except (Diverged, Corrupt) as error:
                 log.error("diverged; mending", extra={"position": str(applier.position), "error": str(error)})  # noqa: TRY400
                 self._show(State.DIVERGED)
                 await self._copy(await self._keep_own(applier))
+
+    async def _stay_with(self, stream: Stream, applier: Applier) -> None:
+        self._connected(stream, applier)
+        try:
+            await self._receive(stream, applier)
+        finally:
+            self._stream = None
+            if not self._released:
+                applier.rollback()  # what was cut off inside a transaction
 
     def _connected(self, stream: Stream, applier: Applier) -> None:
         self._stream = stream
@@ -377,15 +347,16 @@ class Following:
         self._copied_s = now
         mismatched, self._mismatched = self._mismatched, False
         try:
-            await from_primary(
-                self._client,
-                self.path,
-                self._state.path,
-                self._applier,
-                self._progress(),
-                last_mismatched=mismatched,
-                keeping=keeping,
-            )
+            async with self._using:
+                await from_primary(
+                    self._client,
+                    self.path,
+                    self._state.path,
+                    self._applier,
+                    self._progress(),
+                    last_mismatched=mismatched,
+                    keeping=keeping,
+                )
         except ChecksumMismatch:
             self._mismatched = True
             raise
@@ -411,7 +382,7 @@ class Following:
         while True:
             message = await stream.read()
             began = time.monotonic_ns()
-            self._heard_ns = time.time_ns()
+            self.showing.heard_ns = time.time_ns()
             if message.WhichOneof("kind") == "chunk":
                 chunk = message.chunk
                 await self._keeper.make_room()
@@ -450,7 +421,7 @@ class Following:
     def _phase(self, applier: Applier, newest_txid: int) -> State:
         """A replica that is level streams; one that was level stays so unless it falls far behind."""
         behind = newest_txid - applier.position.txid
-        level = behind <= 0 or (self._status.state is State.STREAMING and behind < 1000)
+        level = behind <= 0 or (self.status.state is State.STREAMING and behind < 1000)
         return State.STREAMING if level else State.CATCHING_UP
 
     async def _close(self) -> None:
@@ -461,10 +432,10 @@ class Following:
         if self._applier is not None:
             self._applier.rollback()
         if self._released:
-            self._writer.close()
+            self.showing.close()
             return
         self._show(State.STOPPED)
         if self._applier is not None:
             await asyncio.to_thread(self._applier.close)
-        self._writer.close()
+        self.showing.close()
         self._state.close()

@@ -87,11 +87,11 @@ def replica_status(path: Path) -> Facts:
 
 def table(facts: Facts) -> Table:
     """For people."""
-    return _replica_table(facts) if facts["role"] == "follower" else _primary_table(facts)
+    return _primary_table(facts) if "databases" in facts else _replica_table(facts)
 
 
 def _primary_table(facts: Facts) -> Table:
-    shown = Table(title=f"primary, term {facts['term']}", title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(title=f"{facts['role']}, term {facts['term']}", title_justify="left", box=SIMPLE_HEAD)
     for column in ("node", "state", "TXID", "behind", "lag ms", "WAL MB", "archived"):
         shown.add_column(
             column, justify="left" if column in ("node", "state") else "right", no_wrap=column != "archived"
@@ -100,10 +100,13 @@ def _primary_table(facts: Facts) -> Table:
         archive = database["archive"]
         archived = "" if archive is None else archive["error"] or str(archive["txid"])
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
-        shown.add_row(database["name"], "primary", str(database["txid"]), "", "", wal, archived)
+        state = f"{database['state']} from {database['primary']}" if "state" in database else database["role"]
+        shown.add_row(database["name"], state, str(database["txid"]), "", "", wal, archived)
         for follower in database["followers"]:
             behind, lag = str(follower["lag_txids"]), f"{follower['lag_ms']:.1f}"
             shown.add_row(f"  {follower['id']}", follower["state"], str(follower["applied_txid"]), behind, lag, "", "")
+        if database["trouble"]:
+            shown.caption, shown.caption_justify = database["trouble"], "left"
     return shown
 
 
@@ -111,4 +114,8 @@ def _replica_table(facts: Facts) -> Table:
     shown = Table(title=f"replica {facts['path']}", title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for name in ("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
         shown.add_row(name, str(facts[name]))
+    for folder in facts.get("discarded", ()):
+        shown.add_row("kept aside", folder)
+    if facts.get("trouble"):
+        shown.add_row("trouble", facts["trouble"])
     return shown

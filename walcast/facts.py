@@ -14,10 +14,23 @@ def primary_facts(reply: pb.StatusReply) -> dict[str, Any]:
 
 
 def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
-    archive = database.archive
+    archive, lease = database.archive, database.lease
+    more: dict[str, Any] = {"primary": database.primary, "state": database.state} if database.role == "follower" else {}
     return {
         "name": database.name,
         "path": database.path,
+        "role": database.role or "primary",
+        "term": database.term or 1,
+        "trouble": database.trouble or None,
+        "lease": {
+            "holder": lease.holder,
+            "address": lease.address,
+            "lease_s": lease.lease_ms / 1000,
+            "left_s": lease.left_ms / 1000,
+        }
+        if database.HasField("lease")
+        else None,
+        **more,
         "position": str(wire.position_of(database.position)),
         "txid": database.position.txid,
         "page_size": database.page_size,
@@ -36,6 +49,7 @@ def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
                 "lag_ms": round(follower.lag_ms, 3),
                 "state": follower.state,
                 "peer": follower.peer,
+                "address": follower.address or None,
             }
             for follower in database.followers
         ],

@@ -112,16 +112,20 @@ class Keeper:
                 made = await self._in_thread(lambda: self._store.swap(KEY, lease.encode(time.time()), version))
                 return d.Swapped(now_s(), lease.nonce, made)
             case d.MakeClaim(nonce):
-                claim = await self._claim(nonce)
+                async with asyncio.timeout(self._lease_s):
+                    claim = await self._claim(nonce)
                 await self._in_thread(lambda: self._put(claim))
                 return d.Claims(now_s(), made=claim)
             case d.ReadClaims():
                 return d.Claims(now_s(), await self._in_thread(self._read_claims))
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    @property
+    def _lease_s(self) -> float:
         lease = self.state.lease
-        lease_s = lease.lease_s if lease is not None else self.state.node.lease_s
-        async with asyncio.timeout(lease_s / PATIENCE):
+        return lease.lease_s if lease is not None else self.state.node.lease_s
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        async with asyncio.timeout(self._lease_s / PATIENCE):
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _read(self) -> tuple[Lease | None, str | None]:

@@ -27,8 +27,10 @@ from node.failover.lease import KEY
 from node.failover.reports import Shown, database_status, fenced_words, lease_status
 from node.local_service import Facts, LocalService
 from node.settings import MemberSettings
+from node.status import replica_status
 from primary.tenure import Tenure, now_s
 from walcast import wire
+from walcast.discarded import list_discarded
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.position import Position
@@ -247,7 +249,7 @@ class Member:
             return
         streaming = not ended and following.silent_s < SILENT_S
         # How far behind it was when the primary was last heard of: after that nobody can tell.
-        fit = bool(applier.position) and following.behind_s <= self.settings.max_lag_s
+        fit = bool(applier.position) and following.showing.behind_s <= self.settings.max_lag_s
         self.keeper.feed(d.Following(now_s(), streaming, applier.term, applier.position.txid, fit))
 
     # What was decided
@@ -381,7 +383,12 @@ class Member:
 
     async def _answer_status(self, _: Facts) -> Facts:
         status = self.status()
-        return primary_facts(pb.StatusReply(role=status.role, term=status.term, databases=[status]))
+        facts = primary_facts(pb.StatusReply(role=status.role, term=status.term, databases=[status]))
+        kept = [str(folder.path) for folder in await asyncio.to_thread(list_discarded, self.path)]
+        if self.serving is not None:
+            return facts | {"discarded": kept}
+        database = facts["databases"][0]
+        return replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")} | {"discarded": kept}
 
     async def _answer_archived(self, _: Facts) -> Facts:
         if self.serving is not None and self.serving.archiver is not None:

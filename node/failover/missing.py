@@ -18,7 +18,7 @@ def missing_facts(following: Following | None, *, drained: bool = False) -> dict
     if following is None or applier is None:
         return {"missing": 0, "known": True, "heard_s": None}
     missing = max(0, following.status.primary_txid - applier.position.txid)
-    heard_ns = following.heard_ns
+    heard_ns = following.showing.heard_ns
     heard_s = round((time.time_ns() - heard_ns) / 1e9, 3) if heard_ns else None
     return {"missing": missing, "known": drained or following.was_offered, "heard_s": heard_s}
 
