@@ -356,6 +356,20 @@ def test_an_early_take_forgotten_in_a_crash_is_found(monkeypatch: pytest.MonkeyP
     assert explore(range(200), kinds=("want", "crash", "cut", "pause")) is not None
 
 
+def test_a_node_that_took_the_lease_early_waits_also_after_a_crash() -> None:
+    world = three()
+    world.run(7)
+    world.machines["a"].cut_off = True
+    world.run(9)
+    world.want(world.machines["c"])
+    world.run(10)
+    world.crash(world.machines["c"], 0.5)
+    world.run(15)
+    assert world.acting() is world.machines["a"]
+    world.run(24)
+    assert world.acting() is world.machines["c"]
+
+
 # Where there is no lease
 
 
@@ -400,7 +414,7 @@ def test_a_store_that_refuses_everything_is_not_asked_as_fast_as_it_answers() ->
             now_s += 0.001
             answer = Refused(now_s) if isinstance(action, Swap) else decisions.Found(now_s, None, None)
             state, more = step(state, answer)
-            while more:  # what was answered at once is asked again at once
+            while more and now_s < 1:  # what was answered at once is asked again at once
                 asked += 1
                 now_s += 0.001
                 answer = Refused(now_s) if isinstance(more[0], Swap) else decisions.Found(now_s, None, None)
