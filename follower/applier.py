@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from follower.fresh import Fresh
 from follower.journal import Journal
 from follower.wal_writer import Page, WalWriter
+from follower.written import Written
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import ConfigError, Corrupt, Diverged, Stopped, Unavailable
@@ -107,9 +108,7 @@ class Applier:
         found = journal.find(self.checksums.database)
         if found is not None:
             self.term, self.position = found
-        # Which TXID wrote each page last, from `position` on: what an archive that is behind would miss of them.
-        self._written = np.zeros(self.checksums.commit_pages + 1, np.uint64)
-        self._written_from = self.position.txid
+        self.written = Written(self.position, self.checksums.commit_pages, self.knows)
 
     @classmethod
     def open(cls, path: Path, state_dir: Path, fresh: Fresh | None = None) -> Self:
@@ -182,12 +181,6 @@ class Applier:
     def commit_pages(self) -> int:
         """The size of the database, pages."""
         return self.checksums.commit_pages
-
-    def written_after(self, txid: int) -> NDArray[np.uint32] | None:
-        """The pages that transactions after `txid` wrote, ascending; None when that was before this applier."""
-        if txid < self._written_from:
-            return None
-        return np.flatnonzero(self._written > txid).astype(np.uint32)
 
     def knows(self, position: Position) -> bool:
         """Was the replica at this position once, as far as its journal reaches?"""
@@ -275,11 +268,7 @@ class Applier:
             self.rollback()
             raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
         self.checksums.apply(pgnos, sums, commit_pages, actual)
-        if commit_pages >= len(self._written):
-            self._written = np.concatenate(
-                (self._written, np.zeros(commit_pages + 1024 - len(self._written), np.uint64))
-            )
-        self._written[pgnos[pgnos <= commit_pages]] = position.txid
+        self.written.note(pgnos, commit_pages, position)
         self._page_one = page_one
         self.term, self.position = term, position
         self.timestamp_ms = timestamp_ms or self.timestamp_ms

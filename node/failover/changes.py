@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from follower.following import Following
 from follower.journal import Journal
+from follower.written import Written
+from node.failover import decisions as d
 from node.failover.missing import missing_facts
 from node.serving import Place, Serving
 from primary.archiving.joining import archive_end
-from primary.archiving.unarchived import begin_notes
 from primary.discarding import ForkNotInLog, discard
 from primary.log import TransactionLog
 from primary.publisher import Refused
@@ -89,18 +90,32 @@ async def open_primary(member: Member, held: Held | None = None, at: State | Non
 
 
 async def on_air(member: Member) -> None:
-    """Be the primary for everybody: followers, the archive, apps that write."""
+    """Be the primary for everybody: followers, apps that write, the archive."""
     serving = member.serving
     assert serving is not None
     term = serving.served.log.term
     if member.standing.history or member.keeper is not None:
         stand(member, Standing(PRIMARY, term, str(member.address), member.standing.history, member.keeper is not None))
-    if not member.archiving:
-        member.archiving = True
-        serving.begin()
     await member.host.put_on_air(serving)
     serving.database.loop.let_writers_go()
     member.settled.set()
+    if member.report is not None:
+        facts = {"database": member.name, **{key: member.report[key] for key in ("term", "position", "missing")}}
+        log.warning("promoted: this node is the primary now", extra=facts)
+        member.promoted(member.report)
+        member.report = None
+    if not member.archiving:
+        member.archiving = True
+        member.spawn(_archive(member, serving))
+
+
+async def _archive(member: Member, serving: Serving) -> None:
+    """Go on with the archive from where it is, which may be behind: apps need not wait for that."""
+    written, member.written = member.written, None
+    if written is not None and serving.archiver is not None:
+        await asyncio.to_thread(_note_unarchived, member, serving, written)
+    if member.serving is serving:
+        serving.begin()
 
 
 def stand(member: Member, standing: Standing) -> None:
@@ -111,45 +126,52 @@ def stand(member: Member, standing: Standing) -> None:
 
 async def promote(member: Member, term: int) -> None:
     """Be the primary of `term`, from where this node stands. Raises when it cannot: then it must not be in the way."""
-    serving, following = member.serving, member.following
-    started_s = now_s()
-    if serving is not None and serving.served.log.term >= term:
+    if member.serving is not None and member.serving.served.log.term >= term:
         log.info("primary again", extra={"database": member.name, "term": term})
         await on_air(member)
         return
-    missing = missing_facts(following)
+    if not await _may_begin(member):
+        return
+    began_s = now_s()
+    missing = missing_facts(member.following)
+    history = member.following.history if member.following else member.standing.history
+    held, at = await _stand_still(member, term)
+    begun = TermStart(term, at.position, first_txid(at.position.txid))
+    history = (*history, begun)[-HISTORY_TERMS:]
+    member.standing = Standing(FOLLOWER, term, "", history, member.keeper is not None)
+    member.archiving = False
+    member.serving = await open_primary(member, held, at, term)
+    member.report = {"term": term, "position": str(at.position), "txid": at.position.txid} | missing
+    if not member.tenure.holds:
+        fence(member)  # it was lost on the way; on the air when it is renewed
+        return
+    await on_air(member)
+    log.debug("promoted in", extra={"database": member.name, "seconds": round(now_s() - began_s, 3)})
+
+
+async def _may_begin(member: Member) -> bool:
+    """Until the tenure begins: that of the primary before may not be over yet, and what it still sends is applied."""
+    while member.keeper is not None and not member.tenure.holds:
+        if member.keeper.state.role is d.Role.FOLLOWER:
+            return False
+        await asyncio.sleep(WAIT_S)
+    return True
+
+
+async def _stand_still(member: Member, term: int) -> tuple[Held, State]:
+    """End what this node does now: the open database, and where it stands."""
+    serving, following = member.serving, member.following
     if serving is not None:
         at = _state_of(serving)
-        held = await serving.release(member.host.inodes)
-    else:
-        assert following is not None
-        applier = await following.release()
-        if applier is None or not applier.position:
-            raise Stopped(f"{member.path}: cannot be the primary of term {term}: there is no replica yet")
-        if not following.was_offered:
-            await _catch_up(member, applier)
-        at = State(applier.checksums, applier.position, applier.timestamp_ms)
-        await asyncio.to_thread(_note_unarchived, member, applier)
-        held = applier.release(following.state)
-    begun = TermStart(term, at.position, first_txid(at.position.txid))
-    history = (*(following.history if following else member.standing.history), begun)[-HISTORY_TERMS:]
-    member.standing = Standing(FOLLOWER, term, "", history, member.keeper is not None)
-    member.following, member.archiving = None, False
-    member.serving = await open_primary(member, held, at, term)
-    while member.keeper is not None and not member.tenure.holds:  # it may not have begun yet
-        if member.keeper.state.role.value != "primary":
-            fence(member)
-            return
-        await asyncio.sleep(WAIT_S)
-    await on_air(member)
-    facts = {
-        "database": member.name,
-        "term": term,
-        "position": str(at.position),
-        "seconds": round(now_s() - started_s, 3),
-    }
-    log.warning("promoted: this node is the primary now", extra=facts | {"missing": missing["missing"]})
-    member.promoted({"term": term, "position": str(at.position), "txid": at.position.txid} | missing)
+        return await serving.release(member.host.inodes), at
+    applier = await following.release() if following is not None else None
+    if following is None or applier is None or not applier.position:
+        raise Stopped(f"{member.path}: cannot be the primary of term {term}: there is no replica yet")
+    if not following.was_offered:
+        await _catch_up(member, applier)
+    member.following, member.written = None, applier.written
+    at = State(applier.checksums, applier.position, applier.timestamp_ms)
+    return applier.release(following.state), at
 
 
 def _state_of(serving: Serving) -> State:
@@ -174,21 +196,18 @@ async def _catch_up(member: Member, applier: Applier) -> None:
         log.warning("cannot catch up from the archive", extra={"error": str(error)})
 
 
-def _note_unarchived(member: Member, applier: Applier) -> None:
-    """The archive may be behind: the pages that it misses are noted, so that it is taken on by these and not by a whole
-    snapshot."""
-    if member.store is None:
-        return
+def _note_unarchived(member: Member, serving: Serving, written: Written) -> None:
+    """The pages that the archive misses are noted, so that it is taken on by these and not by a whole snapshot."""
+    assert member.store is not None
+    assert serving.archiver is not None
     try:
         end = archive_end(member.store, list_files(member.store))
     except WalcastError as error:
         log.warning("cannot tell how far the archive is", extra={"error": str(error)})
         return
-    if end is None or end == applier.position or not applier.knows(end):
-        return
-    pages = applier.written_after(end.txid)
-    if pages is not None:
-        begin_notes(state_dir(member.path), end, applier.position, pages)
+    pages = written.after(end) if end is not None else None
+    if end is not None and pages is not None:
+        serving.archiver.missed(end, written.until, pages)
 
 
 # Not to be it, for now or for long
@@ -207,13 +226,11 @@ def fence(member: Member) -> None:
         log.error("fenced: writers are held until the lease can be renewed", extra={"database": member.name})
 
 
-def resume(member: Member) -> None:
+async def resume(member: Member) -> None:
     """The tenure goes on: nobody else was the primary meanwhile."""
-    serving = member.serving
-    if serving is None:
-        return
-    serving.database.loop.let_writers_go()
-    log.warning("the lease is renewed: writers go on", extra={"database": member.name})
+    if member.serving is not None and member.tenure.holds:
+        await on_air(member)
+        log.warning("the lease is renewed: writers go on", extra={"database": member.name})
 
 
 async def go_to(member: Member, address: str) -> None:

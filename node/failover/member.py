@@ -19,6 +19,7 @@ import grpc
 from follower.client import Client
 from follower.following import Following, check_replica
 from follower.whereabouts import Whereabouts
+from follower.written import Written
 from node.failover import changes, switchover
 from node.failover import decisions as d
 from node.failover.claims import Claim
@@ -71,6 +72,8 @@ class Member:
         self.changing = asyncio.Lock()
         self.handing: asyncio.Future[bool] | None = None
         self.archiving = False
+        self.written: Written | None = None
+        self.report: Facts | None = None
         self._promotion: asyncio.Future[Facts] | None = None
         self._reason: str | None = None
         self.id = ""
@@ -182,8 +185,8 @@ class Member:
         store = open_store(archive, LEASE_BOUNDS)
         self._lease_store = store
         try:
-            if not self.standing.lease and not self.settings.auto:
-                return await asyncio.to_thread(store.read, KEY) is not None
+            if not self.settings.auto and (self.standing.role == FOLLOWER or not self.standing.lease):
+                return self.standing.lease or await asyncio.to_thread(store.read, KEY) is not None
             if await asyncio.to_thread(store.honours_swaps):
                 return True
         except Unavailable as error:
@@ -286,7 +289,7 @@ class Member:
             case d.Fence():
                 changes.fence(self)
             case d.Resume():
-                changes.resume(self)
+                await changes.resume(self)
             case d.Follow(lease):
                 if lease.holder != self.id:
                     await changes.go_to(self, lease.address)

@@ -13,6 +13,9 @@ import threading
 import time
 from typing import BinaryIO, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from primary.archiving.catalogue import Catalogue
 from primary.archiving.compaction import Written
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
@@ -92,6 +95,10 @@ class Archiver:
         """Somebody else put a snapshot into the archive, or deleted what was old."""
         self._relist = True
         self._grown.set()
+
+    def missed(self, archived: Position, position: Position, pages: NDArray[np.uint32]) -> None:
+        """Before `start`: the archive ends at `archived`, the log begins at `position`, and `pages` changed between."""
+        self._unarchived.begin(archived, position, pages)
 
     def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Upload what is left, for `drain_s` seconds at most, and end."""

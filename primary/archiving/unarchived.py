@@ -56,6 +56,13 @@ class Unarchived:
 
     # The archive's thread
 
+    def begin(self, archived: Position, position: Position, pages: NDArray[np.uint32]) -> None:
+        """The log begins at `position`, and the archive, at `archived`, misses `pages`."""
+        with self._lock:
+            self.archived, self._noted, self._pages = archived, position, _NOTHING
+            self._add(pages)
+            self._save(durable=True)
+
     def move(self, position: Position, *, continued: bool) -> None:
         """The archive is at `position`; `continued`: by files that go on from where it was, not by a snapshot.
 
@@ -127,7 +134,22 @@ class Unarchived:
     # The file
 
     def _save(self, *, durable: bool) -> None:
-        _write(self._path, self.archived, self._noted, self._pages, durable=durable)
+        bits = np.packbits(self._pages).tobytes()
+        at, to = self.archived, self._noted
+        fields = (_MAGIC, at.txid, at.checksum, to.txid, to.checksum)
+        crc = zlib.crc32(bits, zlib.crc32(_HEADER.pack(*fields, 0)[:-4]))
+        data = _HEADER.pack(*fields, crc) + bits
+        if not durable and self._path.exists():
+            with self._path.open("r+b") as file:  # once a second: no new file, no flush that a rename would cause
+                file.write(data)
+            return
+        temporary = self._path.with_name(f"{NAME}.tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        fsync_directory(self._path.parent)
 
     def _load(self) -> None:
         try:
@@ -145,31 +167,6 @@ class Unarchived:
             return  # of a log that is no more
         self.archived, self._noted = Position(txid, checksum), noted
         self._pages = np.unpackbits(np.frombuffer(bits, np.uint8)).astype(np.bool_)
-
-
-def begin_notes(directory: Path, archived: Position, position: Position, pages: NDArray[np.uint32]) -> None:
-    """For a log that begins at `position`: the archive is at `archived`, and `pages` changed in between."""
-    bits = np.zeros(int(pages.max(initial=0)) + 1, np.bool_)
-    bits[pages] = True
-    _write(directory / NAME, archived, position, bits)
-
-
-def _write(path: Path, archived: Position, noted: Position, pages: NDArray[np.bool_], *, durable: bool = True) -> None:
-    bits = np.packbits(pages).tobytes()
-    fields = (_MAGIC, archived.txid, archived.checksum, noted.txid, noted.checksum)
-    crc = zlib.crc32(bits, zlib.crc32(_HEADER.pack(*fields, 0)[:-4]))
-    data = _HEADER.pack(*fields, crc) + bits
-    if not durable and path.exists():
-        with path.open("r+b") as file:  # once a second: no new file, no flush that a rename would cause
-            file.write(data)
-        return
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_directory(path.parent)
 
 
 def _pgnos(entry: Entry) -> NDArray[np.uint32]:

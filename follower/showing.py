@@ -1,0 +1,74 @@
+"""What a follower says of itself, in the status file, and what it remembers of its primary."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from follower.client import Client
+from walcast.position import Position
+from walcast.statusfile import State, Status, StatusWriter, read_last_status
+
+TICK_S = 2.0
+
+
+class Showing:
+    """One follower's status file, which outlives the process: how level it was is still known after a restart."""
+
+    def __init__(self, state_dir: Path, client: Client) -> None:
+        self._writer = StatusWriter(state_dir)
+        before = read_last_status(state_dir)
+        self.heard_ns = before.written_ns  # when the primary was last heard of, since the epoch; 0: never
+        self.over = False  # another one writes the file now
+        self.status = Status(
+            level_ns=before.level_ns,
+            primary_txid=before.primary_txid,
+            primary=str(client.primary),
+            name=client.database,
+            follower_id=client.follower_id,
+            pid=os.getpid(),
+        )
+
+    @property
+    def behind_s(self) -> float:
+        """For how long the replica had not been level with the primary when that was last heard of; infinite: it never
+        was."""
+        level_ns = self.status.level_ns
+        return max(0, self.heard_ns - level_ns) / 1e9 if level_ns else math.inf
+
+    def show(self, state: State, term: int, position: Position, primary: str, **facts: int) -> None:
+        """To whoever reads the file; `facts` of a stream: `primary_txid`, `lag_us`."""
+        if self.over:
+            return
+        now = time.time_ns()
+        old = self.status
+        level = now if state is State.STREAMING and position.txid >= facts.get("primary_txid", 0) else old.level_ns
+        self.status = replace(
+            old,
+            state=state,
+            term=term,
+            position=position,
+            primary_txid=facts.get("primary_txid", old.primary_txid),
+            lag_us=facts.get("lag_us", old.lag_us),
+            level_ns=level,
+            written_ns=now,
+            primary=primary,
+        )
+        self._writer.write(self.status)
+
+    async def keep_showing(self) -> None:
+        """Show now and then that we are alive."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.status
+            if time.time_ns() - now.written_ns > TICK_S * 0.9e9:
+                self.show(now.state, now.term, now.position, now.primary)
+
+    def close(self) -> None:
+        """The last word was said."""
+        self.over = True
+        self._writer.close()
