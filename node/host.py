@@ -92,6 +92,8 @@ class Host:
             await self._add_all(databases)
             for watching in self._watching:
                 await stack.enter_async_context(watching)
+            for member in self.settings.members:  # whoever asks before its role is known must ask again
+                self._served.away[member.database.name] = not_served(member.database.name, "its role is not known yet")
             await server.start()
             log.info("listening", extra={"address": str(self.listening)})
             await self._begin_members(stack)
@@ -193,11 +195,15 @@ class Host:
         self._serving.pop(name, None)
         self._served.pop(name, None)
 
+    def refuse(self, name: str, refused: Refused) -> None:
+        """What to say to those who ask for a member that is not on the air."""
+        self._served.away[name] = refused
+
     async def take_off_air(self, name: str, refused: Refused) -> None:
         """A member is not the primary, or not now: who asks for it is told so."""
         self._serving.pop(name, None)
         self._served.pop(name, None)
-        self._served.away[name] = refused
+        self.refuse(name, refused)
         await self._healthy.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def _add_all(self, databases: Sequence[DatabaseSettings]) -> None:

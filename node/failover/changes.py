@@ -41,6 +41,7 @@ from walcast.wire import Address
 
 if TYPE_CHECKING:
     from follower.applier import Applier
+    from node.failover.lease import Lease
     from node.failover.member import Member
 
 log = logging.getLogger("walcast.failover")
@@ -223,6 +224,7 @@ def fence(member: Member) -> None:
     except WalcastError as error:
         log.error("cannot hold writers", extra={"database": member.name, "error": str(error)})  # noqa: TRY400
     if member.name in member.host.names:
+        serving.served.wake()  # streams end
         log.error("fenced: writers are held until the lease can be renewed", extra={"database": member.name})
 
 
@@ -233,13 +235,14 @@ async def resume(member: Member) -> None:
         log.warning("the lease is renewed: writers go on", extra={"database": member.name})
 
 
-async def go_to(member: Member, address: str) -> None:
+async def go_to(member: Member, lease: Lease) -> None:
     """Another node is the primary: follow it."""
-    member.not_promoted(f"another node became the primary, at {address}")
+    member.not_promoted(f"another node became the primary, at {lease.address}", lease.term)
     if member.serving is not None:
-        await demote(member, address)
+        await demote(member, lease.address)
     elif member.following is not None:
-        member.following.go_to(Address.parse(address))
+        member.host.refuse(member.name, refusal(member, lease.address))
+        member.following.go_to(Address.parse(lease.address))
 
 
 async def demote(member: Member, address: str) -> None:

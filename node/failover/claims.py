@@ -17,6 +17,7 @@ from walcast.errors import Corrupt
 
 PREFIX = "walcast-claims/"
 FORMAT = 1
+MOST_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,16 @@ class Claim:
     def decode(cls, data: bytes) -> Claim:
         """Corrupt for what is none."""
         try:
-            facts: Any = json.loads(data)
+            facts: Any = json.loads(data) if len(data) <= MOST_BYTES else None
             if not isinstance(facts, dict) or facts.get("walcast_claim") != FORMAT:
                 raise ValueError("not a claim of this version")
             numbers = (int(facts["term"]), int(facts["txid"]), int(facts["priority"]))
-            return cls(str(facts["id"]), str(facts["nonce"]), *numbers)
-        except (ValueError, KeyError, TypeError) as error:
+            claim = cls(str(facts["id"]), str(facts["nonce"]), *numbers)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Corrupt(f"a claim: {error}") from error
+        if not claim.id or claim.term < 0 or claim.txid < 0:
+            raise Corrupt(f"a claim of {claim.id!r}, term {claim.term}, TXID {claim.txid}")
+        return claim
 
 
 def rank(claims: Iterable[Claim], mine: Claim) -> int:

@@ -339,7 +339,8 @@ def _see(state: State, now_s: float, lease: Lease, version: str) -> State:
         return state
     # Of our own one only an earlier life knows when the tenure before it ends: begin to count.
     from_s = now_s + lease.lease_s if lease.nonce.endswith(EARLY) else -math.inf
-    return replace(state, lease=lease, version=version, seen_s=now_s, from_s=from_s, claimed="", place=None)
+    known = replace(state, lease=lease, version=version, seen_s=now_s, from_s=from_s, first=False)
+    return replace(known, claimed="", place=None)
 
 
 def _deposed(state: State) -> Step:

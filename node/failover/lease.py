@@ -19,6 +19,8 @@ from walcast.errors import Corrupt
 KEY = "walcast-lease"
 FORMAT = 1
 MOST_BYTES = 4096
+LEAST_S = 0.1
+MOST_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class Lease:
                 lease_s=float(facts["lease_s"]),
                 nonce=str(facts["nonce"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Corrupt(f"{KEY}: {error}") from error
-        if not (0 < lease.term < 1 << 32 and 0 < lease.lease_s <= 86_400 and lease.holder):
+        if not (0 < lease.term < 1 << 32 and LEAST_S <= lease.lease_s <= MOST_S and lease.holder and lease.nonce):
             raise Corrupt(f"{KEY}: term {lease.term}, lease of {lease.lease_s} s, holder {lease.holder!r}")
         return lease

@@ -24,7 +24,7 @@ from node.failover import changes, switchover
 from node.failover import decisions as d
 from node.failover.claims import Claim
 from node.failover.keeper import Keeper
-from node.failover.lease import KEY
+from node.failover.lease import KEY, Lease
 from node.failover.reports import Shown, database_status, fenced_words, lease_status
 from node.local_service import Facts, LocalService
 from node.settings import MemberSettings
@@ -75,6 +75,9 @@ class Member:
         self.written: Written | None = None
         self.report: Facts | None = None
         self._promotion: asyncio.Future[Facts] | None = None
+        self._promotion_after = 0
+        self._new = False
+        self._error: WalcastError | None = None
         self._reason: str | None = None
         self.id = ""
         self._store: Store | None = None
@@ -109,6 +112,7 @@ class Member:
 
     def failed(self, error: WalcastError) -> None:
         """It cannot go on."""
+        self._error = self._error or error
         self._on_failure(error)
 
     async def close(self) -> None:
@@ -128,6 +132,8 @@ class Member:
         for store in (self._store, self._lease_store):
             if store is not None:
                 store.close()
+        if self._new and isinstance(self._error, ConfigError) and not self.path.exists():
+            changes.forget_state(self.path)  # it never was a replica
 
     async def _run(self) -> None:
         settings = self.settings
@@ -137,13 +143,8 @@ class Member:
         if role == FOLLOWER and not settings.replace:
             check_replica(self.path)
         self.standing = standing or Standing(role, 0, history=())
-        new = not folder.exists()
-        try:
-            await self._find_role(role)
-        except ConfigError:
-            if new and not self.path.exists():
-                changes.forget_state(self.path)
-            raise
+        self._new = not folder.exists()
+        await self._find_role(role)
         await self._listen()
         while True:
             action = await self._actions.get()
@@ -188,6 +189,7 @@ class Member:
             if not self.settings.auto and (self.standing.role == FOLLOWER or not self.standing.lease):
                 return self.standing.lease or await asyncio.to_thread(store.read, KEY) is not None
             if await asyncio.to_thread(store.honours_swaps):
+                await asyncio.to_thread(self._check_newcomer, store)
                 return True
         except Unavailable as error:
             if self.standing.lease or self.settings.auto:
@@ -197,6 +199,21 @@ class Member:
         self._reason = f"no automatic failover: {store.url} ignores preconditions, so no lease can be kept there"
         log.error("no automatic failover", extra={"url": store.url, "reason": "the store ignores preconditions"})
         return False
+
+    def _check_newcomer(self, store: Store) -> None:
+        """A primary that never took part must not make way for a set that is not its own, nor lead it: either would
+        overwrite somebody's database."""
+        if self.standing.role != PRIMARY or self.standing.lease or self.settings.force:
+            return
+        found = store.read(KEY)
+        if found is None:
+            return
+        lease = Lease.decode(found.data)
+        holder = "this node's id in another life" if lease.holder == self.id else f"{lease.holder} at {lease.address}"
+        raise ConfigError(
+            f"{self.path}: {store.url} has a primary already: {holder}, term {lease.term}; give this one another "
+            "archive, start it with `walcast follower … --replace`, or take the place of one that is gone with --force"
+        )
 
     def _keep_lease(self, primary: bool) -> None:
         assert self._lease_store is not None
@@ -269,6 +286,8 @@ class Member:
         """What comes of this node's promotion: what is known to be missing; Unavailable when another one was faster."""
         if self._promotion is None or self._promotion.done():
             self._promotion = asyncio.get_running_loop().create_future()
+            lease = self.keeper.state.lease if self.keeper is not None else None
+            self._promotion_after = lease.term if lease is not None else 0
             self._promotion.add_done_callback(lambda future: future.cancelled() or future.exception())
         return self._promotion
 
@@ -277,9 +296,9 @@ class Member:
         if self._promotion is not None and not self._promotion.done():
             self._promotion.set_result(facts)
 
-    def not_promoted(self, why: str) -> None:
-        """Another one is."""
-        if self._promotion is not None and not self._promotion.done():
+    def not_promoted(self, why: str, term: int) -> None:
+        """Another one is the primary of `term`; the one that was it when this was asked for does not count."""
+        if self._promotion is not None and not self._promotion.done() and term > self._promotion_after:
             self._promotion.set_exception(Unavailable(why))
 
     async def _carry_out(self, action: d.Action) -> None:
@@ -292,7 +311,7 @@ class Member:
                 await changes.resume(self)
             case d.Follow(lease):
                 if lease.holder != self.id:
-                    await changes.go_to(self, lease.address)
+                    await changes.go_to(self, lease)
 
     # As the owner of a follower
 
@@ -300,6 +319,7 @@ class Member:
         standing = Standing(FOLLOWER, term, primary, tuple(history), self.keeper is not None)
         if standing != self.standing:
             changes.stand(self, standing)
+        self.host.refuse(self.name, changes.refusal(self, primary))
         self.settled.set()
         self.feed_following()
         self.spawn(asyncio.to_thread(changes.forget_log, self))
