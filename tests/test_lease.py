@@ -32,13 +32,13 @@ def without(data: bytes, name: str) -> bytes:
 
 
 @given(
-    st.builds(Lease, st.integers(1, 2**32 - 1), texts.filter(bool), texts, st.floats(0.001, 86_400), texts.filter(bool))
+    st.builds(Lease, st.integers(1, 2**32 - 1), texts.filter(bool), texts, st.floats(lease.LEAST_S, lease.MOST_S), texts.filter(bool))
 )
 def test_a_lease_is_read_as_it_was_written(written: Lease) -> None:
     assert Lease.decode(written.encode(1_767_225_600)) == written
 
 
-@given(st.builds(Claim, texts, texts, st.integers(0, 2**32 - 1), txids, st.integers(-(2**31), 2**31)))
+@given(st.builds(Claim, texts.filter(bool), texts, st.integers(0, 2**32 - 1), txids, st.integers(-(2**31), 2**31)))
 def test_a_claim_is_read_as_it_was_written(written: Claim) -> None:
     assert Claim.decode(written.encode()) == written
 
@@ -56,6 +56,9 @@ def test_what_is_not_known_yet_is_passed_over() -> None:
     "facts",
     [
         {"walcast_lease": 2},
+        {"term": math.inf},
+        {"nonce": ""},
+        {"lease_s": 0.01},
         {"term": 0},
         {"term": -1},
         {"term": 1 << 32},
