@@ -214,9 +214,8 @@ class Following:
     def _turn_away(self, error: WalcastError) -> None:
         """Try elsewhere next: where this node says, or at the next address."""
         told = error.primary if isinstance(error, Elsewhere) else ""
-        if told and told != str(self._client.primary):
-            self.where.tell(wire.Address.parse(told))
-        else:
+        news = bool(told) and told != str(self._client.primary) and self.where.tell(wire.Address.parse(told))
+        if not news:
             self.where.failed()
 
     def _lost(self, error: WalcastError) -> None:

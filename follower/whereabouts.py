@@ -27,10 +27,13 @@ class Whereabouts:
         told = [self._told] if self._told is not None else []
         return told + [address for address in self._addresses if address != self._told]
 
-    def tell(self, address: Address) -> None:
-        """Somebody knows where it is: that is tried next, and first from now on."""
-        if address != self._told:
-            self._told, self._next = address, 0
+    def tell(self, address: Address) -> bool:
+        """Somebody knows where it is: that is tried next, and first from now on. False when that is no news: it may
+        have been tried in vain."""
+        if address == self._told:
+            return False
+        self._told, self._next = address, 0
+        return True
 
     async def turn(self) -> Client:
         """Before each try: a client for the address whose turn it is."""
@@ -46,8 +49,10 @@ class Whereabouts:
         self._told, self._next = self.client.primary, 0
 
     def failed(self) -> None:
-        """It is not there: the next one."""
-        self._next += 1
+        """It is not there: the next one, unless another one was told meanwhile, and not tried yet."""
+        choices = self._choices()
+        if choices[self._next % len(choices)] == self.client.primary:
+            self._next += 1
 
     async def close(self) -> None:
         """Close the client."""
