@@ -25,6 +25,7 @@ NAMES = [
     "fanout",
     "archive",
     "compaction",
+    "failover",
     "peers",
 ]
 

@@ -85,32 +85,39 @@ class Proxy:
 
     endpoint: str
     requests: int = 0
+    data: int = 0  # bytes, both ways
     kinds: dict[str, int] = field(default_factory=dict)
+    upstream: str = ""
+
+    def point_to(self, address: str) -> None:
+        """HOST:PORT, for connections to come."""
+        self.upstream = f"http://{address}"
 
 
 @contextmanager
 def counted(endpoint: str) -> Iterator[Proxy]:
-    """A proxy that passes bytes on as they are and counts request lines."""
-    upstream = urlsplit(endpoint)
+    """A proxy that passes bytes on as they are, and counts them and request lines."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        proxy = Proxy(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        proxy = Proxy(f"http://127.0.0.1:{listener.getsockname()[1]}", upstream=endpoint)
 
         def serve() -> None:
             with suppress(OSError):
                 while True:
                     client, _ = listener.accept()
+                    upstream = urlsplit(proxy.upstream)
                     server = socket.create_connection((upstream.hostname or "", upstream.port or 80))
                     threading.Thread(target=_pass, args=(client, server, proxy), daemon=True).start()
-                    threading.Thread(target=_pass, args=(server, client, None), daemon=True).start()
+                    threading.Thread(target=_pass, args=(server, client, proxy, False), daemon=True).start()
 
         threading.Thread(target=serve, daemon=True).start()
         yield proxy
 
 
-def _pass(source: socket.socket, target: socket.socket, proxy: Proxy | None) -> None:
+def _pass(source: socket.socket, target: socket.socket, proxy: Proxy, counting: bool = True) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 16):
-            if proxy is not None:
+            proxy.data += len(data)
+            if counting:
                 for line in _REQUEST.findall(data):
                     proxy.requests += 1
                     kind = line.split()[0].decode()

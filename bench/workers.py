@@ -58,6 +58,32 @@ def paced(path: str, commits: str, per_s: str, kinds: str = "1") -> dict[str, An
     return {"first": first, "returned_ns": returned}
 
 
+def moving(paths: str, seconds: str, per_s: str) -> dict[str, Any]:
+    """Commits of one row at a steady rate to whichever of `paths` (with commas between) takes them: when each commit
+    returned, and which one it was. The way an app does it that knows nothing: the next one when one is locked."""
+    dbs = [sqlite3.connect(path, isolation_level=None, timeout=0) for path in paths.split(",")]
+    for db in dbs:
+        db.execute("PRAGMA synchronous=NORMAL")
+    step_ns, row = int(1e9 / float(per_s)), text(ROW_BYTES, 1)
+    returned: list[tuple[int, int]] = []
+    at = 0
+    ready()
+    next_ns = time.monotonic_ns()
+    end_ns = next_ns + int(float(seconds) * 1e9)
+    while (now_ns := time.monotonic_ns()) < end_ns:
+        if now_ns < next_ns:
+            time.sleep((next_ns - now_ns) / 1e9)
+        try:
+            dbs[at].execute("INSERT INTO t (v) VALUES (?)", (row,))
+        except sqlite3.OperationalError:
+            at = (at + 1) % len(dbs)
+            time.sleep(0.001)
+            continue
+        returned.append((time.monotonic_ns(), at))
+        next_ns = max(next_ns + step_ns, returned[-1][0] - 20 * step_ns)
+    return {"returned": returned}
+
+
 def reader(path: str, last: str, pause_us: str, reopen: str = "0") -> dict[str, Any]:
     """Looks at a table again and again until row `last` is there: (newest id, when it was first seen).
 
@@ -169,5 +195,5 @@ def rewrite(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    work = {f.__name__: f for f in (paced, reader, flat_out, bulk, build, rewrite)}[sys.argv[1]]
+    work = {f.__name__: f for f in (paced, moving, reader, flat_out, bulk, build, rewrite)}[sys.argv[1]]
     print(json.dumps(work(*sys.argv[2:])), flush=True)
