@@ -26,7 +26,7 @@ from walcast.held import Held
 from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
 from walcast.store import Store, open_store
-from walcast.terms import TermStart
+from walcast.terms import TermStart, gaps_between
 
 log = logging.getLogger("walcast.primary")
 
@@ -231,12 +231,14 @@ class Serving:
                 )
             )
         for follower in self.served.followers.connected:
+            behind = position.txid - follower.applied_txid
+            behind -= gaps_between(self.served.history, follower.applied_txid, position.txid)
             message.followers.append(
                 pb.FollowerStatus(
                     id=follower.id,
                     received_txid=follower.received_txid,
                     applied_txid=follower.applied_txid,
-                    lag_txids=max(0, position.txid - follower.applied_txid),
+                    lag_txids=max(0, behind),
                     lag_ms=follower.lag_ms(),
                     state=follower.state,
                     peer=follower.peer,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from walcast.terms import gaps_between
+
 if TYPE_CHECKING:
     from follower.following import Following
 
@@ -17,7 +19,8 @@ def missing_facts(following: Following | None, *, drained: bool = False) -> dict
     applier = following.applier if following is not None else None
     if following is None or applier is None:
         return {"missing": 0, "known": True, "heard_s": None}
-    missing = max(0, following.status.primary_txid - applier.position.txid)
+    here, there = applier.position.txid, following.status.primary_txid
+    missing = max(0, there - here - gaps_between(following.history, here, there))
     heard_ns = following.showing.heard_ns
     heard_s = round((time.time_ns() - heard_ns) / 1e9, 3) if heard_ns else None
     return {"missing": missing, "known": drained or following.was_offered, "heard_s": heard_s}

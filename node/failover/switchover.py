@@ -27,7 +27,7 @@ from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
-from walcast.terms import FOLLOWER, Standing
+from walcast.terms import FOLLOWER, Standing, gaps_between
 
 if TYPE_CHECKING:
     from node.failover.member import Member
@@ -96,7 +96,8 @@ def _target(served: Served, follower_id: str) -> Follower:
         )
     if not found.address:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is never to be promoted")
-    behind = served.log.position.txid - found.applied_txid
+    txid = served.log.position.txid
+    behind = txid - found.applied_txid - gaps_between(served.history, found.applied_txid, txid)
     if behind > FAR_TXIDS:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is {behind} transactions behind")
     return found
