@@ -90,6 +90,7 @@ async def from_primary(
     applier: Applier | None,
     progress: Progress | None = None,
     *,
+    term: int = 0,
     last_mismatched: bool = False,
     keeping: Circumstances | None = None,
 ) -> None:
@@ -102,7 +103,8 @@ async def from_primary(
         await keeper.look_up_tables()
     mine = applier.checksums if applier else None
     sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
-    async with client.copy(applier.page_size if applier else 0, sums, last_mismatched=last_mismatched) as copy:
+    size = applier.page_size if applier else 0
+    async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
         start = copy.start
         target: Target = keeper or applier or NewFile(path, state_dir, start.page_size)
         target.begin()

@@ -58,6 +58,12 @@ def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
     return Unavailable(f"{primary}: {refusal.detail}")
 
 
+def check_term(primary: wire.Address, term: int, seen: int) -> None:
+    """Elsewhere when a primary is of an older term than one that was seen: it was deposed, and may not know."""
+    if term < seen:
+        raise Elsewhere(f"{primary}: its term is {term}, and term {seen} has begun", "")
+
+
 class Client:
     """One primary, reached over one channel."""
 
@@ -117,6 +123,7 @@ class Client:
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
             stream.welcome = welcome.welcome
+            check_term(self.primary, stream.welcome.term, term)
             stream.lasts(welcome.welcome.tenure_ms)
             yield stream
         finally:
@@ -124,9 +131,10 @@ class Client:
 
     @asynccontextmanager
     async def copy(
-        self, page_size: int, checksums: NDArray[np.uint64] | None, *, last_mismatched: bool = False
+        self, page_size: int, checksums: NDArray[np.uint64] | None, *, term: int = 0, last_mismatched: bool = False
     ) -> AsyncIterator[Copy]:
-        """The pages that differ from a replica's; the primary keeps its log for us as long as this is open.
+        """The pages that differ from a replica's; the primary keeps its log for us as long as this is open. `term`:
+        the newest one that was seen.
 
         `last_mismatched` tells it that the copy before did not have the checksum that the log says.
         """
@@ -151,6 +159,7 @@ class Client:
             if first.WhichOneof("kind") != "start":
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
             copy.start = first.start
+            check_term(self.primary, copy.start.position.term, term)
             yield copy
         finally:
             call.cancel()
@@ -210,8 +219,11 @@ class Stream:
             raise refused(message.refusal, self._primary)
         if _clock_s() > self._tenure_until_s:
             raise Unavailable(f"{self._primary}: its tenure may be over")
-        if message.WhichOneof("kind") == "heartbeat":
+        kind = message.WhichOneof("kind")
+        if kind == "heartbeat":
             self.lasts(message.heartbeat.tenure_ms)
+        elif kind == "chunk":
+            check_term(self._primary, message.chunk.term, self.welcome.term)
         return message
 
     async def drain(self) -> None:

@@ -89,6 +89,7 @@ class Following:
         self.connected = asyncio.Event()
         self.progress: Callable[[], Progress | None] = lambda: None
         self.history: tuple[TermStart, ...] = ()
+        self.term = 0  # the newest one that was seen; who is of an older one is not followed
         self._owner = owner or Alone()
         self._store = store
         self._held = held
@@ -286,7 +287,8 @@ class Following:
                 if not applier.position:
                     await self._copy()
                 position = applier.position
-                async with self._client.stream(position, applier.term) as stream, self._using:
+                self.term = max(self.term, applier.term)
+                async with self._client.stream(position, self.term) as stream, self._using:
                     if applier.position == position:  # nobody caught up from the archive meanwhile
                         await self._stay_with(stream, applier)
             except MustCopy as must:
@@ -316,6 +318,7 @@ class Following:
         self._retry_s = RETRY_FIRST_S
         self.where.reached()
         welcome = stream.welcome
+        self.term = max(self.term, welcome.term)
         self.history = wire.history_of(welcome.history) or self.history
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}
@@ -353,6 +356,7 @@ class Following:
                     self._state.path,
                     self._applier,
                     self._progress(),
+                    term=self.term,
                     last_mismatched=mismatched,
                     keeping=keeping,
                 )

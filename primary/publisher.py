@@ -402,5 +402,6 @@ async def _chunks(
 def _chunk(data: bytes, ends: list[int], captured_ns: int, transactions: TransactionLog) -> pb.PrimaryMessage:
     age_us = max(0, time.monotonic_ns() - captured_ns) // 1000 if captured_ns else 0
     newest = transactions.position.txid
-    chunk = pb.Chunk(data=data, ends=ends, age_us=min(age_us, 0xFFFFFFFF), position_txid=newest)
+    age_us = min(age_us, 0xFFFFFFFF)
+    chunk = pb.Chunk(data=data, ends=ends, age_us=age_us, position_txid=newest, term=transactions.term)
     return pb.PrimaryMessage(chunk=chunk)

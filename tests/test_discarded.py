@@ -440,7 +440,9 @@ class DirectClient:
         self.before_end = before_end
 
     @asynccontextmanager
-    async def copy(self, page_size: int, sums: Any, *, last_mismatched: bool = False) -> AsyncIterator[DirectCopy]:
+    async def copy(
+        self, page_size: int, sums: Any, *, term: int = 0, last_mismatched: bool = False
+    ) -> AsyncIterator[DirectCopy]:
         copy = DirectCopy(self._app.database, sums.astype("<u8").tobytes(), self.before_end)
         copy.start = (await anext(copy.replies)).start
         yield copy

@@ -280,7 +280,7 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
     others = [a for a in (*member.settings.primaries, *known) if a not in addresses]
     where = member.whereabouts([*addresses, *others] or [member.address])
     following = Following(member.path, where, store=member.store, owner=member, held=held)
-    following.history = member.standing.history
+    following.history, following.term = member.standing.history, member.standing.term
     member.run_follower(following)
 
 

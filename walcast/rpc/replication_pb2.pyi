@@ -360,11 +360,14 @@ class Chunk(_message.Message):
     AGE_US_FIELD_NUMBER: _builtins.int
     POSITION_TXID_FIELD_NUMBER: _builtins.int
     ENDS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     age_us: _builtins.int
     """how long ago the last transaction that ends in this chunk was captured"""
     position_txid: _builtins.int
     """the primary's newest TXID when this was sent"""
+    term: _builtins.int
+    """the primary's, which it keeps for the whole stream"""
     @_builtins.property
     def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """where in `data` an LTX file ends"""
@@ -376,10 +379,11 @@ class Chunk(_message.Message):
         age_us: _builtins.int = ...,
         position_txid: _builtins.int = ...,
         ends: _abc.Iterable[_builtins.int] | None = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "position_txid", b"position_txid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "position_txid", b"position_txid", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
