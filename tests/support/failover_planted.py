@@ -1,0 +1,56 @@
+"""A node with a planted bug, named by PLANTED_BUG. Arguments as `walcast`."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from follower.client import Stream
+from node.cli import main
+from node.failover import claims, decisions
+from primary.publisher import Served
+from primary.tenure import Tenure
+from walcast.store.directory import DirectoryStore
+
+swap = DirectoryStore.swap
+read_lasts = Stream.lasts
+
+
+def swap_whatever_is_there(self: DirectoryStore, key: str, data: bytes, version: str | None) -> str:
+    """The lease goes to whoever asks."""
+    if key.startswith("."):
+        return swap(self, key, data, version)  # the probe at the start
+    found = self.read(key)
+    return swap(self, key, data, found.version if found else None)
+
+
+def lasts_for_ever(self: Stream, tenure_ms: int) -> None:
+    """A follower that takes whatever comes from whom it follows."""
+    read_lasts(self, 0)
+
+
+def by_id(claim: claims.Claim) -> tuple[int, int, int, str]:
+    """Whoever is first in the alphabet takes over."""
+    return (0, 0, 0, claim.id)
+
+
+def plant(bug: str) -> None:
+    if bug == "swap":
+        DirectoryStore.swap = swap_whatever_is_there  # type: ignore[method-assign]
+    elif bug == "tenure":  # a primary that never notices that its time is over
+        Tenure.holds = property(lambda self: not self.ended)  # type: ignore[assignment, method-assign]
+        decisions._fence_when_over = lambda state, now_s: (state, ())  # type: ignore[assignment]
+        Stream.lasts = lasts_for_ever  # type: ignore[method-assign]
+    elif bug == "publisher":  # publishes and answers barriers after its time
+        Served.check_tenure = lambda self: None  # type: ignore[method-assign]
+        Tenure.left_ms = property(lambda self: 0)  # type: ignore[assignment, method-assign]
+    elif bug == "election":
+        claims._order = by_id
+    elif bug == "margin":  # counts the lease from the answer, and longer than the others wait
+        decisions.MARGIN = -math.inf
+    else:
+        raise SystemExit(f"no such bug: {bug!r}")
+
+
+plant(os.environ["PLANTED_BUG"])
+main()
