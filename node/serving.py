@@ -78,7 +78,8 @@ class Serving:
         self.database = database
         self.served = Served(database, place.history if place else ())
         kept = tenured(store, place.tenure) if store and place else store
-        self.archiver = Archiver(database, kept, settings.policy) if kept else None
+        history = place.history if place else ()
+        self.archiver = Archiver(database, kept, settings.policy, history=history) if kept else None
         self._store = store
         self._local: LocalService | None = None
 

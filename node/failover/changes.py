@@ -49,6 +49,7 @@ log = logging.getLogger("walcast.failover")
 CATCH_UP_S = 10.0
 HEARTBEAT_S = 1.0
 WAIT_S = 0.02
+LATE_S = (60.0, 600.0)
 
 
 def persistent_id(database: Path) -> str:
@@ -115,8 +116,13 @@ async def _archive(member: Member, serving: Serving) -> None:
     written, member.written = member.written, None
     if written is not None and serving.archiver is not None:
         await asyncio.to_thread(_note_unarchived, member, serving, written)
-    if member.serving is serving:
-        serving.begin()
+    if member.serving is not serving:
+        return
+    serving.begin()
+    for wait_s in LATE_S:  # what the one before had on its way
+        await asyncio.sleep(wait_s)
+        if member.serving is serving and serving.archiver is not None and member.standing.history:
+            serving.archiver.look_again()
 
 
 def stand(member: Member, standing: Standing) -> None:

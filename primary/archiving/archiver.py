@@ -11,11 +11,13 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from primary.archiving.aside import of_no_history, set_aside
 from primary.archiving.catalogue import Catalogue
 from primary.archiving.compaction import Written
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
@@ -28,10 +30,11 @@ from primary.archiving.upkeep import Upkeep
 from primary.database import Database
 from primary.log import Known
 from primary.segment import Entry
-from walcast.archive import SNAPSHOT_LEVEL, list_files
+from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.position import Position
 from walcast.store import Store
+from walcast.terms import TermStart
 
 log = logging.getLogger("walcast.archive")
 
@@ -55,9 +58,11 @@ class Archiver:
         store: Store,
         policy: ArchivePolicy = ArchivePolicy(),  # noqa: B008 - frozen
         *,
+        history: Sequence[TermStart] = (),
         interval_s: float = INTERVAL_S,
     ) -> None:
         self.store = store
+        self._history = history
         self.policy = policy
         self.txid = 0
         self.error: str | None = None
@@ -165,7 +170,7 @@ class Archiver:
         if self._relist:
             self._relist = False
             before = self._catalogue.all()
-            self._catalogue.correct(before, list_files(self.store))
+            self._catalogue.correct(before, self._list())
         if self._position is None:
             self._upload_snapshot()
         elif self._is_behind():
@@ -188,7 +193,7 @@ class Archiver:
     def _begin(self) -> tuple[Catalogue, Position | None]:
         """What is in the archive, and where it ends; None where this log does not go on from that."""
         self.store.tidy()
-        files = list_files(self.store)
+        files = self._list()
         end = archive_end(self.store, files)
         if not continues(self._database, end):
             if files:
@@ -197,6 +202,13 @@ class Archiver:
         assert end is not None
         self.txid = end.txid
         return Catalogue(files), end
+
+    def _list(self) -> list[ArchiveFile]:
+        """What there is, less what is of no history of this set: that is set aside."""
+        files = list_files(self.store)
+        others = of_no_history(files, self._history)
+        set_aside(self.store, others, self._history, str(self._database.state.path))
+        return [file for file in files if file not in others]
 
     def _upload_next(self) -> None:
         """One file more: the next entries, or, where the log does not continue the archive, what bridges that."""
