@@ -1,0 +1,47 @@
+"""Questions to a node from outside: a switchover, a barrier. Bounded waits, gRPC's errors as walcast's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from walcast import wire
+from walcast.errors import ConfigError, Unavailable
+from walcast.position import Position
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+
+SWITCHOVER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What came of it: `pause_ms` is how long the old primary held writers."""
+
+    primary: str
+    term: int
+    position: Position
+    pause_ms: float
+
+
+def switch_over(address: wire.Address, to: str, tls: wire.Tls, *, name: str = "", timeout_s: float = 5.0) -> Switched:
+    """Unavailable when nothing happened, with why."""
+    credentials = tls.channel(address)
+    channel = (
+        grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
+        if credentials
+        else grpc.insecure_channel(str(address), options=wire.OPTIONS)
+    )
+    request = pb.SwitchoverRequest(database=name, to=to, timeout_ms=int(timeout_s * 1000))
+    with channel:
+        try:
+            reply: pb.SwitchoverReply = rpc.ReplicationStub(channel).Switchover(request, timeout=SWITCHOVER_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise ConfigError(f"{address}: not a walcast primary") from error
+            raise Unavailable(f"{address}: {error.details() or error.code().name}") from error
+    if reply.HasField("refusal"):
+        raise Unavailable(f"{address}: {reply.refusal.detail}")
+    position = wire.position_of(reply.position)
+    return Switched(reply.primary, reply.term, position, round(reply.pause_us / 1000, 1))
