@@ -60,7 +60,13 @@ def follower_command(
 
     def ready(host: Host) -> None:
         status = host.members[0].status()
-        facts = {"role": status.role, "path": str(db), "primary": status.primary, "listen": str(host.listening)}
+        facts = {
+            "role": status.role,
+            "path": str(db),
+            "primary": status.primary,
+            "listen": str(host.listening),
+            "http": str(host.http_listening) if host.http_listening else None,
+        }
         what = f"following {status.primary} into {db}" if status.role == "follower" else f"{db}: {status.role}"
         click.echo(json.dumps(facts) if as_json else what)
 

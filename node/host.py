@@ -82,7 +82,7 @@ class Host:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
-        publisher = Publisher(self._served, self.status)
+        publisher = Publisher(self._served, self.status, self._served.away)
         server, self._healthy, self.listening = listen(publisher, self.settings.listen, self.settings.tls)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)

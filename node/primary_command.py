@@ -104,7 +104,7 @@ def _settings(
             raise ConfigError(f"{bare[0]}: {NO_ARCHIVE}")
     flags = tls_of(**{key: more.pop(key) for key in TLS_FLAGS})
     members = tuple(
-        member_settings(database, PRIMARY, force=force, **more)
+        member_settings(database, PRIMARY, force=force, guess=db is not None and name is None, **more)
         for database in databases
         if more["auto_failover"] or read_standing(state_dir(database.path)) is not None
     )

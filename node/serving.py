@@ -43,12 +43,6 @@ class ServedByName(dict[str, Served]):
         super().__init__()
         self.away: dict[str, Refused] = {}
 
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self.away
-
-    def __missing__(self, name: str) -> Served:
-        raise self.away[name]
-
 
 def not_served(name: str, why: str) -> Refused:
     """What is said of a database that may be served again."""

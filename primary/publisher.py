@@ -113,8 +113,10 @@ class Served:
 class Publisher(rpc.ReplicationServicer):
     """The gRPC service over the databases of this process."""
 
-    def __init__(self, databases: Mapping[str, Served], status: Any) -> None:
+    def __init__(self, databases: Mapping[str, Served], status: Any, away: Mapping[str, Refused] | None = None) -> None:
+        """`away`: names that are refused for now, each with what is said to whoever asks."""
         self._databases = databases
+        self._away = {} if away is None else away
         self._status = status
         self._stopping = asyncio.Event()
         self._copies = asyncio.Semaphore(MAX_COPIES)
@@ -132,12 +134,15 @@ class Publisher(rpc.ReplicationServicer):
             raise Refused(pb.REFUSAL_KIND_PROTOCOL_VERSION, detail)
         if self._stopping.is_set():
             raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
-        if name not in self._databases:
-            if len(self._databases) == 1 and (guess or not name):
-                return next(iter(self._databases.values()))
-            known = ", ".join(sorted(self._databases)) or "none"
+        names = list(self._databases) or list(self._away)
+        if name not in self._databases and name not in self._away and len(names) == 1 and (guess or not name):
+            [name] = names
+        served = self._databases.get(name)
+        if served is None:
+            if name in self._away:
+                raise self._away[name]
+            known = ", ".join(sorted(names)) or "none"
             raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
-        served = self._databases[name]
         served.check_tenure()
         return served
 
