@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ def check_terms(ledger: Ledger, events: dict[str, list[dict[str, Any]]]) -> None
         low, high = reach.get(token.term, (token.txid, token.txid))
         reach[token.term] = (min(low, token.txid), max(high, token.txid))
     ordered = sorted(reach.items())
-    for (term, (_, high)), (later, (low, _)) in zip(ordered, ordered[1:], strict=False):
+    for (term, (_, high)), (later, (low, _)) in pairwise(ordered):
         assert high < low, f"TXIDs of terms {term} and {later} overlap: {high} and {low}"
     newest: dict[str, Token] = {}
     for _, app, token in ledger.tokens:

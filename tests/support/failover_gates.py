@@ -28,6 +28,7 @@ class Gates:
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="gates")
         self._thread.start()
 
@@ -36,6 +37,7 @@ class Gates:
 
         async def serve() -> int:
             server = await asyncio.start_server(lambda r, w: self._accept(name, r, w), "127.0.0.1", 0)
+            self._servers.append(server)
             port: int = server.sockets[0].getsockname()[1]
             return port
 
@@ -60,6 +62,8 @@ class Gates:
         """End all connections."""
 
         async def end() -> None:
+            for server in self._servers:
+                server.close()
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,9 +104,7 @@ class Gates:
             writer.close()
             self._tasks.discard(task)
 
-    async def _pump(
-        self, source: str, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _pump(self, source: str, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(PIECE_BYTES):
             await self._passable(source, target)
             writer.write(piece)

@@ -62,8 +62,8 @@ class SetNode:
     def start(self, *, ready: bool = True) -> SetNode:
         """Start it, or start it again; it listens where it did before."""
         self.process.start()
-        found = poll(lambda: self._listening() or not self.process.running)
-        assert found and self._listening(), f"{self.id} ended:\n{self.process.err.read_text()[-2000:]}"
+        poll(lambda: self._listening() or not self.process.running)
+        assert self._listening(), f"{self.id} ended:\n{self.process.err.read_text()[-2000:]}"
         self.gates.lead(self.id, self.address)
         arguments = self.process.arguments
         arguments[arguments.index("--listen") + 1] = self.address
