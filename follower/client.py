@@ -224,6 +224,7 @@ class Stream:
             self.lasts(message.heartbeat.tenure_ms)
         elif kind == "chunk":
             check_term(self._primary, message.chunk.term, self.welcome.term)
+            self.lasts(message.chunk.tenure_ms)
         return message
 
     async def drain(self) -> None:

@@ -224,6 +224,7 @@ class Publisher(rpc.ReplicationServicer):
             try:
                 async for message, reached in _chunks(served.log, follower, txid):
                     served.check_tenure()
+                    message.chunk.tenure_ms = served.database.tenure.left_ms
                     txid = reached
                     yield message
             except (Corrupt, OSError) as error:

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("walcast.failover")
 
 CATCH_UP_S = 10.0
-HEARTBEAT_S = 1.0
+HEARTBEATS_S = 1.0
+HEARTBEATS = 5  # in the time of a lease: what is left of a tenure is told by them
 WAIT_S = 0.02
 LATE_S = (60.0, 600.0)
 
@@ -85,7 +86,7 @@ async def open_primary(member: Member, held: Held | None = None, at: State | Non
         place=place,
     )
     served = serving.served
-    served.heartbeat_s = HEARTBEAT_S
+    served.heartbeat_s = min(served.heartbeat_s, HEARTBEATS_S, member.lease_s / HEARTBEATS)
     served.switchover = member.switchover
     served.step_down = member.step_down
     return serving

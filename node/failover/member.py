@@ -52,7 +52,6 @@ LEASE_BOUNDS = Bounds(connect_s=1.0, read_s=1.5, attempts=2)
 SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second
 LOOK_S = 0.25
 PROMOTE_S = 90.0
-HEARTBEAT_S = 1.0
 
 
 class Member:
@@ -238,6 +237,14 @@ class Member:
             self.keeper.feed(d.Wanted(now_s()))
         self.spawn(self.keeper.run())
         self.spawn(self._look_at_stream())
+
+    @property
+    def lease_s(self) -> float:
+        """The time of the lease that the set goes by; infinite without one."""
+        lease = self.keeper.state.lease if self.keeper is not None else None
+        if lease is not None:
+            return lease.lease_s
+        return self.settings.lease_s if self.settings.auto or self.standing.lease else math.inf
 
     def _set_tenure(self, state: d.State) -> None:
         """At once after each decision, before anything else happens."""

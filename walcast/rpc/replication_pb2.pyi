@@ -361,6 +361,7 @@ class Chunk(_message.Message):
     POSITION_TXID_FIELD_NUMBER: _builtins.int
     ENDS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    TENURE_MS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     age_us: _builtins.int
     """how long ago the last transaction that ends in this chunk was captured"""
@@ -368,6 +369,8 @@ class Chunk(_message.Message):
     """the primary's newest TXID when this was sent"""
     term: _builtins.int
     """the primary's, which it keeps for the whole stream"""
+    tenure_ms: _builtins.int
+    """as in Welcome: a long transaction leaves no room for heartbeats"""
     @_builtins.property
     def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """where in `data` an LTX file ends"""
@@ -380,10 +383,11 @@ class Chunk(_message.Message):
         position_txid: _builtins.int = ...,
         ends: _abc.Iterable[_builtins.int] | None = ...,
         term: _builtins.int = ...,
+        tenure_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "position_txid", b"position_txid", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "position_txid", b"position_txid", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
