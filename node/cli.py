@@ -13,6 +13,7 @@ import click
 COMMANDS = {
     "config": ("config_command", "config_command", "Look at configuration files."),
     "demo": ("demo_command", "demo_command", "Show it: an app writing, followers, a SIGKILL, a comparison."),
+    "drill": ("drill_command", "drill_command", "Rehearse a failover and report it."),
     "follower": ("follower_command", "follower_command", "Keep a database a live replica of a primary's."),
     "ls": ("ls_command", "ls_command", "Show what an archive holds, and what it restores to."),
     "primary": ("primary_command", "primary_command", "Serve databases to followers, and archive them."),

@@ -19,11 +19,11 @@ from pathlib import Path
 from node.drill import settle, sql, steps
 from node.drill.facts import Result, Span
 from node.drill.ledger import Ledger
-from node.drill.nodes import NAMES, Archive, Node, identity
+from node.drill.nodes import NAMES, NOT_YET, Archive, Node, identity
 from node.drill.proxy import Proxies
 from node.drill.stage import Broken, Load, Settings, Stage
 from node.drill.watch import Watch
-from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.errors import ConfigError, WalcastError
 from walcast.store import DirectorySpec, StoreSpec, open_store
 
 STEPS = (steps.SWITCHOVER, steps.KILL, steps.PARTITION, steps.STOP)
@@ -47,7 +47,9 @@ def run_drill(
     )
     try:
         _check_archive(place)
-        return _play(settings, root, place, say)
+        result = _play(settings, root, place, say)
+        result.folder = str(root) if keep or not made else None
+        return result
     finally:
         if archive is not None and not keep:
             with suppress(WalcastError, OSError):
@@ -79,7 +81,6 @@ def _play(settings: Settings, root: Path, place: Archive, say: Callable[[str], N
         lease_s=settings.lease_s,
         rate=settings.rate,
         archive=place.spec.url,
-        folder=str(root),
         nodes=list(NAMES),
     )
     stage = _stage(settings, root, place, result, say)
@@ -160,10 +161,9 @@ def _sum_up(stage: Stage) -> None:
     for name, words in stage.seen.words.items():
         ends = [at_s for at_s, _ in words[1:]] + [time.monotonic()]
         for (at_s, word), end_s in zip(words, ends, strict=True):
+            if word == NOT_YET:
+                continue
             result.spans.append(Span(name, word, max(0.0, stage.at(at_s)), min(result.seconds, stage.at(end_s))))
-    for name, node in stage.nodes.items():
-        if node.cut:
-            raise Unavailable(f"{name} is still cut off")
     result.marks.sort(key=lambda mark: mark.at_s)
     did = {step.key for step in result.steps if step.ended_s is not None}
     result.not_done = [key for key in STEPS if key not in did]

@@ -91,7 +91,8 @@ class Cut:
 
 @dataclass(slots=True)
 class Result:
-    """The whole of it. `rates` are commits in each `bin_s` from the beginning on; `pauses` where nobody could write."""
+    """The whole of it. `rates` are commits in each `bin_s` from the beginning on; `pauses` where nobody could write,
+    `rests` where the app was told not to, so that copies could be compared."""
 
     kind: str = "local"
     version: str = ""
@@ -110,6 +111,7 @@ class Result:
     bin_s: float = 0.1
     rates: list[int] = field(default_factory=list)
     pauses: list[tuple[float, float]] = field(default_factory=list)
+    rests: list[tuple[float, float]] = field(default_factory=list)
     attempted: int = 0
     committed: int = 0
     acknowledged: int = 0

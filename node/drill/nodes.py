@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from walcast.store import DirectorySpec, S3Spec, StoreSpec
 
 NAMES = ("a", "b", "c")
 DATABASE = "app.db"
+NOT_YET = "not started"
 
 
 def identity(name: str) -> str:
@@ -37,8 +38,8 @@ class Archive:
 
 
 class Node:
-    """One node; the `first` is started as the primary, always. `absent` says why its process cannot act: dead, stopped;
-    "" while it runs."""
+    """One node; the `first` is started as the primary, always. `absent` says why its process cannot act: not started,
+    dead, stopped; "" while it runs."""
 
     def __init__(
         self, name: str, folder: Path, proxies: Proxies, archive: Archive, lease_s: float, *, first: bool
@@ -46,7 +47,7 @@ class Node:
         self.name = name
         self.folder = folder / name
         self.database = self.folder / DATABASE
-        self.absent = "dead"
+        self.absent = NOT_YET
         self.cut = False
         self.ready: Said | None = None
         self.process: Process | None = None
@@ -107,10 +108,12 @@ class Node:
             self._proxies.targets[self.name] = int(said["listen"].rpartition(":")[2])
             self.ready = said
 
-    def kill(self) -> None:
-        """kill -9."""
+    def kill(self, then: Callable[[], object]) -> None:
+        """kill -9, and what is to happen at the same moment."""
         assert self.process is not None
         self.absent = "dead"
+        self.process.signal(signal.SIGKILL)
+        then()
         self.process.kill()
         self._proxies.targets.pop(self.name, None)
 

@@ -20,7 +20,7 @@ SMALL_PART = 0.5
 
 def settle(stage: Stage, scene: Scene) -> None:
     """All on one position, then compare."""
-    stage.pause()
+    since_s = stage.pause()
     level = stage.until("all three nodes are on one position and follow one primary", stage.level)
     stage.mark("all level")
     _times(stage, scene)
@@ -30,6 +30,7 @@ def settle(stage: Stage, scene: Scene) -> None:
     _attached(stage, scene)
     if scene.step.key == "stop":
         _silent(stage, scene)
+    stage.result.rests.append((stage.at(since_s), stage.at()))
     stage.load.tell("go")
 
 

@@ -169,10 +169,11 @@ class Stage:
             if process is not None and process.exit_code is not None:
                 raise Broken(f"the {process.name} ended by itself", process.last_lines())
 
-    def pause(self) -> None:
-        """Until the app rests and everything it committed is in the ledger."""
+    def pause(self) -> float:
+        """Until the app rests and everything it committed is in the ledger: since when."""
         self.load.tell("pause")
         self.until("the app rests", lambda: self.load.is_paused)
+        return time.monotonic()
 
     def level(self) -> Look | None:
         """The primary's answer when all three are at one position and both others follow it."""

@@ -111,8 +111,7 @@ def _switch(stage: Stage, scene: Scene) -> None:
 
 def _kill(stage: Stage, scene: Scene) -> None:
     _strike(stage, scene, "kill -9")
-    scene.old.kill()
-    stage.load.tell(f"down {scene.old.name}")
+    scene.old.kill(lambda: stage.load.tell(f"down {scene.old.name}"))
 
 
 def _partition(stage: Stage, scene: Scene) -> None:
