@@ -207,12 +207,14 @@ class Publisher(rpc.ReplicationServicer):
             if offer is not None and offer.message is not None and not offer.sent:
                 offer.sent = True
                 yield pb.PrimaryMessage(hand_over=offer.message)
-            if offer is None or offer.taken.done():
+            given = offer is not None and not offer.taken.done()
+            if not given:
                 served.check_tenure()
             asked = follower.reply_requested and served.log.position.txid == txid
             if asked or now - beat_s >= served.heartbeat_s:
                 beat_s = now
-                yield _heartbeat(served, follower)
+                if not given or served.database.tenure.holds:  # else there is no tenure to tell of
+                    yield _heartbeat(served, follower)
             if self._stopping.is_set():
                 raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
             if served.database.loop.failure:

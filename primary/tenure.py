@@ -44,7 +44,8 @@ class Tenure:
     @property
     def left_ms(self) -> int:
         """How much is left, at least; 0 for a tenure without end."""
-        return 0 if self._until_s == math.inf else max(1, int((self._until_s - now_s()) * 1000))
+        left_s = self._until_s - now_s()
+        return 0 if left_s == math.inf else max(1, int(max(0.0, left_s) * 1000))
 
     def check(self) -> None:
         """Stopped when nothing may be sent now."""
