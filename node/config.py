@@ -13,6 +13,8 @@ from pathlib import Path
 import yaml
 
 from node.config_archive import IGNORED_REPLICA, PLACES, POLICY, SHARED, ArchiveConfig, ArchiveReader
+from node.config_failover import KEYS as FAILOVER
+from node.config_failover import FailoverConfig, read_failover
 from node.config_yaml import BOOLEANS, Ignored, Keys, Yaml, line_of
 from node.folders import Folder, is_pattern
 from node.logs import LEVELS
@@ -22,7 +24,7 @@ from walcast.errors import ConfigError
 from walcast.store import StoreSpec
 from walcast.wire import Address, Tls
 
-__all__ = ["Config", "DatabaseConfig", "FolderConfig", "Ignored", "load_config"]
+__all__ = ["Config", "DatabaseConfig", "FailoverConfig", "FolderConfig", "Ignored", "load_config"]
 
 NAME_MAX_BYTES = 120
 HEARTBEAT_INTERVAL_S = 300.0
@@ -101,6 +103,7 @@ class Config:
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     heartbeat_url: str | None = None
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    failover: FailoverConfig = field(default_factory=FailoverConfig)
 
     def database(self, path: Path) -> DatabaseConfig | None:
         """What the file says of the database at `path`, whether it is there or not."""
@@ -127,7 +130,7 @@ class _Reader:
         if root is None:
             return Config(self._yaml.path)
         optional = self._yaml.optional
-        keys = self._yaml.mapping(root, "", _TOP | POLICY | SHARED, _IGNORED_TOP)
+        keys = self._yaml.mapping(root, "", _TOP | POLICY | SHARED | FAILOVER, _IGNORED_TOP)
         archives = ArchiveReader(self._yaml, keys)
         dbs, folders = self._databases(keys, archives)
         config = Config(
@@ -143,6 +146,7 @@ class _Reader:
             policy=archives.policy,
             heartbeat_url=optional(keys, "heartbeat-url", self._heartbeat_url),
             heartbeat_interval_s=optional(keys, "heartbeat-interval", self._heartbeat_s) or HEARTBEAT_INTERVAL_S,
+            failover=read_failover(self._yaml, keys),
         )
         bare = [one.line for one in dbs if one.archive is None] + [one.line for one in folders if one.archive is None]
         if config.heartbeat_url and bare:

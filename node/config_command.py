@@ -63,6 +63,7 @@ def facts(config: Config) -> Facts:
         "heartbeat": {"url": _origin(config.heartbeat_url), "interval_s": config.heartbeat_interval_s}
         if config.heartbeat_url
         else None,
+        "failover": config.failover.facts(),
         "databases": [_database(one, names) | _kept(one.archive, one.policy) for one in config.dbs],
         "folders": [_folder(one, config, names) for one in config.folders],
         "ignored": [{"key": one.key, "line": one.line} for one in config.ignored],

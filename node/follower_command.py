@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
+from node.config import load_config
+from node.config_failover import flags_over_file
 from node.failover_flags import addresses, failover_flags, member_settings
 from node.host import Host
-from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
+from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HostSettings
 from walcast.wire import Address
@@ -35,6 +37,7 @@ ANY_PORT = "127.0.0.1:0"
 @flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
 @failover_flags
 @tls_flags
+@CONFIG
 @JSON
 def follower_command(
     db: Path,
@@ -44,10 +47,13 @@ def follower_command(
     listen: str,
     http: str | None,
     replace: bool,
+    config: Path | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
     """Keep a database a live replica of a primary's."""
+    if config is not None:
+        flags = flags_over_file(flags, load_config(config).failover)
     tls = tls_of(**{key: flags.pop(key) for key in ("tls_cert", "tls_key", "tls_ca", "insecure")})
     primaries = addresses(primary_address)
     database = DatabaseSettings(db, name or db.stem, archive)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from node.config import NO_ARCHIVE, Config, load_config
+from node.config_failover import flags_over_file
 from node.failover_flags import failover_flags, member_settings
 from node.host import Host
 from node.options import CONFIG, DEFAULT_LISTEN, JSON, PATH, TLS_FLAGS, Command, flag, tls_flags, tls_of
@@ -91,6 +92,7 @@ def _settings(
     told = load_config(config) if config else Config(Path())
     for ignored in told.ignored:
         log.info("not used by walcast", extra={"key": ignored.key, "line": ignored.line, "file": str(told.path)})
+    more = flags_over_file(more, told.failover)
     databases, folders = [settings_of(d) for d in told.dbs], told.folders
     if db is not None:
         databases, folders = [DatabaseSettings(db, name or db.stem, archive_url, told.policy)], ()

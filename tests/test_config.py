@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
-from node.config import Config, Ignored, load_config
+from node.config import Config, FailoverConfig, Ignored, load_config
+from node.config_command import facts
+from node.config_failover import flags_over_file
+from node.failover_flags import failover_flags
 from walcast.errors import ConfigError
 from walcast.store import DirectorySpec, S3Spec
 from walcast.wire import Address, Tls
@@ -265,3 +270,75 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     file.write_bytes(os.urandom(1) * (2 << 20))
     with pytest.raises(ConfigError, match="larger than"):
         load_config(file)
+
+
+def test_failover_is_read_as_the_flags_of_the_same_names(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """\
+auto-failover: yes
+lease-time: 1m30s
+priority: -3
+never-promote: true
+max-lag: 0
+advertise: 10.0.0.1:${PORT}
+id: edge ${PORT}
+""",
+    )
+    assert config.failover == FailoverConfig(True, 90.0, -3, True, 0.0, Address("10.0.0.1", 7420), "edge 7420")
+    assert load(tmp_path, "listen: 127.0.0.1:1\n").failover == FailoverConfig()
+    assert load(tmp_path, "priority:\n").failover == FailoverConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto-failover: perhaps\n", "1: true or false belongs here, not 'perhaps'"),
+        ("lease-time: 10\n", "1: '10' is not a duration, as in 90s or 1h30m"),
+        ("lease-time: 900ms\n", "1: a lease lasts 1 s to 3600 s, not 0.9 s"),
+        ("\npriority: high\n", "2: 'high' is not a whole number"),
+        ("max-lag: none\n", "1: 'none' is not a duration, as in 90s or 1h30m"),
+        ("advertise: here\n", "1: 'here' is not HOST:PORT"),
+        ('id: ""\n', "1: '' is not an id: 1 to 100 bytes, printable"),
+        ("autofailover: true\n", "1: unknown key 'autofailover'; did you mean 'auto-failover'?"),
+    ],
+)
+def test_a_wrong_failover_key_names_the_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert refused(tmp_path, text) == expected
+
+
+def told(arguments: list[str], config: FailoverConfig) -> dict[str, Any]:
+    """What a command with the flags of failover is left with."""
+    found: dict[str, Any] = {}
+
+    @click.command()
+    @failover_flags
+    def command(**flags: Any) -> None:
+        found.update(flags_over_file(flags, config))
+
+    command(arguments, standalone_mode=False)
+    return found
+
+
+def test_a_flag_wins_over_the_file_and_so_does_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = FailoverConfig(True, 20.0, 5, False, 7.0, Address("h", 1), "of the file")
+    expected = {
+        "auto_failover": True,
+        "lease_time": 20.0,
+        "priority": 5,
+        "never_promote": False,
+        "max_lag": 7.0,
+        "advertise": "h:1",
+        "follower_id": "of the file",
+    }
+    assert told([], file) == expected
+    assert told(["--lease-time", "10", "--id", "mine"], file) == expected | {"lease_time": 10.0, "follower_id": "mine"}
+    monkeypatch.setenv("WALCAST_PRIORITY", "0")
+    assert told([], file) == expected | {"priority": 0}
+    assert told(["--priority", "9"], FailoverConfig())["priority"] == 9
+
+
+def test_a_check_shows_what_is_said_of_failover(tmp_path: Path) -> None:
+    config = load(tmp_path, "lease-time: 5s\nadvertise: h:1\nauto-failover: false\n")
+    assert facts(config)["failover"] == {"lease_time_s": 5.0, "advertise": "h:1", "auto_failover": False}
+    assert facts(load(tmp_path, ""))["failover"] is None

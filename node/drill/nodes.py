@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class Archive:
 
 class Node:
     """One node; the `first` is started as the primary, always. `absent` says why its process cannot act: not started,
-    dead, stopped; "" while it runs."""
+    dead, stopped, and `absent_s` since when; "" while it runs."""
 
     def __init__(
         self, name: str, folder: Path, proxies: Proxies, archive: Archive, lease_s: float, *, first: bool
@@ -48,6 +49,7 @@ class Node:
         self.folder = folder / name
         self.database = self.folder / DATABASE
         self.absent = NOT_YET
+        self.absent_s = 0.0
         self.cut = False
         self.ready: Said | None = None
         self.process: Process | None = None
@@ -111,7 +113,7 @@ class Node:
     def kill(self, then: Callable[[], object]) -> None:
         """kill -9, and what is to happen at the same moment."""
         assert self.process is not None
-        self.absent = "dead"
+        self.absent, self.absent_s = "dead", time.monotonic()
         self.process.signal(signal.SIGKILL)
         then()
         self.process.kill()
@@ -120,7 +122,7 @@ class Node:
     def stop(self) -> None:
         """SIGSTOP."""
         assert self.process is not None
-        self.absent = "stopped"
+        self.absent, self.absent_s = "stopped", time.monotonic()
         self.process.signal(signal.SIGSTOP)
 
     def go_on(self) -> None:

@@ -143,9 +143,9 @@ class Watch:
             else:
                 self.seen.looks[node.name].append(look)
                 word = look.word
-        words = self.seen.words[node.name]
-        if not words or words[-1][1] != (word := node.absent or word):
-            words.append((time.monotonic(), word))
+        words, absent = self.seen.words[node.name], node.absent
+        if not words or words[-1][1] != (absent or word):
+            words.append((node.absent_s or time.monotonic(), absent) if absent else (time.monotonic(), word))
 
     def _look_at_lease(self) -> None:
         found = self._store.read(KEY)
