@@ -134,11 +134,11 @@ def stand(member: Member, standing: Standing) -> None:
 
 async def promote(member: Member, term: int) -> None:
     """Be the primary of `term`, from where this node stands. Raises when it cannot: then it must not be in the way."""
+    if not await _may_begin(member, term):
+        return
     if member.serving is not None and member.serving.served.log.term >= term:
         log.info("primary again", extra={"database": member.name, "term": term})
         await on_air(member)
-        return
-    if not await _may_begin(member):
         return
     began_s = now_s()
     missing = missing_facts(member.following)
@@ -157,11 +157,15 @@ async def promote(member: Member, term: int) -> None:
     log.debug("promoted in", extra={"database": member.name, "seconds": round(now_s() - began_s, 3)})
 
 
-async def _may_begin(member: Member) -> bool:
-    """Until the tenure begins: that of the primary before may not be over yet, and what it still sends is applied."""
-    while member.keeper is not None and not member.tenure.holds:
-        if member.keeper.state.role is d.Role.FOLLOWER:
+async def _may_begin(member: Member, term: int) -> bool:
+    """Until the tenure begins: that of the primary before may not be over yet, and what it still sends is applied.
+    False when the lease was lost again, or is of another term by now."""
+    while member.keeper is not None:
+        state = member.keeper.state
+        if state.role is d.Role.FOLLOWER or state.term != term:
             return False
+        if member.tenure.holds:
+            break
         await asyncio.sleep(WAIT_S)
     return True
 

@@ -11,8 +11,8 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -29,6 +29,7 @@ from node.failover.reports import Shown, database_status, fenced_words, lease_st
 from node.local_service import Facts, LocalService
 from node.settings import MemberSettings
 from node.status import replica_status
+from primary.publisher import Refused
 from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.discarded import list_discarded
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("walcast.failover")
 
+T = TypeVar("T")
+
 LEASE_BOUNDS = Bounds(connect_s=1.0, read_s=1.5, attempts=2)
 SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second
 LOOK_S = 0.25
-PROMOTE_S = 90.0
+CLOSE_S = 5.0
 
 
 class Member:
@@ -84,6 +87,7 @@ class Member:
         self._local: LocalService | None = None
         self._actions: asyncio.Queue[d.Action] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._changes: set[asyncio.Task[Any]] = set()
         self._follower_task: asyncio.Task[None] | None = None
         self._on_failure: Callable[[WalcastError], object] = lambda error: None
 
@@ -114,9 +118,24 @@ class Member:
         self._error = self._error or error
         self._on_failure(error)
 
+    async def _see_through(self, change: Coroutine[Any, Any, T]) -> T:
+        """A change of role that has begun is carried to its end, also when whoever asked for it goes away: half way
+        this node would be nothing. What goes wrong in it, but for a refusal, is the member's failure."""
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changed)
+        return await asyncio.shield(task)
+
+    def _changed(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if task.cancelled() or not isinstance(task.exception(), Refused):
+            self._ended(task)
+
     async def close(self) -> None:
         """Let go of the database. The lease is not given up: whoever starts again soon is still the primary."""
-        for task in list(self._tasks):
+        if self._changes:
+            await asyncio.wait(list(self._changes), timeout=CLOSE_S)
+        for task in [*self._tasks, *self._changes]:
             if task is not self._follower_task:
                 task.cancel()
         if self._local is not None:
@@ -147,8 +166,11 @@ class Member:
         await self._listen()
         while True:
             action = await self._actions.get()
-            async with self.changing:
-                await self._carry_out(action)
+            await self._see_through(self._change(action))
+
+    async def _change(self, action: d.Action) -> None:
+        async with self.changing:
+            await self._carry_out(action)
 
     async def _find_role(self, role: str) -> None:
         self.id = self.settings.follower_id or changes.persistent_id(self.path)
@@ -286,6 +308,8 @@ class Member:
         if isinstance(action, d.HandedOver | d.NotHandedOver):
             if self.handing is not None and not self.handing.done():
                 self.handing.set_result(isinstance(action, d.HandedOver))
+            elif isinstance(action, d.NotHandedOver):
+                self._actions.put_nowait(d.Resume())  # nobody waits any longer, and writers are held still
         else:
             self._actions.put_nowait(action)
 
@@ -381,11 +405,11 @@ class Member:
 
     async def switchover(self, request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
         """The call, at the primary."""
-        return await switchover.hand_over(self, request)
+        return await self._see_through(switchover.hand_over(self, request))
 
     async def step_down(self, request: pb.StepDownRequest) -> pb.StepDownReply:
         """The call, at the primary."""
-        return await switchover.step_down(self, request)
+        return await self._see_through(switchover.step_down(self, request))
 
     def run_follower(self, following: Following) -> None:
         """Have it live."""

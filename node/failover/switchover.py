@@ -96,6 +96,12 @@ def _target(served: Served, follower_id: str) -> Follower:
         )
     if not found.address:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is never to be promoted")
+    try:
+        wire.Address.parse(found.address)
+    except ConfigError as error:
+        raise Refused(
+            pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} cannot be reached: {error}"
+        ) from error
     txid = served.log.position.txid
     behind = txid - found.applied_txid - gaps_between(served.history, found.applied_txid, txid)
     if behind > FAR_TXIDS:
@@ -106,21 +112,26 @@ def _target(served: Served, follower_id: str) -> Follower:
 async def _drained(served: Served, follower: Follower, until_s: float) -> Captured:
     """With writers held, everything committed is with the follower; else writers go on, and Refused."""
     loop = served.database.loop
+
+    def go_on() -> None:
+        if served.database.tenure.holds:  # else this node is fenced by now
+            loop.let_writers_go()
+
     try:
         async with asyncio.timeout(until_s - time.monotonic()):
             captured = await asyncio.wrap_future(loop.hold_writers())
             await _applied(served, follower, captured.position.txid)
     except TimeoutError:
-        loop.let_writers_go()
+        go_on()
         detail = (
             f"the follower {follower.id!r} has not applied everything in time, or an app did not end its transaction"
         )
         raise Refused(pb.REFUSAL_KIND_STOPPING, f"{detail}; nothing happened") from None
     except WalcastError as error:
-        loop.let_writers_go()
+        go_on()
         raise Refused(pb.REFUSAL_KIND_STOPPING, f"{error}; nothing happened") from error
     except BaseException:
-        loop.let_writers_go()
+        go_on()
         raise
     return captured
 
@@ -138,7 +149,11 @@ async def _applied(served: Served, follower: Follower, txid: int) -> None:
 async def _give(member: Member, follower: Follower, term: int) -> None:
     """Name the follower, for good: Refused when it was not."""
     if member.keeper is None:
-        changes.stand(member, Standing(FOLLOWER, term - 1, follower.address, member.standing.history))
+        try:
+            changes.stand(member, Standing(FOLLOWER, term - 1, follower.address, member.standing.history))
+        except OSError as error:
+            detail = f"what this node becomes cannot be written down: {error.strerror}; nothing happened"
+            raise Refused(pb.REFUSAL_KIND_STOPPING, detail) from error
         member.tenure.end(f"handed over to {follower.address}")
         return
     member.handing = asyncio.get_running_loop().create_future()
@@ -236,12 +251,17 @@ async def _ask_primary(member: Member, primary: wire.Address) -> None:
 
 async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownReply:
     """Another node was promoted, in a set without a lease."""
-    serving = member.serving
     if member.keeper is not None:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, "the lease says who is the primary here")
-    if serving is None or request.term <= serving.served.log.term:
-        raise Refused(pb.REFUSAL_KIND_OLDER_TERM, f"term {request.term} is not newer than this node's")
-    wire.Address.parse(request.primary)
+    try:
+        wire.Address.parse(request.primary)
+    except ConfigError as error:
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, str(error)) from error
     async with member.changing:
+        serving = member.serving
+        if serving is None:
+            raise changes.refusal(member, member.standing.primary)
+        if request.term <= serving.served.log.term:
+            raise Refused(pb.REFUSAL_KIND_OLDER_TERM, f"term {request.term} is not newer than this node's")
         await changes.demote(member, request.primary)
     return pb.StepDownReply(term=request.term)
