@@ -37,6 +37,7 @@ class Follower:
     reply_requested: bool = False
     address: str = ""  # where it would serve as the primary
     offer: Offer | None = None
+    replies: int = 0
     _lag_us: int = 0
     _sent: deque[tuple[int, int]] = field(default_factory=deque)
 
@@ -55,6 +56,7 @@ class Follower:
             self._sent.popleft()
             self._lag_us = lag_us
         if echo_us:
+            self.replies += 1
             self.round_trip_us = max(0, now // 1000 - echo_us)
 
     def lag_ms(self) -> float:
@@ -95,9 +97,10 @@ class Followers:
         return len({f.id for f in self.connected if f.applied_txid >= txid})
 
     async def until_applied(self, follower: Follower, txid: int) -> None:
-        """Until this stream's follower has applied `txid`. Unavailable when the stream ends first."""
-        follower.reply_requested = follower.applied_txid < txid
-        while follower.applied_txid < txid:
+        """Until this stream's follower has applied `txid`, and has replied since this was asked: what it applied before
+        says nothing of whether it still runs. Unavailable when the stream ends first."""
+        before, follower.reply_requested = follower.replies, True
+        while follower.applied_txid < txid or follower.replies == before:
             if follower not in self.connected:
                 raise Unavailable(f"the follower {follower.id!r} is gone")
             await self._changed.wait()

@@ -320,12 +320,15 @@ class Publisher(rpc.ReplicationServicer):
             return pb.StepDownReply(refusal=refused.refusal)
 
 
+_FIXED = "this database is served without failover: it cannot change its role"
+
+
 async def _no_switchover(request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
-    raise Refused(pb.REFUSAL_KIND_NOT_PRIMARY, "this database is served without failover: it cannot change its role")
+    raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, _FIXED)
 
 
 async def _no_step_down(request: pb.StepDownRequest) -> pb.StepDownReply:
-    raise Refused(pb.REFUSAL_KIND_NOT_PRIMARY, "this database is served without failover: it cannot change its role")
+    raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, _FIXED)
 
 
 async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Served) -> bytes:
