@@ -56,6 +56,8 @@ def run_drill(
                 _remove(place)
         if made and not keep:
             shutil.rmtree(root, ignore_errors=True)
+        with suppress(OSError):
+            root.rmdir()  # nothing came into it
 
 
 def _check_archive(place: Archive) -> None:

@@ -50,6 +50,7 @@ class Proxies:
         self._cut: set[str] = set()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
 
@@ -67,6 +68,7 @@ class Proxies:
                 self._call(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(START_S)
+            self._loop.close()
 
     def cut(self, name: str) -> None:
         """From now on nothing passes to this node or from it."""
@@ -93,6 +95,7 @@ class Proxies:
         for name in self._ids:
             for ports, serve in ((self.ports, self._node), (self.http_ports, self._http)):
                 server = await asyncio.start_server(self._serving(serve, name), "127.0.0.1", 0)
+                self._servers.append(server)
                 ports[name] = server.sockets[0].getsockname()[1]
 
     def _serving(self, serve: Any, name: str) -> Any:
@@ -104,6 +107,8 @@ class Proxies:
         return accepted
 
     async def _end(self) -> None:
+        for server in self._servers:
+            server.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

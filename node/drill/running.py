@@ -94,7 +94,8 @@ def drill_running(target: Target, limits: Limits, say: Callable[[str], None]) ->
     try:
         running.there_and_back()
     except (Broken, WalcastError, OSError) as error:
-        result.failure = str(error)
+        where = f"; the primary is {running.now_at} now" if running.now_at != running.at_home else ""
+        result.failure = f"{error}{where}"
     result.seconds = round(time.monotonic() - began_s, 2)
     evidence = result.failure or "there and back"
     result.promise("drill.ended", "", "every step came to its end", result.failure is None, evidence)
@@ -106,6 +107,7 @@ class _Running:
         self, target: Target, limits: Limits, result: Result, say: Callable[[str], None], began_s: float
     ) -> None:
         self.target, self.limits, self.result, self.say, self.began_s = target, limits, result, say, began_s
+        self.at_home = self.now_at = ""
 
     def at(self) -> float:
         return round(time.monotonic() - self.began_s, 4)
@@ -116,7 +118,6 @@ class _Running:
         self.result.lease_s = float(lease["lease_s"]) if lease else 0.0
         before = {str(one["id"]) for one in facts["followers"]}
         to = _candidate(address, facts)
-        self.result.nodes = sorted({*before})
         there, after = self._switch("there", "switchover", address, to, expected=len(before))
         back = {one for one in after if one not in before}
         if lease is not None and lease["holder"] in after:
@@ -125,6 +126,8 @@ class _Running:
             raise Broken(f"the old primary at {address} is not among the followers of {there.primary}: {sorted(after)}")
         (old,) = back
         self.result.steps[0].old = old
+        self.result.nodes = sorted({*before, old})
+        self.at_home = old
         self._switch("back", "switchover back", wire.Address.parse(there.primary), old, expected=len(before))
 
     def _primary(self) -> tuple[wire.Address, dict[str, Any]]:
@@ -151,7 +154,7 @@ class _Running:
     ) -> tuple[Switched, set[str]]:
         limits = self.limits
         what = f"the primary at {address} hands its place to {to}"
-        step = Step(key, title, what, self.at(), new=to)
+        step = Step(key, title, what, self.at(), old=self.now_at, new=to)
         self.result.steps.append(step)
         self.say(f"{title}: {what}")
         self.result.marks.append(Mark(self.at(), to, title))
@@ -159,6 +162,7 @@ class _Running:
         done = switch_over(address, to, self.target.tls, name=self.target.name)
         step.promote_ms = between(time.monotonic(), began_s)
         step.pause_ms, step.term = done.pause_ms, done.term
+        self.now_at = to
         words = f"apps wait at most {limits.max_pause_ms:g} ms"
         evidence = f"the old primary held writers for {done.pause_ms:.0f} ms"
         self.result.promise(f"{key}.pause", key, words, done.pause_ms <= limits.max_pause_ms, evidence)

@@ -58,7 +58,7 @@ def _parts(result: Result) -> Iterator[RenderableType]:
         yield _table(result)
     for step in result.steps:
         for where in step.kept_in:
-            yield Text(f"  {step.title.split(' of ')[0]}: kept in {where}", overflow="ignore", no_wrap=True)
+            yield Text(f"  {step.title.split(' of ')[0]}: kept in {where}", overflow="fold")
         for note in step.notes:
             yield Text(f"  {step.title}: {note}")
     for promise in result.promises:
