@@ -20,13 +20,16 @@ from node.inodes import Inode, Inodes
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
 from node.watching import Watching, databases_of
+from primary.opening import check_readable
 from primary.publisher import Publisher, Refused
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.rpc import replication_pb2 as pb
+from walcast.statedir import state_dir
 from walcast.store.url import parse_url
+from walcast.terms import PRIMARY, read_standing
 
 log = logging.getLogger("walcast.primary")
 
@@ -130,6 +133,14 @@ class Host:
                 check_database_file(database.path)
             if isinstance(database.archive, str):
                 parse_url(database.archive)
+        for member in self.settings.members:
+            standing = read_standing(state_dir(member.database.path))
+            if (standing.role if standing else member.role) == PRIMARY:
+                check_database_file(member.database.path)
+                if not state_dir(member.database.path).exists():
+                    check_readable(member.database.path)
+            if isinstance(member.database.archive, str):
+                parse_url(member.database.archive)
         if len(found) > self._most:
             raise ConfigError(f"{len(found)} databases: one primary serves {self._most} at most here")
         return list(found.values())

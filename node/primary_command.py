@@ -108,7 +108,7 @@ def _settings(
     members = tuple(
         member_settings(database, PRIMARY, force=force, guess=db is not None and name is None, **more)
         for database in databases
-        if more["auto_failover"] or read_standing(state_dir(database.path)) is not None
+        if db is not None or more["auto_failover"] or read_standing(state_dir(database.path)) is not None
     )
     if more["auto_failover"] and folders:
         raise ConfigError(f"{folders[0].where}: --auto-failover is for databases that are named, not for folders")

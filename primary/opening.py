@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -14,6 +15,18 @@ from walcast.filesystem import check_database_file
 log = logging.getLogger("walcast.primary")
 
 SWITCH_TIMEOUT_MS = 5000
+
+
+def check_readable(path: Path) -> None:
+    """ConfigError for what only looks like a database. Not for one whose WAL somebody is to go on with: closing it here
+    would checkpoint that."""
+    try:
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
+            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except apsw.NotADBError as error:
+        raise ConfigError(f"{path}: not a SQLite database, or encrypted") from error
+    except apsw.Error as error:
+        log.debug("cannot be read now", extra={"path": str(path), "error": str(error)})
 
 
 def open_database(path: Path) -> apsw.Connection:

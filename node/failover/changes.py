@@ -13,6 +13,7 @@ import asyncio
 import logging
 import shutil
 import uuid
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,11 +32,11 @@ from primary.resume import State
 from primary.tenure import now_s
 from walcast.archive import list_files
 from walcast.discarded import Circumstances
-from walcast.errors import Corrupt, Stopped, WalcastError
+from walcast.errors import ConfigError, Corrupt, Stopped, WalcastError
 from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
-from walcast.statedir import state_dir
+from walcast.statedir import StateDir, state_dir
 from walcast.terms import FOLLOWER, HISTORY_TERMS, PRIMARY, Standing, TermStart, first_txid, write_standing
 from walcast.wire import Address
 
@@ -65,8 +66,11 @@ def persistent_id(database: Path) -> str:
 
 
 def forget_state(database: Path) -> None:
-    """It never was a replica."""
-    shutil.rmtree(state_dir(database), ignore_errors=True)
+    """It never was a node's: leave nothing behind, unless another process has made it its own meanwhile."""
+    with suppress(ConfigError):
+        state = StateDir(database)
+        shutil.rmtree(state.path, ignore_errors=True)
+        state.close()
 
 
 # To be the primary

@@ -150,8 +150,9 @@ class Member:
         for store in (self._store, self._lease_store):
             if store is not None:
                 store.close()
-        if self._new and isinstance(self._error, ConfigError) and not self.path.exists():
-            changes.forget_state(self.path)  # it never was a replica
+        never_was = self.settings.role == PRIMARY and not self.settled.is_set()
+        if self._new and isinstance(self._error, ConfigError) and (never_was or not self.path.exists()):
+            await asyncio.to_thread(changes.forget_state, self.path)
 
     async def _run(self) -> None:
         settings = self.settings
