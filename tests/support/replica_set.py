@@ -45,12 +45,13 @@ class SetNode:
     process: Node
     gates: Gates
     shared: Path | None = None
+    name: str = "app.db"
     lost_store: bool = False
     apps: ExitStack = field(default_factory=ExitStack)
 
     @property
     def db(self) -> Path:
-        return self.directory / "app.db"
+        return self.directory / self.name
 
     @property
     def address(self) -> str:
@@ -265,11 +266,13 @@ def replica_set(
     script: str | None = None,
     create: Callable[[Path], None] | None = None,
     primaries: tuple[str, ...] = (),
+    names: dict[str, str] | None = None,
 ) -> Iterator[ReplicaSet]:
     """Ready and level; the first of `ids` is the primary.
 
     `archive`: True for a folder that all share, False for none, or a URL. `flags` by node. `script`: one of `support`
     that is run instead of walcast. `create` makes the database. Followers are told `primaries`, by default the first.
+    `names` are those of the databases' files, by node.
     """
     with ExitStack() as stack:
         made: dict[str, SetNode] = {}
@@ -290,13 +293,14 @@ def replica_set(
                 (folder / "archive").symlink_to(shared)
                 url = str(folder / "archive")
             told = [addresses[other] for other in primaries or ids[:1]]
-            arguments = _arguments(folder / "app.db", id_ == ids[0], url, told)
+            name = (names or {}).get(id_, "app.db")
+            arguments = _arguments(folder / name, id_ == ids[0], url, told)
             arguments += ["--id", id_, "--advertise", addresses[id_], "--http", LOOPBACK]
             arguments += ["--listen", LOOPBACK, "--json", "--log-format", "json"]
             arguments += ["--auto-failover", "--lease-time", str(lease_s)] if auto else []
             arguments += (flags or {}).get(id_, [])
             process = Node(arguments, folder, id_, environment or {}, script=script)
-            made[id_] = SetNode(id_, folder, arguments, addresses[id_], process, between, shared)
+            made[id_] = SetNode(id_, folder, arguments, addresses[id_], process, between, shared, name)
             stack.callback(process.end)
             stack.callback(made[id_].apps.close)
         first, *others = made.values()
