@@ -35,6 +35,7 @@ from node.drill.picture import timeline
 from node.drill.proxy import Proxies
 from node.drill.stage import Settings
 from node.drill.words import report, verdict
+from walcast import ltx
 from walcast.errors import ConfigError
 from walcast.store.directory import DirectoryStore
 
@@ -453,7 +454,27 @@ def test_a_half_transaction_is_seen(tmp_path: Path) -> None:
 
 
 def test_rows_are_found_in_the_pages_of_a_kept_folder(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    sql.create(path, 0)
+    with closing(sql.connect(path)) as db:
+        for number in (1, 2, 77):
+            db.execute("begin")
+            sql.write(db, number, "a")
+            db.execute("commit")
+    data = path.read_bytes()
+    size = int.from_bytes(data[16:18], "big")
+    pages = len(data) // size
+    kept = bytearray()
+    header = ltx.Header(
+        page_size=size, commit_pages=pages, min_txid=1, max_txid=9, timestamp_ms=0, flags=ltx.FLAG_NO_CHECKSUM
+    )
+    encoder = ltx.Encoder(header, kept.extend)
+    for pgno in range(1, pages + 1):
+        encoder.add(pgno, data[(pgno - 1) * size : pgno * size])
+    encoder.finish()
     assert rows_in(tmp_path) == set()
+    (tmp_path / ltx.format_filename(1, 9)).write_bytes(kept)
+    assert rows_in(tmp_path) == {1, 2, 77}
 
 
 class Echo:

@@ -135,6 +135,25 @@ def _attached(stage: Stage, scene: Scene) -> None:
 # One step's own
 
 
+FENCED = 'the old primary refuses writes before its lease is over: "database is locked"'
+
+
+def check_never_left(stage: Stage, scene: Scene) -> None:
+    """No write came at another node. Was the app still welcome at the old one, long after its lease?"""
+    step, old = scene.step, scene.old.name
+    with stage.lock:
+        last = max((row.ended_s for row in stage.ledger.rows if row.node == old), default=scene.fault_s)
+    if step.key != "partition" or last - scene.fault_s < stage.settings.lease_s:
+        return
+    evidence = f"it still took writes {last - scene.fault_s:.1f} s after the cut"
+    _promise(stage, scene, "fenced", FENCED, False, evidence)
+    others = [one for one in stage.seen.writable[scene.writable_from :] if one.node != old]
+    evidence = f"{old} took writes until {stage.at(last):.2f} s"
+    evidence += f", {others[0].node} could be written to from {stage.at(others[0].at_s):.2f} s on" if others else ""
+    both = bool(others) and others[0].at_s < last
+    _promise(stage, scene, "one-primary", "no two nodes are writable at one moment", not both, evidence)
+
+
 def check_fenced(stage: Stage, scene: Scene) -> None:
     """While it is cut off beyond its lease: what the app and our tries found at the old primary."""
     step, old = scene.step, scene.old.name
@@ -149,8 +168,7 @@ def check_fenced(stage: Stage, scene: Scene) -> None:
     kept = kept and texts == ["database is locked"]
     stage.mark("fenced", old, last)
     evidence = f"last write {step.fenced_ms / 1000:.2f} s after the cut, then {len(after)} tries: {', '.join(texts)}"
-    words = 'the old primary refuses writes before its lease is over: "database is locked"'
-    _promise(stage, scene, "fenced", words, kept, evidence)
+    _promise(stage, scene, "fenced", FENCED, kept, evidence)
 
 
 def archived_keys(stage: Stage) -> set[str]:

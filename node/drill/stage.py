@@ -39,7 +39,11 @@ class Settings:
     max_pause_ms: float = 250.0
     slack_s: float = 2.0
     patience_s: float = 20.0
-    most_s: float = 300.0
+
+    @property
+    def most_s(self) -> float:
+        """Whatever happens, it ends after so long."""
+        return 240.0 + 20 * (self.lease_s + self.slack_s)
 
 
 class Load:

@@ -143,7 +143,11 @@ def _taken_over(stage: Stage, scene: Scene) -> None:
             return stage.ledger.first_after(scene.fault_s, others)
 
     what = f"a write at another node after {step.title}"
-    row: Row = stage.until(what, first, settings.lease_s + settings.slack_s + settings.patience_s)
+    try:
+        row: Row = stage.until(what, first, settings.lease_s + settings.slack_s + settings.patience_s)
+    except Broken:
+        settle.check_never_left(stage, scene)
+        raise
     scene.first, scene.new = row, stage.nodes[row.node]
     with stage.lock:
         before = stage.ledger.last_before(row)
