@@ -139,6 +139,10 @@ import primary.tenure as tenure
 changes.fence = lambda member: None
 tenure.Tenure.holds = property(lambda self: True)
 """,
+    "no tenure": """
+import primary.tenure as tenure
+tenure.Tenure.holds = property(lambda self: True)
+""",
     "nothing kept": """
 import node.failover.changes as changes
 changes.keep_discarded = lambda member, fork: True
@@ -147,7 +151,14 @@ changes.keep_discarded = lambda member, fork: True
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("planted", "broken"), [("no fence", "partition.fenced"), ("nothing kept", "partition.kept")])
+@pytest.mark.parametrize(
+    ("planted", "broken"),
+    [
+        ("no fence", "partition.fenced"),
+        ("no tenure", "stop.silent"),
+        ("nothing kept", "partition.kept"),
+    ],
+)
 def test_a_planted_bug_is_found(planted: str, broken: str, tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(PLANTED[planted])
     path = f"{tmp_path}:{environment['PYTHONPATH']}"

@@ -157,9 +157,6 @@ def _taken_over(stage: Stage, scene: Scene) -> None:
     stage.mark("first write", row.node, row.ended_s)
     stage.until(f"{row.node} says that it is the primary", lambda: _is_primary(stage, scene), of=row.node)
     scene.begun = _begun(scene.new, step.term)
-    if step.key != SWITCHOVER:
-        claimed = [at_s for at_s, claim in stage.seen.claims if at_s > scene.fault_s and claim.id != scene.old.id]
-        step.detect_ms = between(min(claimed, default=None), scene.fault_s)
     promoted = [
         stage.moment_of(event["time"])
         for event in scene.new.events(scene.logs[row.node])
@@ -168,6 +165,10 @@ def _taken_over(stage: Stage, scene: Scene) -> None:
     if promoted:
         step.promote_ms = between(promoted[0], scene.fault_s)
         stage.mark(f"primary of term {step.term}", row.node, promoted[0])
+    if step.key != SWITCHOVER:
+        claimed = [at_s for at_s, claim in stage.seen.claims if at_s > scene.fault_s and claim.id != scene.old.id]
+        # In S3 a claim may be seen after what came of it.
+        step.detect_ms = between(min([*claimed, *promoted], default=None), scene.fault_s)
     stage.rest(AFTER_S)
 
 

@@ -20,6 +20,7 @@ from walcast.errors import WalcastError
 from walcast.position import Position
 from walcast.primary import Primary
 from walcast.store import Store
+from walcast.store.directory import DirectoryStore
 
 LOOK_S = 0.04
 ASK_S = 0.5
@@ -96,6 +97,7 @@ class Watch:
         self._nodes = nodes
         self._store = store
         self._store_every_s = store_every_s
+        self._exact_times = isinstance(store, DirectoryStore)
         self._ledger = ledger
         self._lock = lock
         self._followers = followers
@@ -122,6 +124,7 @@ class Watch:
         self._stop.set()
         for thread in self._threads:
             thread.join(2.0)
+        self._store.close()
 
     def _repeat(self, every_s: float, work: Callable[[], object]) -> None:
         while not self._stop.wait(every_s):
@@ -158,7 +161,9 @@ class Watch:
         for listed in self._store.list(PREFIX):
             claim = Claim.decode(self._store.get(listed.key))
             if (claim.id, claim.nonce) not in known:
-                self.seen.claims.append((time.monotonic(), claim))
+                # S3 says only the second; and a look comes later than what it sees.
+                ago_s = time.time() - listed.timestamp_ms / 1000 if self._exact_times else 0.0
+                self.seen.claims.append((time.monotonic() - max(0.0, ago_s), claim))
 
     def _probe(self) -> None:
         """Could somebody write where nobody does? Not where the app has just committed: that is known."""
