@@ -21,7 +21,7 @@ from follower.fresh import Fresh
 from follower.keeping import Keeping
 from follower.newfile import TEMPORARY, NewFile, put_in_place
 from follower.receiver import Receiver, Target
-from walcast import wire
+from walcast import ltx, wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
 from walcast.discarded import Circumstances
 from walcast.errors import Corrupt, Unavailable
@@ -30,6 +30,7 @@ from walcast.restore import pages_after, restore_to
 from walcast.restore.apply import GoOn, Restored
 from walcast.restore.around import Around, Goal
 from walcast.rpc import replication_pb2 as pb
+from walcast.statedir import state_dir
 from walcast.store import Store
 
 log = logging.getLogger("walcast.follower")
@@ -60,27 +61,48 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     return fresh
 
 
-def archived_since(store: Store, applier: Applier) -> bool:
-    """Apply what the archive has after the replica's position, in one commit; False when it has no such chain."""
+def archived_since(store: Store, applier: Applier, keeping: Circumstances | None = None) -> bool:
+    """Apply what the archive has after the replica's position, in one commit; False when it has no such chain.
+
+    Where that leads into a newer term the replica may have transactions that the archive's history has not, and their
+    pages may all be overwritten: with `keeping` what the replica had in their place goes to `discarded/` first, unless
+    the archive goes on from exactly its position.
+    """
     plan = plan_restore(list_files(store), after_txid=applier.position.txid)
     if not plan or plan[0].min_txid > applier.position.txid + 1:
         return False
-    applier.begin()
+    target: Applier | Keeping | None = None
     try:
         header = None
-        for header, pages in pages_after(store, plan):  # noqa: B007 - the last one counts
+        for header, pages in pages_after(store, plan):
+            if target is None:
+                target = applier if keeping is None or _goes_on(header, applier) else _keeping(applier, keeping)
+                target.begin()
             for page in pages:
-                applier.write_pages([page.pgno], [page.data])
-        if header is None or not header.database_checksum:
+                target.write_pages([page.pgno], [page.data])
+        if target is None or header is None or not header.database_checksum:
             applier.rollback()
             return False
         position = Position(header.max_txid, header.database_checksum)
+        target.commit(header.term, position, header.commit_pages, header.timestamp_ms)
     except BaseException:
-        applier.rollback()
+        (target or applier).rollback()
         raise
-    applier.commit(header.term, position, header.commit_pages, header.timestamp_ms)
     log.info("caught up from the archive", extra={"url": store.url, "position": str(position), "files": len(plan)})
     return True
+
+
+def _keeping(applier: Applier, circumstances: Circumstances) -> Keeping:
+    keeping = Keeping(applier, state_dir(applier.path), circumstances)
+    keeping.look_up_tables_here()
+    return keeping
+
+
+def _goes_on(header: ltx.Header, applier: Applier) -> bool:
+    """Is the replica's position on the history that the archive's next file is of? A term has one history."""
+    here = applier.position
+    exactly = (header.min_txid, header.pre_checksum) == (here.txid + 1, here.checksum)
+    return header.term <= applier.term or exactly
 
 
 async def from_primary(

@@ -52,6 +52,9 @@ RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 MEND_EVERY_S = 1.0
 
+FORKED = "another node became the primary, and this one may have had transactions that it had not"
+WRITTEN = "somebody wrote to this database while no walcast ran here"
+
 
 def check_replica(path: Path) -> None:
     """ConfigError, before anything is changed, when `path` holds something that following would destroy."""
@@ -105,7 +108,9 @@ class Following:
         self._task: asyncio.Task[None] | None = None
         self._retry_s = RETRY_FIRST_S
         self._stopping = False
-        self._working: asyncio.Future[Any] | None = None
+        self._working: set[asyncio.Future[Any]] = set()
+        self._catching_up: asyncio.Task[bool] | None = None
+        self._was_replica = any((state_dir(path) / name).exists() for name in ("positions", "log"))
         self._mismatched = False
         self._copied_s = -MEND_EVERY_S
 
@@ -171,12 +176,18 @@ class Following:
             if self._stream is not None:
                 self._stream.leave(f"the primary is at {primary} now")
 
-    async def catch_up_from_archive(self) -> bool:
-        """Apply what the archive has and the replica does not, while there is no stream."""
+    async def catch_up_from_archive(self, *, kept: bool = False) -> bool:
+        """Apply what the archive has and the replica does not, while there is no stream. Whoever waits for it may give
+        up; it goes on, and until then nobody else has the applier. `kept`: what only the replica has, if anything."""
         if self._stream is not None:
             return False
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._catch_up_alone(kept))
+        return await asyncio.shield(self._catching_up)
+
+    async def _catch_up_alone(self, kept: bool) -> bool:
         async with self._using:
-            return await self._catch_up_from_archive()
+            return await self._catch_up_from_archive(None if kept else self.circumstances(FORKED))
 
     async def release(self) -> Applier | None:
         """End following, and give the applier away, with the write lock and the state folder; None when there is none
@@ -247,8 +258,15 @@ class Following:
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Work that cannot be cancelled, only waited for: `_close` does, before it gives the state back."""
-        self._working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-        return await asyncio.shield(self._working)
+        working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        self._working.add(working)
+        working.add_done_callback(self._worked)
+        return await asyncio.shield(working)
+
+    def _worked(self, working: asyncio.Future[Any]) -> None:
+        self._working.discard(working)
+        if not working.cancelled() and working.exception() is not None:
+            log.debug("failed in a thread", exc_info=working.exception())
 
     def _progress(self) -> Progress:
         """Shows the progress, and ends what runs in a thread when we are to stop."""
@@ -285,7 +303,7 @@ class Following:
         while True:
             try:
                 if not applier.position:
-                    await self._copy()
+                    await self._copy(self.circumstances(WRITTEN) if self._was_replica else None)
                 position = applier.position
                 self.term = max(self.term, applier.term)
                 async with self._client.stream(position, self.term) as stream, self._using:
@@ -294,10 +312,10 @@ class Following:
             except MustCopy as must:
                 log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
                 self.history = must.history or self.history
-                keeping = await self._keep_own(applier)
+                keeping = await self._keep_own(applier, diverged=must.diverged)
                 if must.diverged or keeping:
                     self._show(State.DIVERGED)
-                if must.diverged or keeping or not await self.catch_up_from_archive():
+                if must.diverged or keeping or not await self.catch_up_from_archive(kept=True):
                     await self._copy(keeping)
             except (Diverged, Corrupt) as error:
                 log.error("diverged; mending", extra={"position": str(applier.position), "error": str(error)})  # noqa: TRY400
@@ -325,21 +343,20 @@ class Following:
         log.info("streaming", extra=facts)
         self._owner.streaming(str(self._client.primary), welcome.term, self.history)
 
-    async def _keep_own(self, applier: Applier) -> Circumstances | None:
+    async def _keep_own(self, applier: Applier, *, diverged: bool = False) -> Circumstances | None:
         """Transactions that only this replica has are kept before it loses them; the circumstances, when the pages that
-        are overwritten must be."""
+        are overwritten must be: also of one that is `diverged`, nobody knows where."""
         fork = forked_at(self.history, applier.term, applier.position)
         if fork is None:
-            return None
+            return self.circumstances(FORKED) if diverged else None
         if await self._in_thread(self._owner.keep, fork):
             return None
-        return Circumstances(
-            self.path,
-            "another node became the primary, and this one had transactions that it had not",
-            str(self._client.primary),
-            self.history[-1].term,
-            self._store.url if self._store else "",
-        )
+        return self.circumstances(FORKED)
+
+    def circumstances(self, why: str) -> Circumstances:
+        """For what is kept of this replica, now."""
+        term = self.history[-1].term if self.history else 0
+        return Circumstances(self.path, why, str(self._client.primary), term, self._store.url if self._store else "")
 
     async def _copy(self, keeping: Circumstances | None = None) -> None:
         """From the primary, into the replica or a new one. Mending again and again is paced."""
@@ -365,11 +382,11 @@ class Following:
             raise
         self._show(State.CATCHING_UP)
 
-    async def _catch_up_from_archive(self) -> bool:
-        if self._store is None or self._applier is None:
+    async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:
+        if self._store is None or self._applier is None or self._stopping or self._released:
             return False
         try:
-            return await self._in_thread(archived_since, self._store, self._applier)
+            return await self._in_thread(archived_since, self._store, self._applier, keeping)
         except WalcastError as error:
             log.warning("cannot catch up from the archive", extra={"url": self._store.url, "error": str(error)})
             return False
@@ -428,8 +445,8 @@ class Following:
         return State.STREAMING if level else State.CATCHING_UP
 
     async def _close(self) -> None:
-        if self._working is not None and not self._working.done():
-            await asyncio.wait([self._working])
+        while self._working:
+            await asyncio.wait(list(self._working))
         if self._keeper is not None:
             await self._keeper.close()
         if self._applier is not None:

@@ -68,6 +68,10 @@ class Keeping:
             await asyncio.wait([work])  # its connection must not outlive the applier
             raise
 
+    def look_up_tables_here(self, timeout_s: float = TIMEOUT_S) -> None:
+        """The same, for whoever is in a thread already."""
+        self._trees = trees_of(self._applier.path, timeout_s, self._stop.is_set)
+
     # As a target
 
     def begin(self) -> None:

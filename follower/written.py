@@ -23,6 +23,8 @@ class Written:
 
     def note(self, pgnos: NDArray[np.uint32], commit_pages: int, position: Position) -> None:
         """The transaction that ends at `position` wrote these; the database has `commit_pages` pages then."""
+        if not self.start:  # what was there before, nobody knows: a copy that mends it has only the pages that differ
+            self.start = position
         if commit_pages >= len(self._txids):
             more = np.zeros(commit_pages + 1 + _SPARE_PAGES - len(self._txids), np.uint64)
             self._txids = np.concatenate((self._txids, more))

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from follower.following import Following
+from follower.following import FORKED, Following
 from follower.journal import Journal
 from follower.written import Written
 from node.failover import decisions as d
@@ -145,9 +145,10 @@ async def promote(member: Member, term: int) -> None:
         await on_air(member)
         return
     began_s = now_s()
-    missing = missing_facts(member.following)
-    history = member.following.history if member.following else member.standing.history
-    held, at = await _stand_still(member, term)
+    following = member.following
+    offered = following is not None and following.was_offered
+    held, at, history = await _stand_still(member, term)
+    missing = missing_facts(following, at.position, offered=offered)
     begun = TermStart(term, at.position, first_txid(at.position.txid))
     history = (*history, begun)[-HISTORY_TERMS:]
     member.standing = Standing(FOLLOWER, term, "", history, member.keeper is not None)
@@ -174,20 +175,29 @@ async def _may_begin(member: Member, term: int) -> bool:
     return True
 
 
-async def _stand_still(member: Member, term: int) -> tuple[Held, State]:
-    """End what this node does now: the open database, and where it stands."""
+async def _stand_still(member: Member, term: int) -> tuple[Held, State, tuple[TermStart, ...]]:
+    """End what this node does now: the open database, where it stands, and the terms that led there."""
     serving, following = member.serving, member.following
     if serving is not None:
         at = _state_of(serving)
-        return await serving.release(member.host.inodes), at
+        return await serving.release(member.host.inodes), at, member.standing.history
     applier = await following.release() if following is not None else None
     if following is None or applier is None or not applier.position:
         raise Stopped(f"{member.path}: cannot be the primary of term {term}: there is no replica yet")
     if not following.was_offered:
-        await _catch_up(member, applier)
+        await _catch_up(member, following, applier)
     member.following, member.written = None, applier.written
     at = State(applier.checksums, applier.position, applier.timestamp_ms)
-    return applier.release(following.state), at
+    return applier.release(following.state), at, _history(following, applier)
+
+
+def _history(following: Following, applier: Applier) -> tuple[TermStart, ...]:
+    """The terms that led to where this replica is. Of one that it has from the archive alone nobody said where it
+    began: then nobody of an older term is known to be on this history, and what it loses must be kept."""
+    known = max((begun.term for begun in following.history), default=1)
+    if applier.term <= known:
+        return following.history
+    return (*following.history, TermStart(applier.term, Position(), 0))
 
 
 def _state_of(serving: Serving) -> State:
@@ -196,19 +206,20 @@ def _state_of(serving: Serving) -> State:
     return State(transactions.checksums, transactions.position, transactions.timestamp_ms())
 
 
-async def _catch_up(member: Member, applier: Applier) -> None:
+async def _catch_up(member: Member, following: Following, applier: Applier) -> None:
     """What the archive has and the replica does not; for a while, a store that is away must not keep us."""
     if member.store is None:
         return
     from follower.bootstrap import archived_since
 
-    working = asyncio.ensure_future(asyncio.to_thread(archived_since, member.store, applier))
+    keeping = following.circumstances(FORKED)
+    working = asyncio.ensure_future(asyncio.to_thread(archived_since, member.store, applier, keeping))
     try:
         await asyncio.wait_for(asyncio.shield(working), CATCH_UP_S)
     except TimeoutError:
         # It cannot be interrupted, and must not go on while somebody else has the applier.
         await asyncio.wait([working])
-    except WalcastError as error:
+    except (WalcastError, OSError) as error:
         log.warning("cannot catch up from the archive", extra={"error": str(error)})
 
 
@@ -218,12 +229,15 @@ def _note_unarchived(member: Member, serving: Serving, written: Written) -> None
     assert serving.archiver is not None
     try:
         end = archive_end(member.store, list_files(member.store))
-    except WalcastError as error:
+    except (WalcastError, OSError) as error:
         log.warning("cannot tell how far the archive is", extra={"error": str(error)})
         return
     pages = written.after(end) if end is not None else None
     if end is not None and pages is not None:
-        serving.archiver.missed(end, written.until, pages)
+        try:
+            serving.archiver.missed(end, written.until, pages)
+        except OSError as error:
+            log.warning("cannot note what the archive misses", extra={"error": str(error)})
 
 
 # Not to be it, for now or for long
@@ -336,8 +350,13 @@ def keep_discarded(member: Member, fork: Position) -> bool:
 
 
 def forget_log(member: Member) -> None:
-    """Once this replica is on the new primary's history, its own log is of no use."""
-    shutil.rmtree(state_dir(member.path) / "log", ignore_errors=True)
+    """Once this replica is on the new primary's history, its own log is of no use. Out of the way it goes at once: this
+    node may be promoted the next moment, and begin another one there."""
+    folder = state_dir(member.path) / "log"
+    with suppress(OSError):
+        folder.rename(folder.with_name(f"log.old-{uuid.uuid4().hex[:8]}"))
+    for old in folder.parent.glob("log.old-*"):
+        member.spawn(asyncio.to_thread(shutil.rmtree, old, ignore_errors=True))
 
 
 # Telling the one before, in sets without a lease

@@ -354,7 +354,7 @@ class Member:
         self.host.refuse(self.name, changes.refusal(self, primary))
         self.settled.set()
         self.feed_following()
-        self.spawn(asyncio.to_thread(changes.forget_log, self))
+        changes.forget_log(self)
 
     def lost(self, error: Exception) -> None:
         self.feed_following()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from walcast.position import Position
 from walcast.terms import gaps_between
 
 if TYPE_CHECKING:
@@ -13,17 +14,17 @@ if TYPE_CHECKING:
 HEARD_S = 5.0
 
 
-def missing_facts(following: Following | None, *, drained: bool = False) -> dict[str, Any]:
-    """`missing`: transactions that the primary is known to have had and this replica has not; `known`: that is all
-    there can be, since the primary gave everything before it made way; `heard_s`: how long ago it was heard of."""
-    applier = following.applier if following is not None else None
-    if following is None or applier is None:
+def missing_facts(following: Following | None, position: Position, *, offered: bool) -> dict[str, Any]:
+    """Of a node that is promoted at `position`. `missing`: transactions that the primary is known to have had and this
+    replica has not; `known`: that is all there can be, since the primary offered its place and gave everything before
+    it made way; `heard_s`: how long ago it was heard of."""
+    if following is None:
         return {"missing": 0, "known": True, "heard_s": None}
-    here, there = applier.position.txid, following.status.primary_txid
+    here, there = position.txid, following.status.primary_txid
     missing = max(0, there - here - gaps_between(following.history, here, there))
     heard_ns = following.showing.heard_ns
     heard_s = round((time.time_ns() - heard_ns) / 1e9, 3) if heard_ns else None
-    return {"missing": missing, "known": drained or following.was_offered, "heard_s": heard_s}
+    return {"missing": missing, "known": offered, "heard_s": heard_s}
 
 
 def missing_words(facts: dict[str, Any]) -> str:
