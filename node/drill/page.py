@@ -7,7 +7,7 @@ from html import escape
 
 from node.drill.facts import Promise, Result, Step
 from node.drill.picture import ROLES, timeline
-from node.drill.words import duration, lost, reattached
+from node.drill.words import ENDED, duration, lost, reattached
 
 STYLE = """
 :root { color-scheme: light dark; --bg: #f6f7f9; --card: #ffffff; --text: #17202a; --soft: #5d6b7a; --line: #dfe4ea;
@@ -39,7 +39,8 @@ p.failure { color: var(--bad); background: var(--bad-bg); border-radius: 8px; pa
 .numbers span { color: var(--soft); font-size: 13px; }
 section { padding: 20px; margin-bottom: 16px; } .scroll { overflow-x: auto; }
 svg { display: block; width: 100%; min-width: 860px; height: auto; }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; font-size: 13px; color: var(--soft);
+table { border-collapse: collapse; width: 100%; min-width: 860px; }
+th { text-align: left; font-size: 13px; color: var(--soft);
   font-weight: 500; } th, td { padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; } .n { text-align: right; white-space: nowrap; } td small { color: var(--soft);
   display: block; overflow-wrap: anywhere; } .nodes { white-space: nowrap; }
@@ -109,13 +110,18 @@ def _head(result: Result) -> Iterator[str]:
     yield f'<p class="about">{escape(about)}<br/>archive {escape(result.archive)}</p>'
     if result.failure:
         yield f'<p class="failure">{escape(result.failure.replace(" | ", chr(10)))}</p>'
+    titles = {step.key: f"{step.title}: " for step in result.steps}
+    broken = [one for one in result.promises if one.kept is False and one.key != ENDED]
+    for one in broken:
+        text = f"{titles.get(one.step, '')}{one.words}: broken; {one.evidence}"
+        yield f'<p class="failure">{escape(text)}</p>'
     kept = sum(promise.kept is True for promise in result.promises)
     switch = next((step.pause_ms for step in result.steps if step.key == "switchover"), None)
     worst = max((step.first_write_ms for step in result.steps if step.first_write_ms is not None), default=None)
     numbers = [(f"{kept} of {len(result.promises)}", "promises kept")]
     if result.committed:
-        broken = sum(p.kept is False for p in result.promises if p.key.endswith(".acknowledged"))
-        survived = "none of them lost" if not broken else "SOME ARE LOST"
+        gone = any(one.key.endswith(".acknowledged") for one in broken)
+        survived = "none of them lost" if not gone else "SOME ARE LOST"
         numbers.append((f"{result.acknowledged:,}", f"rows acknowledged, {survived}"))
         kept_rows = sum(step.kept_rows for step in result.steps)
         numbers.append((f"{result.lost:,}", f"rows committed on one node only, {kept_rows:,} kept aside"))

@@ -83,7 +83,7 @@ class _Picture:
         left, right = self.x(step.began_s), self.x(step.ended_s if step.ended_s is not None else self.end_s)
         height = self.curve_bottom - 14
         yield f'<rect class="step" x="{left}" y="14" width="{right - left - 3:.2f}" height="{height}" rx="6"/>'
-        yield f'<text class="title" x="{left + 10}" y="34">{escape(step.title)}</text>'
+        yield f'<text class="title" x="{left + 10}" y="34">{escape(step.title.split(" of ")[0])}</text>'
 
     def _axis(self) -> Iterator[str]:
         every_s = next((s for s in (1, 2, 5, 10, 30, 60, 120) if self.end_s / s <= 20), 300)

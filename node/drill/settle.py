@@ -196,7 +196,9 @@ def _silent(stage: Stage, scene: Scene) -> None:
     kept = not late and not applied
     evidence = "no file of the old term came into the archive, no follower went back to it"
     if not kept:
-        evidence = f"archived: {late[:3]}, applied: {applied[:3]}"
+        evidence = (
+            f"archived after that: {', '.join(late[:3]) or 'nothing'}; applied: {', '.join(applied[:3]) or 'nothing'}"
+        )
     elif files:
         evidence += f"; {len(files)} that came before end inside the gap, where no restore goes"
     words = "woken up, the old holder neither publishes nor archives"
