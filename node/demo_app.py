@@ -1,31 +1,30 @@
-"""The demo's processes on stock sqlite3, which know nothing of walcast: an app that writes, a reader; how to start one.
+"""The demo's processes on stock sqlite3, which know nothing of walcast: an app that writes, and a reader.
 
-    python -m node.demo_app write DATABASE COMMITS_PER_SECOND
+    python -m node.demo_app write COMMITS_PER_SECOND DATABASE …
     python -m node.demo_app read DATABASE
 
 Both go on until their standard input closes, so they never outlive the demo, and say where they are in lines of JSON.
-Also here: what stock sqlite3 says of a file when all is over.
+
+The app writes to the first database that lets it. Where it gets "database is locked" it tries the next, which is all
+that it has to do for a failover. A line `gone DATABASE` on its standard input says that a host is lost, and this file
+with it: the app answers once it is between two commits, and never writes there again.
 
 A commit is one order: a row in `orders`, the money moved from one account to another, and the totals. The invariant, in
 every state: the balances add up to what they began with, ids run from 1 without a gap, and the totals are those of the
-rows.
+rows. Every commit has a number of its own in its row, so that it can be told which of them are where.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 ACCOUNTS = 100
 BALANCE = 1_000
@@ -34,8 +33,11 @@ SAY_EVERY_S = 0.1
 SNAPSHOT_S = 0.01
 PAUSE_S = 0.01
 MOST_BROKEN = 5
-LOG_LINES = 6
-PIECE_BYTES = 1 << 20
+LOCKED_S = 0.02
+BUSY_MS = 5_000  # as stock Python has it
+MOST_BEHIND_S = 0.1
+
+NOT_NOW = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 SCHEMA = """
 create table accounts (id integer primary key, balance integer not null);
@@ -48,11 +50,34 @@ insert into totals values (0, 0);
 
 @dataclass(slots=True)
 class Written:
-    """What the app says: its commits since it started, the rows of `orders` in all, the longest commit."""
+    """What the app says: how many commits it was told are done, which is the number of the last, the rows of `orders`
+    where it writes, the longest commit; the database that it writes to, "" while none lets it, and since when, seconds
+    of the monotonic clock that all processes share; which ones are gone."""
 
     commits: int = 0
     rows: int = 0
     longest_commit_ms: float = 0.0
+    database: str = ""
+    since_s: float = 0.0
+    gone: list[str] = field(default_factory=list)
+
+
+class Told:
+    """What comes on standard input: which databases are gone, and its end, which means to stop."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.news = threading.Event()
+        self.gone: list[str] = []
+
+    def listen(self) -> None:
+        """Until the end. Not buffered: a buffer is locked by the thread that waits for it, also when all is over."""
+        with open(0, "rb", buffering=0, closefd=False) as lines:
+            for line in lines:
+                self.gone.append(line.decode().strip().removeprefix("gone "))
+                self.news.set()
+        self.stop.set()
+        self.news.set()
 
 
 @dataclass(slots=True)
@@ -73,44 +98,109 @@ def create(db: sqlite3.Connection) -> None:
         db.execute(statement)
     db.executemany("insert into accounts values (?, ?)", [(n, BALANCE) for n in range(ACCOUNTS)])
     for _ in range(FIRST_ORDERS):
-        order(db)
+        order(db, 0)
     db.execute("commit")
 
 
-def order(db: sqlite3.Connection) -> None:
+def order(db: sqlite3.Connection, number: int) -> None:
     """One order's statements."""
     sender, receiver = random.sample(range(ACCOUNTS), 2)
     amount = random.randint(1, 50)
     db.execute("update accounts set balance = balance - ? where id = ?", (amount, sender))
     db.execute("update accounts set balance = balance + ? where id = ?", (amount, receiver))
-    note = f"order of {amount} from {sender} to {receiver}".ljust(80, ".")
+    note = f"commit {number:07}: {amount} from {sender} to {receiver}".ljust(80, ".")
     db.execute(
         "insert into orders (sender, receiver, amount, note) values (?, ?, ?, ?)", (sender, receiver, amount, note)
     )
     db.execute("update totals set orders = orders + 1, amount = amount + ?", (amount,))
 
 
-def write(path: str, commits_per_s: float, stop: threading.Event) -> None:
-    """The app: one order a commit, at a steady rate."""
-    said = Written(rows=FIRST_ORDERS)
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        create(db)
-        db.execute("pragma synchronous = normal")
-        began = time.monotonic()
-        next_say = began
-        while not stop.is_set():
-            if time.monotonic() >= next_say:
-                say(said)
-                next_say += SAY_EVERY_S
-            commit_began = time.perf_counter()
+class App:
+    """One order a commit, at a steady rate, into the first database that lets it."""
+
+    def __init__(self, paths: list[str], commits_per_s: float, told: Told) -> None:
+        self._paths = paths
+        self._every_s = 1 / commits_per_s
+        self._told = told
+        self._said = Written()
+        self._open: dict[str, sqlite3.Connection] = {}
+
+    def run(self) -> None:
+        """Until told to stop. The first database is made, the others are those that follow it."""
+        said, told = self._said, self._told
+        try:
+            create(self._connect(self._paths[0], "rwc"))
+            said.rows = FIRST_ORDERS
+            due_s = say_s = time.monotonic()
+            while not told.stop.is_set():
+                if self._hear():
+                    say(said)
+                moved = self._commit_somewhere()
+                now_s = time.monotonic()
+                if moved or now_s >= say_s:
+                    say(said)
+                    say_s = now_s + SAY_EVERY_S
+                due_s = max(due_s + self._every_s, now_s - MOST_BEHIND_S)
+                told.news.wait(max(0.0, due_s - now_s) if said.database else LOCKED_S)
+        finally:
+            for db in self._open.values():
+                db.close()
+        say(said)
+
+    def _hear(self) -> bool:
+        """Which hosts are gone by now? True when that is new; no commit is under way."""
+        self._told.news.clear()
+        new = [path for path in self._told.gone if path not in self._said.gone]
+        self._said.gone += new
+        if self._said.database in new:
+            self._said.database = ""
+        return bool(new)
+
+    def _commit_somewhere(self) -> bool:
+        """One commit, where it went last or else where it can; True when that is another database than before."""
+        said = self._said
+        others = [path for path in self._paths if path != said.database and path not in said.gone]
+        for path in [said.database, *others] if said.database else others:
+            if self._commit(path):
+                moved, said.database = path != said.database, path
+                if moved:
+                    said.since_s = time.monotonic()
+                    self._open[path].execute(f"pragma busy_timeout = {BUSY_MS}")
+                return moved
+        said.database = ""
+        return False
+
+    def _commit(self, path: str) -> bool:
+        """False when this database cannot be written to now."""
+        said, began = self._said, time.perf_counter()
+        try:
+            db = self._connect(path, "rw")
             db.execute("begin immediate")
-            order(db)
+            order(db, said.commits + 1)
+            (rows,) = db.execute("select orders from totals").fetchone()
             db.execute("commit")
-            said.longest_commit_ms = max(said.longest_commit_ms, (time.perf_counter() - commit_began) * 1000)
-            said.commits += 1
-            said.rows += 1
-            stop.wait(max(0.0, began + said.commits / commits_per_s - time.monotonic()))
-    say(said)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in NOT_NOW:
+                raise
+            if path in self._open:
+                self._forgo(self._open[path])
+            return False
+        said.commits, said.rows = said.commits + 1, rows
+        said.longest_commit_ms = max(said.longest_commit_ms, (time.perf_counter() - began) * 1000)
+        return True
+
+    def _connect(self, path: str, mode: str) -> sqlite3.Connection:
+        """Opened once, and never made where there is none; one that was not yet written to waits for no lock."""
+        if path not in self._open:
+            address = f"{Path(path).absolute().as_uri()}?mode={mode}"
+            self._open[path] = sqlite3.connect(address, uri=True, isolation_level=None, timeout=0)
+            self._open[path].execute("pragma synchronous = normal")
+        return self._open[path]
+
+    def _forgo(self, db: sqlite3.Connection) -> None:
+        if db.in_transaction:
+            db.execute("rollback")
+        db.execute("pragma busy_timeout = 0")
 
 
 def read(path: str, stop: threading.Event) -> None:
@@ -162,108 +252,15 @@ def say(said: Written | Read) -> None:
     print(json.dumps(asdict(said)), flush=True)
 
 
-class Child:
-    """A process of the demo. `said` is the newest line of JSON it printed; its log goes to a file."""
-
-    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
-        self.name = name
-        self.said: dict[str, Any] = {}
-        self.log_path = folder / f"{name}.log"
-        # A session of its own: Ctrl-C is for the demo, which ends its children. No flags from WALCAST_<FLAG>.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("WALCAST_")}
-        command = [sys.executable, "-P", "-m", *arguments]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None  # a pipe, see above
-        for line in self.process.stdout:
-            self.said = json.loads(line)
-
-    def ask_to_stop(self) -> None:
-        """SIGTERM for walcast, the end of standard input for the others."""
-        assert self.process.stdin is not None  # a pipe, see above
-        if self.process.poll() is None and "role" in self.said:
-            self.process.send_signal(signal.SIGTERM)
-        self.process.stdin.close()
-
-    def wait(self, timeout_s: float) -> int:
-        """Its exit code, when all that it printed is read; TimeoutExpired."""
-        code = self.process.wait(timeout_s)
-        self._listener.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-    def exit_code(self, timeout_s: float) -> int | None:
-        """None while it still runs after so long."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.wait(5)
-
-    def last_lines(self) -> list[str]:
-        """The end of its log."""
-        return self.log_path.read_text(errors="replace").splitlines()[-LOG_LINES:]
-
-
-def checkpoint(database: Path) -> None:
-    """Everything into the database file; sqlite3.OperationalError when somebody still uses it."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as db:
-        busy, *_ = db.execute("pragma wal_checkpoint(truncate)").fetchone()
-        if busy:
-            raise sqlite3.OperationalError(f"{database}: the checkpoint was not complete")
-
-
-def integrity(database: Path) -> str:
-    """What integrity_check says, `ok` or what is wrong."""
-    with closing(sqlite3.connect(database)) as db:
-        return "; ".join(row[0] for row in db.execute("pragma integrity_check(5)"))
-
-
-def first_difference(one: Path, other: Path) -> int | None:
-    """The offset of the first byte that differs, or where one of the files ends; None when they are equal."""
-    at = 0
-    with one.open("rb") as left, other.open("rb") as right:
-        while True:
-            a, b = left.read(PIECE_BYTES), right.read(PIECE_BYTES)
-            if a != b:
-                return at + next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-            if not a:
-                return None
-            at += len(a)
-
-
 def main() -> None:
     """Run what the command line says until standard input closes."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        os.read(0, 1)
-        stop.set()
-
-    threading.Thread(target=watch, daemon=True).start()
+    told = Told()
+    threading.Thread(target=told.listen, daemon=True).start()
     match sys.argv[1:]:
-        case ["write", path, rate]:
-            write(path, float(rate), stop)
+        case ["write", rate, *paths] if paths:
+            App(paths, float(rate), told).run()
         case ["read", path]:
-            read(path, stop)
+            read(path, told.stop)
         case _:
             sys.exit(__doc__)
 

@@ -21,5 +21,5 @@ Example:
 @flag("--keep", is_flag=True, help="Keep the folder with databases, archive and logs, and say where it is.")
 @JSON
 def demo_command(seconds: float, keep: bool, as_json: bool) -> None:
-    """Show it: an app writing, a primary, two followers, a SIGKILL, a byte-for-byte comparison. Ends by itself."""
+    """Show it: an app writing, a primary, two followers, a failover, a comparison byte for byte. Ends by itself."""
     sys.exit(0 if run_demo(seconds=seconds, keep=keep, as_json=as_json) else 1)
