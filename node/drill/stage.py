@@ -34,7 +34,7 @@ class Settings:
 
     lease_s: float = 3.0
     rate: float = 200.0
-    calm_s: float = 1.0
+    calm_s: float = 0.7
     ballast_bytes: int = 16 << 20
     max_pause_ms: float = 250.0
     slack_s: float = 2.0
