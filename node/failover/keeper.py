@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from node.failover import decisions as d
+from node.failover import state as d
 from node.failover.claims import PREFIX, Claim
+from node.failover.decisions import step
 from node.failover.lease import KEY, Lease
 from primary.tenure import now_s
 from walcast.errors import Corrupt, Unavailable, WalcastError
@@ -54,7 +55,7 @@ class Keeper:
 
     def feed(self, event: d.Event) -> None:
         """Something happened."""
-        self.state, actions = d.step(self.state, event)
+        self.state, actions = step(self.state, event)
         self._changed(self.state)
         for action in actions:
             if isinstance(action, d.Read | d.Swap | d.MakeClaim | d.ReadClaims):

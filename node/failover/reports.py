@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from node.failover import decisions as d
+from node.failover import state as d
 from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb
