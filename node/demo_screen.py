@@ -97,7 +97,7 @@ def screen(phases: Sequence[str], passed: bool, rows: Sequence[Row], width: int)
 def table(rows: Sequence[Row], *, wide: bool) -> Table:
     """Positions go without leading zeros and with the beginning of the checksum where the screen is narrow."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1 if wide else 0, 0, 0), pad_edge=False)
-    columns = (("node", 6), ("role", 8), ("state", 13), ("position", 33 if wide else 13))
+    columns = (("node", 6), ("role", 8), ("state", 13), ("position", 33 if wide else 15))
     for name, least in columns:
         shown.add_column(name, min_width=least, no_wrap=True)
     for name in ("behind", "lag ms", "rows", "WAL MB"):
@@ -114,7 +114,7 @@ def table(rows: Sequence[Row], *, wide: bool) -> Table:
 
 def _short(position: str) -> str:
     txid, _, checksum = position.partition("/")
-    return f"{txid.lstrip('0')}/{checksum[:6]}" if checksum else position
+    return f"{txid.lstrip('0')}/{checksum[:8]}" if checksum else position
 
 
 def _number(value: float | None, digits: int = 0) -> str:
