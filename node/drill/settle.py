@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from node.drill import checks, sql
+from node.drill.facts import Attached
 from node.drill.ledger import Writable, overlaps
 from node.drill.stage import Broken, Stage
 from walcast.archive import list_files
@@ -118,10 +119,9 @@ def _attached(stage: Stage, scene: Scene) -> None:
     size = scene.old.database.stat().st_size
     pages = max(1, size // 4096)
     others = [one for one in step.attached if not (one.node == scene.old.name and scene.healed_s)]
-    kept = bool(others) and all(one.copied_pages == 0 for one in others)
-    evidence = ", ".join(f"{one.node} after {(one.after_ms or 0) / 1000:.2f} s" for one in others)
-    evidence += "" if kept else f"; pages copied: {[one.copied_pages for one in others]}"
-    _promise(stage, scene, "reattached", "followers re-attach without copying", kept, evidence)
+    kept = bool(others) and all(0 <= one.copied_pages < pages * SMALL_PART for one in others)
+    evidence = ", ".join(f"{one.node} after {(one.after_ms or 0) / 1000:.2f} s{_copied(one)}" for one in others)
+    _promise(stage, scene, "reattached", "followers re-attach without a full copy", kept, evidence)
     back = next((one for one in step.attached if one.node == scene.old.name and scene.healed_s), None)
     if back is not None:
         small = 0 <= back.copied_pages < pages * SMALL_PART and back.bytes < size * SMALL_PART
@@ -130,6 +130,13 @@ def _attached(stage: Stage, scene: Scene) -> None:
         )
         evidence = f"{copied}, {back.bytes / 1e6:.2f} MB came over of {size / 1e6:.1f} MB"
         _promise(stage, scene, "rejoin", "the old primary rejoins without a full copy", small, evidence)
+
+
+def _copied(one: Attached) -> str:
+    """A follower that had more than the new primary goes back to what that has."""
+    if one.copied_pages < 0:
+        return " from the archive, whole"
+    return f" and {one.copied_pages} pages copied, because it was ahead" if one.copied_pages else ""
 
 
 # One step's own

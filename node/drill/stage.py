@@ -169,6 +169,9 @@ class Stage:
             if not node.absent and node.process is not None and node.process.exit_code is not None:
                 code = node.process.exit_code
                 raise Broken(f"node {node.name} ended by itself with exit code {code}", node.process.last_lines())
+        for name, said in self.load.read.items():
+            if said["broken"]:
+                raise Broken(f"the reader of {name}: {said['broken'][0]}")
         for process in (self.load.app, *self.load.readers.values()):
             if process is not None and process.exit_code is not None:
                 raise Broken(f"the {process.name} ended by itself", process.last_lines())
