@@ -15,8 +15,8 @@ from node.settings import DatabaseSettings
 from primary.archiving.archiver import Archiver
 from primary.archiving.tenured import tenured
 from primary.database import Database
-from primary.publisher import Refused, Served
 from primary.resume import State
+from primary.served import Refused, Served
 from primary.tenure import Tenure
 from walcast import wire
 from walcast.errors import ConfigError, Stopped, Unavailable, WalcastError

@@ -34,7 +34,8 @@ import grpc
 from follower.client import Client
 from follower.following import Following
 from primary.database import Database
-from primary.publisher import Publisher, Served
+from primary.publisher import Publisher
+from primary.served import Served
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb, replication_pb2_grpc as rpc
 

@@ -21,9 +21,9 @@ from primary.archiving.archiver import Archiver
 from primary.archiving.aside import of_no_history
 from primary.archiving.tenured import tenured
 from primary.database import Database
-from primary.publisher import Refused
-from primary.publisher import Served as OnAir
 from primary.resume import State
+from primary.served import Refused
+from primary.served import Served as OnAir
 from primary.tenure import Tenure, now_s
 from walcast.archive import list_files, ltx_key
 from walcast.errors import Stopped
