@@ -32,7 +32,14 @@ def without(data: bytes, name: str) -> bytes:
 
 
 @given(
-    st.builds(Lease, st.integers(1, 2**32 - 1), texts.filter(bool), texts, st.floats(lease.LEAST_S, lease.MOST_S), texts.filter(bool))
+    st.builds(
+        Lease,
+        st.integers(1, 2**32 - 1),
+        texts.filter(bool),
+        texts,
+        st.floats(lease.LEAST_S, lease.MOST_S),
+        texts.filter(bool),
+    )
 )
 def test_a_lease_is_read_as_it_was_written(written: Lease) -> None:
     assert Lease.decode(written.encode(1_767_225_600)) == written

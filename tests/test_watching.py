@@ -20,9 +20,9 @@ from support.nodes import barrier, follower, poll
 from node import limits
 from node.config import load_config
 from node.folders import Found
+from node.host import Host
 from node.inodes import Inodes
 from node.notices import Notices
-from node.host import Host
 from node.serving import Serving
 from node.settings import DatabaseSettings, HostSettings
 from primary.log import TransactionLog
