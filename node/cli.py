@@ -12,7 +12,7 @@ import click
 # Name → module of `node`, function, and what the list of commands says of it.
 COMMANDS = {
     "config": ("config_command", "config_command", "Look at configuration files."),
-    "demo": ("demo_command", "demo_command", "Show it: an app writing, followers, a SIGKILL, a comparison."),
+    "demo": ("demo_command", "demo_command", "Show it: an app writing, followers, a SIGKILL, a failover."),
     "drill": ("drill_command", "drill_command", "Rehearse a failover and report it."),
     "follower": ("follower_command", "follower_command", "Keep a database a live replica of a primary's."),
     "ls": ("ls_command", "ls_command", "Show what an archive holds, and what it restores to."),
