@@ -16,8 +16,10 @@ from node.drill.processes import Process, Said
 from node.drill.proxy import Proxies
 from node.drill.watch import Look, Seen, Watch, ask
 from walcast.errors import WalcastError
+from walcast.primary import Primary
 
 POLL_S = 0.01
+LEVEL_S = 1.0
 
 
 class Broken(WalcastError):
@@ -183,8 +185,17 @@ class Stage:
         return time.monotonic()
 
     def level(self) -> Look | None:
-        """The primary's answer when all three are at one position and both others follow it."""
+        """The primary's answer when all three are at one position and both others follow it. Everything that apps have
+        committed is in it: the primary may be behind its own file for a moment."""
+        primary = next(
+            (node for node in self.nodes.values() if (look := self.seen.last(node.name)) and look.role == "primary"),
+            None,
+        )
         try:
+            if primary is None or primary.ready is None:
+                return None
+            with Primary(primary.listen) as asked:
+                token = asked.barrier(followers=len(self.nodes) - 1, timeout=LEVEL_S)
             looks = {name: ask(node) for name, node in self.nodes.items()}
         except WalcastError:
             return None
@@ -197,4 +208,4 @@ class Stage:
         good = all(
             look.word == "follower" and look.primary == address and look.position == first.position for look in others
         )
-        return first if good else None
+        return first if good and first.position.txid >= token.txid else None
