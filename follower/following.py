@@ -92,6 +92,7 @@ class Following:
         self.connected = asyncio.Event()
         self.progress: Callable[[], Progress | None] = lambda: None
         self.history: tuple[TermStart, ...] = ()
+        self.database = ""  # what the primary calls it
         self.term = 0  # the newest one that was seen; who is of an older one is not followed
         self._owner = owner or Alone()
         self._store = store
@@ -337,6 +338,7 @@ class Following:
         self.where.reached()
         welcome = stream.welcome
         self.term = max(self.term, welcome.term)
+        self.database = welcome.database
         self.history = wire.history_of(welcome.history) or self.history
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}
@@ -451,6 +453,7 @@ class Following:
             await self._keeper.close()
         if self._applier is not None:
             self._applier.rollback()
+        await self.where.close()
         if self._released:
             self.showing.close()
             return

@@ -23,6 +23,11 @@ class Whereabouts:
         """A primary that is nowhere else."""
         return cls([client.primary], lambda _: client)
 
+    @property
+    def all(self) -> list[Address]:
+        """Every address at which the primary may be, or was."""
+        return self._choices()
+
     def _choices(self) -> list[Address]:
         told = [self._told] if self._told is not None else []
         return told + [address for address in self._addresses if address != self._told]

@@ -21,7 +21,8 @@ from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
 from node.watching import Watching, databases_of
 from primary.opening import check_readable
-from primary.publisher import Publisher, Refused
+from primary.publisher import Publisher
+from primary.served import Refused
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
@@ -200,6 +201,10 @@ class Host:
         self._serving[name], self._served[name] = serving, serving.served
         self._served.away.pop(name, None)
         await self._healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def set_fenced(self, name: str) -> None:
+        """To those who ask for the health of a member: it cannot be written to; until it is on the air again."""
+        await self._healthy.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def forget(self, name: str) -> None:
         """A member lets go of it itself."""

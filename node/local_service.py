@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from primary.archiving.compaction import Written
 from primary.archiving.snapshot import snapshot
 from primary.database import Database
+from primary.tenure import Tenure
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
 
@@ -105,6 +106,7 @@ class LocalService:
         def tick() -> None:
             if self._stopping or hung_up.done():
                 raise Unavailable("nobody waits for the snapshot any more")
+            database.tenure.check()  # it is for an archive, which may be another's by now
 
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="snapshot") as thread, ExitStack() as stack:
@@ -112,18 +114,23 @@ class LocalService:
                 try:
                     making = loop.run_in_executor(thread, stack.enter_context, snapshot(database, tick))
                     written, file = await asyncio.shield(making)
+                    tick()
                 except (WalcastError, TimeoutError, OSError) as error:
                     _say(writer, {"error": str(error) or "the database is not captured now", "again": True})
                     return
                 _say(writer, _announcement(written))
-                await asyncio.wait_for(_send(file, writer), STUCK_S + written.trailer.size / SLOWEST_BYTES_S)
+                await asyncio.wait_for(
+                    _send(file, writer, database.tenure), STUCK_S + written.trailer.size / SLOWEST_BYTES_S
+                )
         finally:
             self._snapshotting = False
             hung_up.cancel()
 
 
-async def _send(file: BinaryIO, writer: asyncio.StreamWriter) -> None:
+async def _send(file: BinaryIO, writer: asyncio.StreamWriter, tenure: Tenure) -> None:
     while chunk := file.read(CHUNK_BYTES):
+        if not tenure.holds:
+            raise ConnectionAbortedError
         writer.write(chunk)
         await asyncio.wait_for(writer.drain(), STUCK_S)
 

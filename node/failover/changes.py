@@ -13,6 +13,7 @@ import asyncio
 import logging
 import shutil
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,14 @@ from typing import TYPE_CHECKING
 from follower.following import FORKED, Following
 from follower.journal import Journal
 from follower.written import Written
-from node.failover import decisions as d
+from node.failover import state as d
 from node.failover.missing import missing_facts
 from node.serving import Place, Serving
 from primary.archiving.joining import archive_end
 from primary.discarding import ForkNotInLog, discard
 from primary.log import TransactionLog
-from primary.publisher import Refused
 from primary.resume import State
+from primary.served import Refused
 from primary.tenure import now_s
 from walcast.archive import list_files
 from walcast.discarded import Circumstances
@@ -38,7 +39,7 @@ from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, state_dir
 from walcast.terms import FOLLOWER, HISTORY_TERMS, PRIMARY, Standing, TermStart, first_txid, write_standing
-from walcast.wire import Address
+from walcast.wire import Address, position_message
 
 if TYPE_CHECKING:
     from follower.applier import Applier
@@ -51,6 +52,7 @@ CATCH_UP_S = 10.0
 HEARTBEATS_S = 1.0
 HEARTBEATS = 5  # in the time of a lease: what is left of a tenure is told by them
 WAIT_S = 0.02
+LOOK_S = 0.1
 LATE_S = (60.0, 600.0)
 
 
@@ -254,6 +256,7 @@ def fence(member: Member) -> None:
         log.error("cannot hold writers", extra={"database": member.name, "error": str(error)})  # noqa: TRY400
     if member.name in member.host.names:
         serving.served.wake()  # streams end
+        member.spawn(member.host.set_fenced(member.name))
         log.error("fenced: writers are held until the lease can be renewed", extra={"database": member.name})
 
 
@@ -362,12 +365,19 @@ def forget_log(member: Member) -> None:
 # Telling the one before, in sets without a lease
 
 
-async def tell(member: Member, addresses: list[Address], term: int) -> None:
-    """Have the primary before make way, as soon as it can be reached."""
+async def tell(member: Member, addresses: Sequence[Address], term: int, database: str) -> None:
+    """Once this node is the primary of `term`: have the one before make way, as soon as it can be reached. It is told
+    where the term began, so that a stranger at that address does not take it for its own."""
     from walcast.rpc import replication_pb2_grpc as rpc
 
-    request = pb.StepDownRequest(database=member.database_name, term=term, primary=str(member.address))
-    waiting = list(addresses)
+    while not (member.standing.role == PRIMARY and member.standing.term >= term):
+        await asyncio.sleep(LOOK_S)
+    begun = next((begun for begun in member.standing.history if begun.term == term), None)
+    request = pb.StepDownRequest(database=database, term=term, primary=str(member.address))
+    if begun is not None:
+        request.position.CopyFrom(position_message(begun.start, term))
+    waiting = [address for address in dict.fromkeys(addresses) if address != member.address]
+    refused: dict[Address, str] = {}
     pause_s = 0.5
     while waiting and member.standing.term <= term:
         for address in list(waiting):
@@ -378,7 +388,25 @@ async def tell(member: Member, addresses: list[Address], term: int) -> None:
                 except Exception as error:  # noqa: BLE001 - gRPC's, whichever: tried again
                     log.debug("cannot be told", extra={"address": str(address), "error": str(error)})
                     continue
-            if reply.term >= term or reply.refusal.kind == pb.REFUSAL_KIND_NOT_PRIMARY:
+            newer = reply.refusal.kind == pb.REFUSAL_KIND_OLDER_TERM and reply.term > term
+            if newer and await _make_way(member, reply, address):
+                return
+            if reply.refusal.kind == pb.REFUSAL_KIND_NOT_PRIMARY or not reply.HasField("refusal"):
                 waiting.remove(address)
+            elif refused.get(address) != reply.refusal.detail:
+                refused[address] = reply.refusal.detail
+                why = {"address": str(address), "error": reply.refusal.detail}
+                log.error("another node does not make way: there may be two primaries", extra=why)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, 30.0)
+
+
+async def _make_way(member: Member, reply: pb.StepDownReply, address: Address) -> bool:
+    """To one that is the primary of a newer term, as this node heard when it told that one of its own."""
+    request = pb.StepDownRequest(term=reply.term, primary=str(address), position=reply.position)
+    try:
+        await member.step_down(request)
+    except Refused as refused:
+        log.debug("does not make way", extra={"address": str(address), "error": str(refused)})
+        return False
+    return True

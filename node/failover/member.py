@@ -21,15 +21,16 @@ from follower.following import Following, check_replica
 from follower.whereabouts import Whereabouts
 from follower.written import Written
 from node.failover import changes, switchover
-from node.failover import decisions as d
+from node.failover import state as d
 from node.failover.claims import Claim
+from node.failover.decisions import start
 from node.failover.keeper import Keeper
 from node.failover.lease import KEY, Lease
 from node.failover.reports import Shown, database_status, fenced_words, lease_status
 from node.local_service import Facts, LocalService
 from node.settings import MemberSettings
 from node.status import replica_status
-from primary.publisher import Refused
+from primary.served import Refused
 from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.discarded import list_discarded
@@ -182,6 +183,9 @@ class Member:
             self.serving = await changes.open_primary(self)
             if not with_lease:
                 await changes.on_air(self)
+                if self.standing.history:  # nobody else would tell one that was away when this node was promoted
+                    term, name = self.serving.served.log.term, self.database_name
+                    self.spawn(changes.tell(self, self.settings.primaries, term, name))
                 return
             changes.fence(self)
         else:
@@ -209,7 +213,7 @@ class Member:
         self._lease_store = store
         try:
             if not self.settings.auto and (self.standing.role == FOLLOWER or not self.standing.lease):
-                return self.standing.lease or await asyncio.to_thread(store.read, KEY) is not None
+                return self.standing.lease or await asyncio.to_thread(self._is_kept, store)
             if await asyncio.to_thread(store.honours_swaps):
                 await asyncio.to_thread(self._check_newcomer, store)
                 return True
@@ -221,6 +225,19 @@ class Member:
         self._reason = f"no automatic failover: {store.url} ignores preconditions, so no lease can be kept there"
         log.error("no automatic failover", extra={"url": store.url, "reason": "the store ignores preconditions"})
         return False
+
+    def _is_kept(self, store: Store) -> bool:
+        """Is there a lease, of which this node was not told?"""
+        try:
+            found = store.read(KEY)
+        except ConfigError as error:
+            if self.standing.role == FOLLOWER:
+                raise
+            log.warning("the archive cannot be asked for a lease", extra={"url": store.url, "error": str(error)})
+            return False  # the archiver says so, too, and followers can be served all the same
+        if found is not None:
+            self._check_newcomer(store)
+        return found is not None
 
     def _check_newcomer(self, store: Store) -> None:
         """A primary that never took part must not make way for a set that is not its own, nor lead it: either would
@@ -251,7 +268,7 @@ class Member:
         )
         self.keeper = Keeper(
             self._lease_store,
-            d.start(node, term=log_term, primary=primary, first=not self.standing.lease),
+            start(node, term=log_term, primary=primary, first=not self.standing.lease),
             act=self.act,
             changed=self._set_tenure,
             claim=self._claim,

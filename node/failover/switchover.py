@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from node.failover import changes
-from node.failover import decisions as d
+from node.failover import state as d
 from primary.followers import Follower, Offer
+from primary.log import Known
 from primary.loop import Captured
-from primary.publisher import Refused, Served
+from primary.served import Refused, Served
 from primary.tenure import now_s
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
@@ -71,10 +72,12 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
         await changes.demote(member, follower.address)
     if reply is None or not reply.taken:
         detail = reply.detail if reply is not None else "it does not answer"
+        taken_later = "it does as soon as it runs again, or promote another one"
+        advice = taken_later if member.keeper is not None else "promote it, or another one, with --force"
         raise Refused(
             pb.REFUSAL_KIND_NOT_PRIMARY,
             f"the place was given to {follower.id} at {follower.address}, which has not taken it yet: {detail}; "
-            "it does as soon as it runs again, or promote another one",
+            f"{advice}",
             primary=follower.address,
         )
     log.warning("switched over", extra={"to": follower.id, "primary": follower.address, "pause_us": pause_us})
@@ -217,10 +220,11 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
         member.keeper.feed(d.Wanted(now_s()))
     else:
         known = following.history[-1].term if following.history else 0
-        before = [*member.settings.primaries, following.where.client.primary]
+        before = [*member.settings.primaries, *following.where.all]
+        database = following.database or member.database_name
         term = max(following.applier.term, known, member.standing.term, 1) + 1
         member.act(d.Promote(term))
-        member.spawn(changes.tell(member, [a for a in dict.fromkeys(before) if a != member.address], term))
+        member.spawn(changes.tell(member, before, term, database))
     try:
         async with asyncio.timeout(PROMOTE_S):
             return await asyncio.shield(promotion)
@@ -249,6 +253,16 @@ async def _ask_primary(member: Member, primary: wire.Address) -> None:
         raise Unavailable(f"the primary at {primary} does not hand over: {reply.refusal.detail}; {advice}")
 
 
+def _newer(term: int, served: Served) -> pb.StepDownReply:
+    """To a primary of an older term: it is the one that must make way."""
+    refused = Refused(pb.REFUSAL_KIND_OLDER_TERM, f"term {term} is not newer than this node's")
+    reply = pb.StepDownReply(refusal=refused.refusal, term=served.log.term)
+    begun = next((begun for begun in served.history if begun.term == served.log.term), None)
+    if begun is not None:
+        reply.position.CopyFrom(wire.position_message(begun.start, begun.term))
+    return reply
+
+
 async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownReply:
     """Another node was promoted, in a set without a lease."""
     if member.keeper is not None:
@@ -261,7 +275,13 @@ async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownR
         serving = member.serving
         if serving is None:
             raise changes.refusal(member, member.standing.primary)
-        if request.term <= serving.served.log.term:
-            raise Refused(pb.REFUSAL_KIND_OLDER_TERM, f"term {request.term} is not newer than this node's")
+        transactions, start = serving.served.log, wire.position_of(request.position)
+        if request.term <= transactions.term:
+            facts = {"primary": request.primary, "term": request.term, "own_term": transactions.term}
+            log.error("another node says that it is the primary: there are two", extra=facts)
+            return _newer(request.term, serving.served)
+        if start and start.txid <= transactions.position.txid and transactions.knows(start) is Known.DIVERGED:
+            detail = f"the term began at {start}, which is not on this node's history: another database's?"
+            raise Refused(pb.REFUSAL_KIND_DIVERGED, detail)
         await changes.demote(member, request.primary)
     return pb.StepDownReply(term=request.term)
