@@ -152,21 +152,21 @@ class Campaign:
 
     def _kill(self, old: SetNode, others: list[SetNode]) -> None:
         old.kill()
-        self.set.gates.heal()
+        self.set.gates.heal(drop=True)
 
     def _pause(self, old: SetNode, others: list[SetNode]) -> None:
         old.pause()
-        self.set.gates.heal()
+        self.set.gates.heal(drop=True)
 
     def _partition(self, old: SetNode, others: list[SetNode]) -> None:
         old.lose_store()
-        self.set.gates.heal()
+        self.set.gates.heal(drop=True)
         old.cut()
 
     def _half_partition(self, old: SetNode, others: list[SetNode]) -> None:
         """It loses the archive and one follower, the other one still hears it."""
         old.lose_store()
-        self.set.gates.heal()
+        self.set.gates.heal(drop=True)
         old.cut(self.rng.choice(others))
 
     def _switchover(self, old: SetNode, others: list[SetNode]) -> None:
@@ -177,7 +177,7 @@ class Campaign:
 
     def _force(self, old: SetNode, others: list[SetNode]) -> None:
         self.rng.choice((old.kill, old.pause))()
-        self.set.gates.heal()
+        self.set.gates.heal(drop=True)
         most = max(others, key=lambda node: (node.facts()["term"], node.facts()["txid"]))
         try:
             most.promote(force=True)
@@ -186,8 +186,8 @@ class Campaign:
                 raise AssertionError(f"{most.id} cannot be promoted: {error}: {self.state()}") from error
 
     def whole(self, old: SetNode) -> None:
-        """Undo what was done."""
-        self.set.gates.heal()
+        """Undo what was done; what was on its way arrives late, or never."""
+        self.set.gates.heal(drop=self.rng.random() < 0.5)
         if old.lost_store:
             old.find_store()
         if old.process.running:

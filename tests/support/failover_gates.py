@@ -27,7 +27,7 @@ class Gates:
         self._pairs: set[frozenset[str]] = set()
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[str, str]] = {}
         self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="gates")
         self._thread.start()
@@ -54,9 +54,10 @@ class Gates:
         pairs = {frozenset((name, other)) for other in others}
         self._run(self._change(self._cut | (set() if others else {name}), self._pairs | pairs))
 
-    def heal(self) -> None:
-        """Everything gets through, also what was held up."""
-        self._run(self._change(set(), set()))
+    def heal(self, *, drop: bool = False) -> None:
+        """Everything gets through, also what was held up; `drop`: connections that were cut end, and what was held up
+        in them is lost."""
+        self._run(self._change(set(), set(), drop=drop))
 
     def close(self) -> None:
         """End all connections."""
@@ -76,21 +77,30 @@ class Gates:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10.0)
 
-    async def _change(self, cut: set[str], pairs: set[frozenset[str]]) -> None:
+    async def _change(self, cut: set[str], pairs: set[frozenset[str]], *, drop: bool = False) -> None:
+        if drop:
+            ended = [task for task, ends in self._tasks.items() if self._is_cut(*ends)]
+            for task in ended:
+                task.cancel()
+            await asyncio.gather(*ended, return_exceptions=True)
         self._cut, self._pairs = cut, pairs
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _is_cut(self, source: str, target: str) -> bool:
+        return bool({source, target} & self._cut) or frozenset((source, target)) in self._pairs
+
     async def _passable(self, source: str, target: str) -> None:
-        while {source, target} & self._cut or frozenset((source, target)) in self._pairs:
+        while self._is_cut(source, target):
             await self._changed.wait()
 
     async def _accept(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = ("", target)
         try:
             source = self._owner(writer.get_extra_info("peername")[1])
+            self._tasks[task] = (source, target)
             await self._passable(source, target)
             there, back = await asyncio.open_connection(*self._upstream[target])
             both = [self._pump(source, target, reader, back), self._pump(source, target, there, writer)]
@@ -102,7 +112,7 @@ class Gates:
             pass
         finally:
             writer.close()
-            self._tasks.discard(task)
+            del self._tasks[task]
 
     async def _pump(self, source: str, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(PIECE_BYTES):
