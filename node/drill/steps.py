@@ -14,6 +14,7 @@ from node.drill.nodes import Node
 from node.drill.stage import Broken, Stage
 from node.drill.watch import can_write
 from walcast import wire
+from walcast.errors import Unavailable
 from walcast.statedir import state_dir
 from walcast.terms import TermStart, read_standing
 
@@ -104,8 +105,15 @@ def _strike(stage: Stage, scene: Scene, text: str) -> None:
 def _switch(stage: Stage, scene: Scene) -> None:
     target = next(node for node in stage.nodes.values() if node is not scene.old)
     _strike(stage, scene, f"switchover to {target.name}")
-    done = switch_over(wire.Address.parse(scene.old.listen), target.id, wire.Tls())
-    scene.step.notes.append(f"the primary held writers for {done.pause_ms:.0f} ms")
+    words = "the command says that it is done"
+    try:
+        done = switch_over(wire.Address.parse(scene.old.listen), target.id, wire.Tls())
+    except Unavailable as error:  # what did happen is seen next
+        stage.result.promise("switchover.said", scene.step.key, words, False, str(error))
+    else:
+        held = f"the primary held writers for {done.pause_ms:.0f} ms"
+        scene.step.notes.append(held)
+        stage.result.promise("switchover.said", scene.step.key, words, True, held)
     _taken_over(stage, scene)
 
 
