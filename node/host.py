@@ -104,7 +104,8 @@ class Host:
             if self.settings.heartbeat is not None:
                 beating = self.settings.heartbeat
                 stack.callback(Heartbeat(beating.url, beating.interval_s, self.heartbeat_trouble).start().stop)
-            ready(self)
+            if not self._failed.is_set():
+                ready(self)
             await _first(stop, self._failed)
         if self._failure is not None:
             raise self._failure

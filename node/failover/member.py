@@ -56,6 +56,7 @@ LEASE_BOUNDS = Bounds(connect_s=1.0, read_s=1.5, attempts=2)
 SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second
 LOOK_S = 0.25
 CLOSE_S = 5.0
+EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
 
 class Member:
@@ -175,6 +176,8 @@ class Member:
             await self._carry_out(action)
 
     async def _find_role(self, role: str) -> None:
+        if self.settings.auto and self.settings.eligible and self.unreachable:
+            raise ConfigError(self.unreachable)
         self.id = self.settings.follower_id or changes.persistent_id(self.path)
         with_lease = await self._find_lease()
         if role == PRIMARY:
@@ -390,6 +393,15 @@ class Member:
         return self.settings.advertise or self.host.listening
 
     @property
+    def unreachable(self) -> str | None:
+        """Why others cannot come to where this node would say that it is."""
+        listening = self.host.listening
+        far = any(not primary.is_loopback for primary in self.settings.primaries)
+        if self.settings.advertise or (listening.host not in EVERYWHERE and not (far and listening.is_loopback)):
+            return None
+        return f"{self.path}: other nodes cannot reach this one at {listening}; say where: --advertise HOST:PORT"
+
+    @property
     def store(self) -> Store | None:
         """The archive, to read from."""
         return self._store
@@ -402,7 +414,7 @@ class Member:
             database=self.name,
             follower_id=self.id,
             guess=self.settings.guess,
-            address=str(self.address) if self.settings.eligible else "",
+            address=str(self.address) if self.settings.eligible and not self.unreachable else "",
         )
 
     @property

@@ -98,7 +98,9 @@ def _target(served: Served, follower_id: str) -> Follower:
             f"no follower {follower_id!r} is connected; there is: {', '.join(known) or 'none'}",
         )
     if not found.address:
-        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is never to be promoted")
+        raise Refused(
+            pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is never to be promoted, or cannot be reached"
+        )
     try:
         wire.Address.parse(found.address)
     except ConfigError as error:
@@ -211,6 +213,8 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
         raise ConfigError(f"{member.path}: this node is the primary" + ("" if member.tenure.holds else ", fenced"))
     if not member.settings.eligible:
         raise ConfigError(f"{member.path}: this follower runs with --never-promote")
+    if member.unreachable:
+        raise ConfigError(member.unreachable)
     if following is None or following.applier is None or not following.applier.position:
         raise Unavailable(f"{member.path}: there is no replica yet")
     promotion = member.expect_promotion()
