@@ -104,7 +104,8 @@ async def on_air(member: Member) -> None:
     assert serving is not None
     term = serving.served.log.term
     if member.standing.history or member.keeper is not None:
-        stand(member, Standing(PRIMARY, term, str(member.address), member.standing.history, member.keeper is not None))
+        before = member.standing.primary if member.keeper is None else str(member.address)  # it may have to be told
+        stand(member, Standing(PRIMARY, term, before, member.standing.history, member.keeper is not None))
     await member.host.put_on_air(serving)
     serving.database.loop.let_writers_go()
     member.settled.set()
@@ -153,7 +154,8 @@ async def promote(member: Member, term: int) -> None:
     missing = missing_facts(following, at.position, offered=offered)
     begun = TermStart(term, at.position, first_txid(at.position.txid))
     history = (*history, begun)[-HISTORY_TERMS:]
-    member.standing = Standing(FOLLOWER, term, "", history, member.keeper is not None)
+    before = str(following.where.client.primary) if following else ""
+    member.standing = Standing(FOLLOWER, term, before, history, member.keeper is not None)
     member.archiving = False
     member.serving = await open_primary(member, held, at, term)
     member.report = {"term": term, "position": str(at.position), "txid": at.position.txid} | missing

@@ -188,7 +188,8 @@ class Member:
                 await changes.on_air(self)
                 if self.standing.history:  # nobody else would tell one that was away when this node was promoted
                     term, name = self.serving.served.log.term, self.database_name
-                    self.spawn(changes.tell(self, self.settings.primaries, term, name))
+                    before = [wire.Address.parse(self.standing.primary)] if self.standing.primary else []
+                    self.spawn(changes.tell(self, [*self.settings.primaries, *before], term, name))
                 return
             changes.fence(self)
         else:
