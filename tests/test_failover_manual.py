@@ -131,3 +131,18 @@ def test_the_role_file_names_the_node_that_a_switchover_went_to(tmp_path: Path) 
         assert (standing.role, standing.primary) == ("follower", b.gate)
         b.start()
         assert it.wait_level() is b
+
+
+def test_a_primary_by_force_that_was_killed_tells_the_one_before_when_it_is_back(tmp_path: Path) -> None:
+    """Also when that one is at an address which nobody gave it."""
+    with manual(tmp_path, archive=False) as it:
+        a, b, c = it.nodes.values()
+        c.promote()
+        assert it.wait_level() is c
+        c.pause()
+        assert b.promote(force=True)["term"] == 3
+        b.kill()
+        c.resume()
+        b.start(ready=False)
+        assert it.wait_level() is b
+        assert a.streams_from(b)
