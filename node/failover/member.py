@@ -53,8 +53,10 @@ log = logging.getLogger("walcast.failover")
 T = TypeVar("T")
 
 LEASE_BOUNDS = Bounds(connect_s=1.0, read_s=1.5, attempts=2)
-SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second
+SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second, or more often if the lease is short
+SILENT = 0.35  # of the lease's time
 LOOK_S = 0.25
+LOOKS = 10  # at least, in the time of a lease
 CLOSE_S = 5.0
 EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
@@ -309,7 +311,7 @@ class Member:
     async def _look_at_stream(self) -> None:
         """A primary that says nothing may be gone; what this follower has may be too old."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(min(LOOK_S, self.lease_s / LOOKS))
             self.feed_following()
 
     def feed_following(self, *, ended: bool = False) -> None:
@@ -318,7 +320,8 @@ class Member:
         applier = following.applier if following else None
         if self.keeper is None or following is None or applier is None:
             return
-        streaming = not ended and following.silent_s < SILENT_S
+        # Noticed early enough to claim: whoever notices only when the lease is over is not waited for.
+        streaming = not ended and following.silent_s < min(SILENT_S, self.lease_s * SILENT)
         # How far behind it was when the primary was last heard of: after that nobody can tell.
         fit = bool(applier.position) and following.showing.behind_s <= self.settings.max_lag_s
         self.keeper.feed(d.Following(now_s(), streaming, applier.term, applier.position.txid, fit))
