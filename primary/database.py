@@ -87,6 +87,7 @@ class Database:
         be `reading`."""
         self.loop.stop()
         self._let_go(("_anchor", "log"))
+        self.log.let_go()
         return Held(self.files, self._reader, self.state)
 
     @contextmanager

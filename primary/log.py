@@ -237,6 +237,11 @@ class TransactionLog:
         if self._segments and not self._rotten:
             self._segments[-1].seal()
 
+    def let_go(self) -> None:
+        """After `close`, where the process lives on and the files are to be deleted: their space is free then."""
+        with self._lock:
+            self._segments.clear()
+
     # Reading
 
     @property
