@@ -41,19 +41,22 @@ def test_of_equals_the_one_of_higher_priority_and_never_one_that_is_not_to_be_it
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("ahead", ["b", "c"])
-def test_the_one_that_has_the_most_takes_over(tmp_path: Path, ahead: str) -> None:
-    """Whoever of the two has less, by id or priority it would be the first."""
+def test_the_one_that_has_the_most_takes_over(tmp_path: Path, ahead: str, stopped: bool) -> None:
+    """Whoever of the two has less, by id or priority it would be the first. A stopped primary's connections stay: the
+    one that has the most hears of its end only by silence."""
     [behind] = {"b", "c"} - {ahead}
-    with replica_set(tmp_path, flags={behind: ["--priority", "9"]}) as it:
+    with replica_set(tmp_path, lease_s=1.0 if stopped else LEASE_S, flags={behind: ["--priority", "9"]}) as it:
         a = it.primary
         a.cut(it.node(behind))
         a.lose_store()  # or the other one has it from there; its tenure lasts a while
         a.app()("INSERT INTO t VALUES ('only one has this')")
         a.barrier(followers=1)
-        a.kill()
+        a.pause() if stopped else a.kill()
         it.gates.heal(drop=True)
         assert it.wait_primary(other_than="a").id == ahead
+        a.kill()
         a.find_store()
         a.start(ready=False)
         it.wait_level()

@@ -7,8 +7,8 @@ import os
 
 from follower.client import Stream
 from node.cli import main
-from node.failover import claims, decisions
-from primary.publisher import Served
+from node.failover import claims, decisions, member
+from primary.served import Served
 from primary.tenure import Tenure
 from walcast.store.directory import DirectoryStore
 
@@ -48,6 +48,8 @@ def plant(bug: str) -> None:
         claims._order = by_id
     elif bug == "margin":  # counts the lease from the answer, and longer than the others wait
         decisions.MARGIN = -math.inf
+    elif bug == "silence":  # notices a primary's silence when others have taken its place
+        leasing.SILENT = math.inf
     else:
         raise SystemExit(f"no such bug: {bug!r}")
 
