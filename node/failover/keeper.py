@@ -19,6 +19,7 @@ from node.failover.claims import PREFIX, Claim
 from node.failover.decisions import step
 from node.failover.lease import KEY, Lease
 from primary.tenure import now_s
+from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.store import ObjectChanged, Store
 
@@ -132,11 +133,24 @@ class Keeper:
     def _read(self) -> tuple[Lease | None, str | None]:
         found = self._store.read(KEY)
         if found is None:
+            self._check_archive()
             return None, None
         try:
             return Lease.decode(found.data), found.version
         except Corrupt as error:
             raise Unavailable(f"{self._store.url}: {error}") from error
+
+    def _check_archive(self) -> None:
+        """Unavailable where a lease was and not even an archive is: a folder that is not mounted, which is another one
+        on each host. A lease that is made there binds nobody."""
+        state = self.state
+        if state.wanted or (state.first and state.lease is None):
+            return
+        if next(iter(self._store.list(self._store.level_prefix(SNAPSHOT_LEVEL))), None) is None:
+            raise Unavailable(
+                f"{self._store.url}: neither the lease nor an archive is there any more; see that the folder is "
+                "mounted, or, if it was emptied on purpose, start the primary with --force"
+            )
 
     def _put(self, claim: Claim) -> None:
         self._store.put(claim.key, claim.encode(), timestamp_ms=time.time_ns() // 1_000_000)
