@@ -125,7 +125,7 @@ def test_an_outage_of_s3_fences_and_its_end_lets_writers_go_on(tmp_path: Path, k
     with (
         moto_s3() as moto,
         counted(moto) as server,
-        replica_set(tmp_path, ids=("a", "b"), archive=server.url("db"), environment=server.environment()) as it,
+        replica_set(tmp_path, ids=("a", "b"), archive=server.url(f"db-{kind}"), environment=server.environment()) as it,
     ):
         a = it.primary
         app, term = a.app(), a.term
