@@ -227,7 +227,10 @@ class Following:
     def _turn_away(self, error: WalcastError) -> None:
         """Try elsewhere next: where this node says, or at the next address."""
         told = error.primary if isinstance(error, Elsewhere) else ""
-        news = bool(told) and told != str(self._client.primary) and self.where.tell(wire.Address.parse(told))
+        news = False
+        if told and told != str(self._client.primary):
+            with contextlib.suppress(ConfigError):  # what others say may be nonsense
+                news = self.where.tell(wire.Address.parse(told))
         if not news:
             self.where.failed()
 
