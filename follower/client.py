@@ -76,9 +76,10 @@ class Client:
         follower_id: str,
         guess: bool = False,
         address: str = "",
+        candidate: bool = False,
     ) -> None:
         """`guess`: nobody gave the database's name; if the primary has only one, that is meant. `address` is where this
-        follower would serve as the primary."""
+        follower would serve as the primary; a `candidate` takes its place by itself."""
         self.primary = primary
         self.database = database
         self.follower_id = follower_id
@@ -88,6 +89,7 @@ class Client:
             follower_id=follower_id,
             database_is_guess=guess,
             address=address,
+            candidate=candidate,
         )
         credentials = tls.channel(primary)
         target = str(primary)

@@ -36,6 +36,7 @@ class Follower:
     round_trip_us: int = 0
     reply_requested: bool = False
     address: str = ""  # where it would serve as the primary
+    candidate: bool = False  # it takes over by itself
     offer: Offer | None = None
     replies: int = 0
     _lag_us: int = 0

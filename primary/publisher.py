@@ -93,7 +93,13 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
-        follower = Follower(hello.follower_id, context.peer(), sent_txid=position.txid, address=hello.address)
+        follower = Follower(
+            hello.follower_id,
+            context.peer(),
+            sent_txid=position.txid,
+            address=hello.address,
+            candidate=hello.candidate and not hello.observer,
+        )
         if not hello.observer:
             follower.acknowledged(position.txid, position.txid)
             served.followers.add(follower)

@@ -92,7 +92,7 @@ async def open_primary(member: Member, held: Held | None = None, at: State | Non
         place=place,
     )
     served = serving.served
-    served.heartbeat_s = min(served.heartbeat_s, HEARTBEATS_S, member.lease_s / HEARTBEATS)
+    served.heartbeat_s = min(served.heartbeat_s, HEARTBEATS_S, member.leasing.lease_s / HEARTBEATS)
     served.switchover = member.switchover
     served.step_down = member.step_down
     return serving

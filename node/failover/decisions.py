@@ -21,7 +21,7 @@ import math
 from dataclasses import replace
 
 from node.failover.claims import Claim, rank
-from node.failover.lease import Lease
+from node.failover.lease import MOST_FOLLOWERS, Lease
 from node.failover.state import (
     Action,
     Attempt,
@@ -30,6 +30,7 @@ from node.failover.state import (
     Failed,
     Fence,
     Follow,
+    Followed,
     Following,
     Found,
     HandedOver,
@@ -54,7 +55,7 @@ from node.failover.state import (
 MARGIN = 0.1  # of the lease's time: for clocks that run at other rates
 RENEWALS = 3  # tries to renew in the time of a lease
 LOOKS = 4  # of a candidate, in the time of a lease
-RANK_S = 1.0  # whoever is next in line lets those before it try for so long
+RANK_S = 1.0  # whoever is next in line lets those before it try for so long, and the first one the others say it
 RETRY = 12  # after a failure, in the time of a lease
 LOST_LOOK_S = 1.0  # of one that only looks for the primary's address
 ATTEMPTS = 8
@@ -91,9 +92,11 @@ def _heard(state: State, event: Event) -> Step:
         case Failed(now_s):
             return replace(state, busy=False, fresh=False, due_s=now_s + _lease_s(state) / RETRY), ()
         case Claims(now_s, claims, made):
-            return _claims(replace(state, busy=False, fresh=False, due_s=now_s), claims, made), ()
+            return _claims(replace(state, busy=False, fresh=False, due_s=now_s), now_s, claims, made), ()
         case Following():
             return _following(state, event), ()
+        case Followed(_, followers):
+            return replace(state, followers=followers[:MOST_FOLLOWERS]), ()
         case Wanted(now_s):
             return replace(state, wanted=state.role is Role.FOLLOWER, fresh=False, due_s=now_s), ()
         case HandOver(now_s, to, address):
@@ -154,6 +157,7 @@ def _as_follower(state: State) -> State:
         until_s=-math.inf,
         hand_to=None,
         handing=False,
+        followers=(),
         streaming=False,
         fit=False,
         fresh=False,
@@ -198,11 +202,16 @@ def _made(state: State, now_s: float, made: Attempt, version: str) -> Step:
 # What others say
 
 
-def _claims(state: State, claims: tuple[Claim, ...], made: Claim | None) -> State:
+def _claims(state: State, now_s: float, claims: tuple[Claim, ...], made: Claim | None) -> State:
     if made is not None:
         return replace(state, claimed=made.nonce, txid=made.txid, term=made.term)
     mine = Claim(state.node.id, state.claimed, state.term, state.txid, state.node.priority)
-    return replace(state, place=rank(claims, mine))
+    lease = state.lease
+    if lease is not None and now_s < state.seen_s + lease.lease_s + RANK_S:
+        missing = set(lease.followers) - {claim.id for claim in claims if claim.nonce == lease.nonce} - {mine.id}
+        if missing:  # one of them may have more
+            return replace(state, place=None, due_s=now_s + RANK_S / LOOKS)
+    return replace(state, place=rank(claims, mine), lined_s=now_s)
 
 
 def _following(state: State, event: Following) -> State:
@@ -265,7 +274,7 @@ def _candidate_next(state: State, now_s: float, lease: Lease) -> Step:
         return _look(state, now_s, over_s)
     if state.place is None:
         return replace(state, busy=True), (ReadClaims(),)
-    turn_s = over_s + RANK_S * state.place
+    turn_s = state.lined_s + RANK_S * state.place
     if now_s < turn_s:
         return _look(state, now_s, turn_s)
     return _take(state, now_s, lease)
@@ -288,7 +297,8 @@ def _swap(state: State, now_s: float, term: int, holder: str, address: str) -> S
     """All nodes of a set go by the time of the lease that is there; the first one says it."""
     from_s, lease_s = _from_s(state), _lease_s(state)
     early = EARLY if now_s < from_s else ""
-    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}{early}")
+    followers = state.followers if holder == state.node.id else ()
+    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}{early}", followers)
     sent = (*state.sent, Attempt(lease, now_s, from_s))[-ATTEMPTS:]
     # Shorter than what was there: it counts from now on, whether the answer comes or not.
     until_s = min(state.until_s, now_s + lease_s * (1 - MARGIN))

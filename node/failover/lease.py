@@ -1,7 +1,7 @@
 """The lease: who is primary, in one small object of the archive's store, changed only by compare-and-swap.
 
     {"walcast_lease": 1, "term": 3, "holder": "f00…", "address": "10.0.0.1:7420", "lease_s": 10.0,
-     "nonce": "…", "expires": "2026-01-01T00:00:10Z"}
+     "nonce": "…", "followers": ["ba7…"], "expires": "2026-01-01T00:00:10Z"}
 
 It is also the address book: a follower that has lost its primary finds the holder here. `nonce` is another one in every
 version, so that everybody sees a renewal without comparing clocks; `expires` is for people, nothing is decided by it.
@@ -18,20 +18,24 @@ from walcast.errors import Corrupt
 
 KEY = "walcast-lease"
 FORMAT = 1
-MOST_BYTES = 4096
+MOST_BYTES = 16 << 10
+MOST_FOLLOWERS = 100
 LEAST_S = 0.1
 MOST_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """`holder` is a node's id; it is the primary of `term` for `lease_s` seconds after it wrote this."""
+    """`holder` is a node's id; it is the primary of `term` for `lease_s` seconds after it wrote this. `followers`, ids
+    too, take over by themselves and had a stream then: whoever takes over gives each a moment to say how far it is.
+    """
 
     term: int
     holder: str
     address: str
     lease_s: float
     nonce: str
+    followers: tuple[str, ...] = ()
 
     def encode(self, now_s: float) -> bytes:
         """As it lies in the store; `now_s` is the wall clock, for people."""
@@ -43,6 +47,7 @@ class Lease:
             "address": self.address,
             "lease_s": self.lease_s,
             "nonce": self.nonce,
+            "followers": list(self.followers),
             "expires": expires,
         }
         return json.dumps(facts).encode() + b"\n"
@@ -60,6 +65,7 @@ class Lease:
                 address=str(facts["address"]),
                 lease_s=float(facts["lease_s"]),
                 nonce=str(facts["nonce"]),
+                followers=tuple(str(follower) for follower in facts.get("followers", ())),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Corrupt(f"{KEY}: {error}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,16 +21,14 @@ from follower.whereabouts import Whereabouts
 from follower.written import Written
 from node.failover import changes, switchover
 from node.failover import state as d
-from node.failover.claims import Claim
-from node.failover.decisions import start
 from node.failover.keeper import Keeper
-from node.failover.lease import KEY, Lease
+from node.failover.leasing import Leasing
 from node.failover.reports import Shown, database_status, fenced_words, lease_status
 from node.local_service import Facts, LocalService
 from node.settings import MemberSettings
 from node.status import replica_status
 from primary.served import Refused
-from primary.tenure import Tenure, now_s
+from primary.tenure import Tenure
 from walcast import wire
 from walcast.discarded import list_discarded
 from walcast.errors import ConfigError, Unavailable, WalcastError
@@ -40,8 +37,7 @@ from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
 from walcast.statusfile import State
-from walcast.store import Store, open_store
-from walcast.store.s3_retry import Bounds
+from walcast.store import Store
 from walcast.terms import FOLLOWER, PRIMARY, Standing, TermStart, read_standing
 
 if TYPE_CHECKING:
@@ -52,11 +48,6 @@ log = logging.getLogger("walcast.failover")
 
 T = TypeVar("T")
 
-LEASE_BOUNDS = Bounds(connect_s=1.0, read_s=1.5, attempts=2)
-SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second, or more often if the lease is short
-SILENT = 0.35  # of the lease's time
-LOOK_S = 0.25
-LOOKS = 10  # at least, in the time of a lease
 CLOSE_S = 5.0
 EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
@@ -74,7 +65,7 @@ class Member:
         self.standing = Standing(settings.role, 0)
         self.serving: Serving | None = None
         self.following: Following | None = None
-        self.keeper: Keeper | None = None
+        self.leasing = Leasing(self)
         self.changing = asyncio.Lock()
         self.handing: asyncio.Future[bool] | None = None
         self.archiving = False
@@ -84,10 +75,7 @@ class Member:
         self._promotion_after = 0
         self._new = False
         self._error: WalcastError | None = None
-        self._reason: str | None = None
         self.id = ""
-        self._store: Store | None = None
-        self._lease_store: Store | None = None
         self._local: LocalService | None = None
         self._actions: asyncio.Queue[d.Action] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -151,9 +139,7 @@ class Member:
             Shown(self).stopped()
             self.host.forget(self.name)
             await self.serving.close(self.host.inodes, patience_s=1.0)
-        for store in (self._store, self._lease_store):
-            if store is not None:
-                store.close()
+        self.leasing.close()
         never_was = self.settings.role == PRIMARY and not self.settled.is_set()
         if self._new and isinstance(self._error, ConfigError) and (never_was or not self.path.exists()):
             await asyncio.to_thread(changes.forget_state, self.path)
@@ -181,7 +167,7 @@ class Member:
         if self.settings.auto and self.settings.eligible and self.unreachable:
             raise ConfigError(self.unreachable)
         self.id = self.settings.follower_id or changes.persistent_id(self.path)
-        with_lease = await self._find_lease()
+        with_lease = await self.leasing.find()
         if role == PRIMARY:
             if with_lease:
                 self.tenure.set(-math.inf, -math.inf)
@@ -197,134 +183,13 @@ class Member:
         else:
             changes.follow(self, self.settings.primaries)
         if with_lease:
-            self._keep_lease(role == PRIMARY)
+            self.leasing.keep(role == PRIMARY)
 
     async def _listen(self) -> None:
         answers = {"status": self._answer_status, "promote": self._answer_promote, "archived": self._answer_archived}
         self._local = LocalService(self.path, answers, lambda: self.serving.database if self.serving else None)
         await self._local.start()
         self.spawn(Shown(self).run())
-
-    # The lease
-
-    async def _find_lease(self) -> bool:
-        """Does this set go by a lease? One that is there is heeded by everybody."""
-        archive = self.settings.database.archive
-        if not archive:
-            if self.settings.auto:
-                raise ConfigError(f"{self.path}: --auto-failover needs an archive, where the lease is kept")
-            return False
-        self._store = open_store(archive)
-        store = open_store(archive, LEASE_BOUNDS)
-        self._lease_store = store
-        try:
-            if not self.settings.auto and (self.standing.role == FOLLOWER or not self.standing.lease):
-                return self.standing.lease or await asyncio.to_thread(self._is_kept, store)
-            if await asyncio.to_thread(store.honours_swaps):
-                await asyncio.to_thread(self._check_newcomer, store)
-                return True
-        except Unavailable as error:
-            if self.standing.lease or self.settings.auto:
-                log.warning("the lease cannot be asked for", extra={"url": store.url, "error": str(error)})
-                return True  # not without it
-            return False
-        self._reason = f"no automatic failover: {store.url} ignores preconditions, so no lease can be kept there"
-        log.error("no automatic failover", extra={"url": store.url, "reason": "the store ignores preconditions"})
-        return False
-
-    def _is_kept(self, store: Store) -> bool:
-        """Is there a lease, of which this node was not told?"""
-        try:
-            found = store.read(KEY)
-        except ConfigError as error:
-            if self.standing.role == FOLLOWER:
-                raise
-            log.warning("the archive cannot be asked for a lease", extra={"url": store.url, "error": str(error)})
-            return False  # the archiver says so, too, and followers can be served all the same
-        if found is not None:
-            self._check_newcomer(store)
-        return found is not None
-
-    def _check_newcomer(self, store: Store) -> None:
-        """A primary that never took part must not make way for a set that is not its own, nor lead it: either would
-        overwrite somebody's database."""
-        if self.standing.role != PRIMARY or self.standing.lease or self.settings.force:
-            return
-        found = store.read(KEY)
-        if found is None:
-            return
-        lease = Lease.decode(found.data)
-        holder = "this node's id in another life" if lease.holder == self.id else f"{lease.holder} at {lease.address}"
-        raise ConfigError(
-            f"{self.path}: {store.url} has a primary already: {holder}, term {lease.term}; give this one another "
-            "archive, start it with `walcast follower … --replace`, or take the place of one that is gone with --force"
-        )
-
-    def _keep_lease(self, primary: bool) -> None:
-        assert self._lease_store is not None
-        settings = self.settings
-        log_term = self.serving.served.log.term if self.serving else self.standing.term
-        node = d.Node(
-            self.id,
-            str(self.address),
-            secrets.token_hex(8),
-            settings.lease_s,
-            auto=settings.auto and settings.eligible,
-            priority=settings.priority,
-        )
-        self.keeper = Keeper(
-            self._lease_store,
-            start(node, term=log_term, primary=primary, first=not self.standing.lease),
-            act=self.act,
-            changed=self._set_tenure,
-            claim=self._claim,
-        )
-        if settings.force and primary:
-            self.keeper.feed(d.Wanted(now_s()))
-        self.spawn(self.keeper.run())
-        self.spawn(self._look_at_stream())
-
-    @property
-    def lease_s(self) -> float:
-        """The time of the lease that the set goes by; infinite without one."""
-        lease = self.keeper.state.lease if self.keeper is not None else None
-        if lease is not None:
-            return lease.lease_s
-        return self.settings.lease_s if self.settings.auto or self.standing.lease else math.inf
-
-    def _set_tenure(self, state: d.State) -> None:
-        """At once after each decision, before anything else happens."""
-        if state.role is d.Role.PRIMARY and not state.handing:
-            self.tenure.set(state.from_s, state.until_s)
-        else:
-            self.tenure.set(-math.inf, -math.inf)
-
-    async def _claim(self, nonce: str) -> Claim:
-        """How far this node is, with what the archive has."""
-        following = self.following
-        applier = following.applier if following else None
-        if following is None or applier is None or not applier.position:
-            raise Unavailable("there is no replica yet")
-        await following.catch_up_from_archive()
-        return Claim(self.id, nonce, applier.term, applier.position.txid, self.settings.priority)
-
-    async def _look_at_stream(self) -> None:
-        """A primary that says nothing may be gone; what this follower has may be too old."""
-        while True:
-            await asyncio.sleep(min(LOOK_S, self.lease_s / LOOKS))
-            self.feed_following()
-
-    def feed_following(self, *, ended: bool = False) -> None:
-        """Tell the decisions how it goes with the stream; `ended`: the primary has said that it is over."""
-        following = self.following
-        applier = following.applier if following else None
-        if self.keeper is None or following is None or applier is None:
-            return
-        # Noticed early enough to claim: whoever notices only when the lease is over is not waited for.
-        streaming = not ended and following.silent_s < min(SILENT_S, self.lease_s * SILENT)
-        # How far behind it was when the primary was last heard of: after that nobody can tell.
-        fit = bool(applier.position) and following.showing.behind_s <= self.settings.max_lag_s
-        self.keeper.feed(d.Following(now_s(), streaming, applier.term, applier.position.txid, fit))
 
     # What was decided
 
@@ -377,11 +242,11 @@ class Member:
             changes.stand(self, standing)
         self.host.refuse(self.name, changes.refusal(self, primary))
         self.settled.set()
-        self.feed_following()
+        self.leasing.feed()
         changes.forget_log(self)
 
     def lost(self, error: Exception) -> None:
-        self.feed_following()
+        self.leasing.feed()
 
     def keep(self, fork: Position) -> bool:
         return changes.keep_discarded(self, fork)
@@ -408,7 +273,12 @@ class Member:
     @property
     def store(self) -> Store | None:
         """The archive, to read from."""
-        return self._store
+        return self.leasing.archive
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """Where the lease is kept; None in a set without one."""
+        return self.leasing.keeper
 
     def client(self, address: wire.Address) -> Client:
         """For the primary at `address`."""
@@ -419,6 +289,7 @@ class Member:
             follower_id=self.id,
             guess=self.settings.guess,
             address=str(self.address) if self.settings.eligible and not self.unreachable else "",
+            candidate=self.settings.eligible and self.settings.auto,
         )
 
     @property
@@ -467,7 +338,7 @@ class Member:
 
     def status(self) -> pb.DatabaseStatus:
         """For the Status call."""
-        return database_status(self, self.trouble or self._reason)
+        return database_status(self, self.trouble or self.leasing.reason)
 
     async def _answer_status(self, _: Facts) -> Facts:
         status = self.status()

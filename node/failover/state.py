@@ -71,9 +71,11 @@ class State:
     fit: bool = False
     claimed: str = ""  # the nonce for which the claim stands
     place: int | None = None  # in line for it
+    lined_s: float = -math.inf  # since then
     starting: bool = False  # to be primary, if nobody else is
     first: bool = False  # no lease was ever known here
     wanted: bool = False  # somebody asked for this node's promotion
+    followers: tuple[str, ...] = ()  # who takes over by himself and has a stream of this node
     hand_to: tuple[str, str] | None = None  # id and address of the node that is to have the lease
     handing: bool = False  # a swap that gives it away was sent, and may be made yet
     refused: bool = False  # the last swap was
@@ -158,6 +160,14 @@ class Following:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """These followers, by id, have a stream of this node, and take over by themselves."""
+
+    now_s: float
+    followers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """An operator wants this node to be primary, whatever the one that is may have."""
 
@@ -173,7 +183,7 @@ class HandOver:
     address: str
 
 
-Event: TypeAlias = Tick | Found | Swapped | Refused | Failed | Claims | Following | Wanted | HandOver
+Event: TypeAlias = Tick | Found | Swapped | Refused | Failed | Claims | Following | Followed | Wanted | HandOver
 
 
 # Actions

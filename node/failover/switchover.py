@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -39,6 +40,7 @@ TIMEOUT_S = 5.0
 TIMEOUT_MOST_S = 60.0
 DECIDE_S = 15.0
 TAKE_OVER_S = 10.0
+LOOK_S = 0.05
 PROMOTE_S = 90.0
 FAR_TXIDS = 10_000
 
@@ -70,6 +72,9 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
         reply = await _offered(served, offer, term, captured)
         pause_us = int((time.monotonic() - began_s) * 1e6)
         await changes.demote(member, follower.address)
+    if not (reply is not None and reply.taken) and await _streams(member, term):
+        pause_us = int((time.monotonic() - began_s) * 1e6)  # it found the lease before the offer
+        reply = pb.HandOverReply(term=term, taken=True)
     if reply is None or not reply.taken:
         detail = reply.detail if reply is not None else "it does not answer"
         taken_later = "it does as soon as it runs again, or promote another one"
@@ -186,6 +191,16 @@ async def _offered(served: Served, offer: Offer, term: int, captured: Captured) 
         return None
 
 
+async def _streams(member: Member, term: int) -> bool:
+    """Is there a stream of the primary of `term`, within the time in which it was to take over?"""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TAKE_OVER_S):
+            while not (member.following is not None and member.following.term >= term):
+                await asyncio.sleep(LOOK_S)
+            return True
+    return False
+
+
 # As the follower
 
 
@@ -195,7 +210,7 @@ async def take_over(member: Member, offer: pb.HandOver) -> pb.HandOverReply:
         return pb.HandOverReply(term=offer.term, taken=False, detail="this follower is never to be promoted")
     promotion = member.expect_promotion()
     if member.keeper is not None:
-        member.feed_following(ended=True)  # look at the lease now
+        member.leasing.feed(ended=True)  # look at the lease now
     else:
         member.act(d.Promote(offer.term))
     try:

@@ -7,7 +7,7 @@ import os
 
 from follower.client import Stream
 from node.cli import main
-from node.failover import claims, decisions, member
+from node.failover import claims, decisions, leasing
 from primary.served import Served
 from primary.tenure import Tenure
 from walcast.store.directory import DirectoryStore

@@ -187,6 +187,7 @@ class Hello(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     OBSERVER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     """empty: the only one there is"""
@@ -197,6 +198,8 @@ class Hello(_message.Message):
     """takes the stream without being a replica at `position`: nobody may count it as one"""
     address: _builtins.str
     """HOST:PORT where this follower would serve as the primary; empty: it never would"""
+    candidate: _builtins.bool
+    """it takes over by itself when the lease runs out"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -209,10 +212,11 @@ class Hello(_message.Message):
         position: Global___Position | None = ...,
         observer: _builtins.bool = ...,
         address: _builtins.str = ...,
+        candidate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "candidate", b"candidate", "database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
