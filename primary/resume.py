@@ -98,11 +98,13 @@ def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) ->
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a replica stands that becomes the primary: what is in the file, and the time of its newest transaction."""
+    """Where a replica stands that becomes the primary: what is in the file, and the time and the term of its newest
+    transaction."""
 
     checksums: PageChecksums
     position: Position
     timestamp_ms: int = 0
+    term: int = 0  # 0: the one before the term that begins
 
 
 def begin_at(capture: Capture, at: State | None, term: int) -> None:
@@ -119,20 +121,20 @@ def begin_at(capture: Capture, at: State | None, term: int) -> None:
         log.not_before(at.timestamp_ms)
         capture.seek(header.mx_frame, header.salt)
         capture.lowest_pages = 0
-        _begin_term(capture)
+        _begin_term(capture, term - at.term if at.term else 1)
     elif term > log.term:
-        log.term = term
-        _begin_term(capture)
+        terms, log.term = term - log.term, term
+        _begin_term(capture, terms)
 
 
-def _begin_term(capture: Capture) -> None:
+def _begin_term(capture: Capture, terms: int) -> None:
     log = capture.log
     assert log.checksums is not None
     header = ltx.Header(
         page_size=capture.page_size,
         commit_pages=log.checksums.commit_pages,
         min_txid=log.position.txid + 1,
-        max_txid=first_txid(log.position.txid),
+        max_txid=first_txid(log.position.txid, terms),
         timestamp_ms=log.timestamp_ms(),
         pre_checksum=log.position.checksum,
         term=log.term,

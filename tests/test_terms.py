@@ -40,6 +40,14 @@ def test_a_term_begins_far_behind_the_one_before_at_a_round_number(txid: int) ->
     assert first % TERM_TXIDS == 0
 
 
+@given(st.integers(0, 1 << 50), st.integers(1, 9), st.integers(0, TERM_TXIDS // 2))
+def test_terms_that_a_node_missed_have_their_txids_before_its_own(txid: int, missed: int, each: int) -> None:
+    theirs = txid
+    for _ in range(missed):
+        theirs = first_txid(theirs) + each
+    assert first_txid(txid, missed + 1) > theirs
+
+
 def test_who_is_behind_or_level_has_left_no_history() -> None:
     history = terms(100)
     assert forked_at(history, 1, at(100)) is None

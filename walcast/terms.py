@@ -31,9 +31,10 @@ FOLLOWER = "follower"
 _NAME = "role"
 
 
-def first_txid(txid: int) -> int:
-    """The TXID with which a term begins that follows `txid`."""
-    return (txid // TERM_TXIDS + 2) * TERM_TXIDS
+def first_txid(txid: int, terms: int = 1) -> int:
+    """The TXID with which a term begins that follows `txid`, `terms` later: of those in between this node has nothing,
+    and they had TXIDs, too."""
+    return (txid // TERM_TXIDS + 2 * max(1, terms)) * TERM_TXIDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ async def promote(member: Member, term: int) -> None:
     offered = following is not None and following.was_offered
     held, at, history = await _stand_still(member, term)
     missing = missing_facts(following, at.position, offered=offered)
-    begun = TermStart(term, at.position, first_txid(at.position.txid))
+    begun = TermStart(term, at.position, first_txid(at.position.txid, term - at.term))
     history = (*history, begun)[-HISTORY_TERMS:]
     before = str(following.where.client.primary) if following else ""
     member.standing = Standing(FOLLOWER, term, before, history, member.keeper is not None)
@@ -191,7 +191,7 @@ async def _stand_still(member: Member, term: int) -> tuple[Held, State, tuple[Te
     if not following.was_offered:
         await _catch_up(member, following, applier)
     member.following, member.written = None, applier.written
-    at = State(applier.checksums, applier.position, applier.timestamp_ms)
+    at = State(applier.checksums, applier.position, applier.timestamp_ms, applier.term)
     return applier.release(following.state), at, _history(following, applier)
 
 
@@ -207,7 +207,7 @@ def _history(following: Following, applier: Applier) -> tuple[TermStart, ...]:
 def _state_of(serving: Serving) -> State:
     transactions = serving.served.log
     assert transactions.checksums is not None
-    return State(transactions.checksums, transactions.position, transactions.timestamp_ms())
+    return State(transactions.checksums, transactions.position, transactions.timestamp_ms(), transactions.term)
 
 
 async def _catch_up(member: Member, following: Following, applier: Applier) -> None:
