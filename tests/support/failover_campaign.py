@@ -93,11 +93,6 @@ class Campaign:
     def ledger(self) -> Ledger:
         return Ledger.read({id_: self.directory / f"{id_}.ledger" for id_ in self.set.nodes})
 
-    def acks(self) -> int:
-        """Lines so far that acknowledge."""
-        files = [self.directory / f"{id_}.ledger" for id_ in self.set.nodes]
-        return sum(" ack " in line for file in files for line in file.read_text().splitlines()[-400:])
-
     def wait_acks(self) -> None:
         """Until some more rows were acknowledged: the set works."""
         since = time.monotonic()

@@ -46,8 +46,6 @@ def plant(bug: str) -> None:
         Tenure.left_ms = property(lambda self: 0)  # type: ignore[assignment, method-assign]
     elif bug == "election":
         claims._order = by_id
-    elif bug == "margin":  # counts the lease from the answer, and longer than the others wait
-        decisions.MARGIN = -math.inf
     elif bug == "silence":  # notices a primary's silence when others have taken its place
         leasing.SILENT = math.inf
     else:

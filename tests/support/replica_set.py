@@ -10,10 +10,8 @@ that link into one that leads nowhere, for this node alone; `cut` stops what goe
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -335,13 +333,3 @@ def archived_bytes(url: str, directory: Path, environment: dict[str, str] | None
     said = walcast("restore", url, "-o", target, "--json", env=environment)
     assert said.returncode == 0, said.stderr
     return target.read_bytes()
-
-
-def remove(path: Path) -> None:
-    """A folder or a file."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def python() -> str:
-    """The interpreter of the tests."""
-    return sys.executable
