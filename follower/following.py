@@ -15,27 +15,26 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-from follower.acknowledger import Acknowledger
 from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, archived_since, from_archive, from_primary
 from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
+from follower.in_thread import InThread
 from follower.owner import Alone, Owner
-from follower.receiver import Receiver
 from follower.showing import Showing
+from follower.streaming import Streaming
 from follower.walkeeper import WalKeeper
 from follower.whereabouts import Whereabouts
 from walcast import wire
 from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
-from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local
+from walcast.filesystem import SQLITE_MAGIC
 from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
@@ -46,29 +45,12 @@ from walcast.terms import TermStart, forked_at
 
 log = logging.getLogger("walcast.follower")
 
-T = TypeVar("T")
-
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 MEND_EVERY_S = 1.0
 
 FORKED = "another node became the primary, and this one may have had transactions that it had not"
 WRITTEN = "somebody wrote to this database while no walcast ran here"
-
-
-def check_replica(path: Path) -> None:
-    """ConfigError, before anything is changed, when `path` holds something that following would destroy."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path.parent}: Permission denied")
-    if not path.exists():
-        check_local(path.parent)
-        return
-    check_database_file(path)
-    state = state_dir(path)
-    if path.stat().st_size and not (state / "positions").exists() and not (state / "log").exists():
-        raise ConfigError(f"{path}: holds data and is no replica; move it away, or give --replace to overwrite it")
 
 
 class HandedOver(Exception):
@@ -109,7 +91,7 @@ class Following:
         self._task: asyncio.Task[None] | None = None
         self._retry_s = RETRY_FIRST_S
         self._stopping = False
-        self._working: set[asyncio.Future[Any]] = set()
+        self._threads = InThread()
         self._catching_up: asyncio.Task[bool] | None = None
         self._was_replica = any((state_dir(path) / name).exists() for name in ("positions", "log"))
         self._mismatched = False
@@ -246,7 +228,7 @@ class Following:
         """Have a replica, and become its writer."""
         fresh = None
         if self._held is not None:
-            self._applier = await self._in_thread(Applier.adopt, self._held)
+            self._applier = await self._threads.run(Applier.adopt, self._held)
             self._held = None
             self._keeper = WalKeeper(self._applier)
             return
@@ -254,23 +236,11 @@ class Following:
             fresh = await self._from_archive()
             if fresh is None:
                 await self._copy()
-        self._applier = await self._in_thread(Applier.open, self.path, self._state.path, fresh)
+        self._applier = await self._threads.run(Applier.open, self.path, self._state.path, fresh)
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
         if not self._applier.position:
             log.warning("the replica was changed by others; mending", extra={"database": str(self.path)})
-
-    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        """Work that cannot be cancelled, only waited for: `_close` does, before it gives the state back."""
-        working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-        self._working.add(working)
-        working.add_done_callback(self._worked)
-        return await asyncio.shield(working)
-
-    def _worked(self, working: asyncio.Future[Any]) -> None:
-        self._working.discard(working)
-        if not working.cancelled() and working.exception() is not None:
-            log.debug("failed in a thread", exc_info=working.exception())
 
     def _progress(self) -> Progress:
         """Shows the progress, and ends what runs in a thread when we are to stop."""
@@ -295,7 +265,7 @@ class Following:
         if self._store is None:
             return None
         try:
-            return await self._in_thread(from_archive, self._store, self.path, self._state.path, self._progress())
+            return await self._threads.run(from_archive, self._store, self.path, self._state.path, self._progress())
         except (Unavailable, Corrupt) as error:
             log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
             return None
@@ -329,7 +299,9 @@ class Following:
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
         try:
-            await self._receive(stream, applier)
+            assert self._keeper is not None
+            take_over = partial(self._take_over, stream, applier)
+            await Streaming(stream, applier, self._keeper, self._show, self.showing.hear, take_over).run()
         finally:
             self._stream = None
             if not self._released:
@@ -354,7 +326,7 @@ class Following:
         fork = forked_at(self.history, applier.term, applier.position)
         if fork is None:
             return self.circumstances(FORKED) if diverged else None
-        if await self._in_thread(self._owner.keep, fork):
+        if await self._threads.run(self._owner.keep, fork):
             return None
         return self.circumstances(FORKED)
 
@@ -391,42 +363,12 @@ class Following:
         if self._store is None or self._applier is None or self._stopping or self._released:
             return False
         try:
-            return await self._in_thread(archived_since, self._store, self._applier, keeping)
+            return await self._threads.run(archived_since, self._store, self._applier, keeping)
         except WalcastError as error:
             log.warning("cannot catch up from the archive", extra={"url": self._store.url, "error": str(error)})
             return False
 
-    async def _receive(self, stream: Stream, applier: Applier) -> None:
-        """Apply what comes, acknowledge, keep the WAL short."""
-        assert self._keeper is not None
-        receiver = Receiver(applier, applier.position)
-        acks = Acknowledger(stream, applier)
-        newest = stream.welcome.position.txid
-        round_trip_us = 0
-        self._show(State.STREAMING if newest == applier.position.txid else State.CATCHING_UP, primary_txid=newest)
-        while True:
-            message = await stream.read()
-            began = time.monotonic_ns()
-            self.showing.heard_ns = time.time_ns()
-            if message.WhichOneof("kind") == "chunk":
-                chunk = message.chunk
-                await self._keeper.make_room()
-                receiver.feed(chunk.data, chunk.ends)
-                newest = max(newest, chunk.position_txid)
-                if chunk.ends:
-                    lag_us = chunk.age_us + round_trip_us // 2 + (time.monotonic_ns() - began) // 1000
-                    await acks.applied(lag_us)
-                    self._show(self._phase(applier, newest), primary_txid=newest, lag_us=lag_us)
-                    self._keeper.checkpoint_when_due()
-            elif message.WhichOneof("kind") == "heartbeat":
-                beat: pb.Heartbeat = message.heartbeat
-                newest, round_trip_us = beat.position.txid, beat.round_trip_us
-                await acks.heartbeat(beat.clock_us)
-                self._show(self._phase(applier, newest), primary_txid=newest)
-            elif message.WhichOneof("kind") == "hand_over":
-                await self._take_over(stream, message.hand_over, applier)
-
-    async def _take_over(self, stream: Stream, offer: pb.HandOver, applier: Applier) -> None:
+    async def _take_over(self, stream: Stream, applier: Applier, offer: pb.HandOver) -> None:
         """The primary has given everything up to a position, and waits."""
         if wire.position_of(offer.position) != applier.position:
             detail = f"this follower is at {applier.position}"
@@ -443,15 +385,8 @@ class Following:
         if self._released:
             raise HandedOver
 
-    def _phase(self, applier: Applier, newest_txid: int) -> State:
-        """A replica that is level streams; one that was level stays so unless it falls far behind."""
-        behind = newest_txid - applier.position.txid
-        level = behind <= 0 or (self.status.state is State.STREAMING and behind < 1000)
-        return State.STREAMING if level else State.CATCHING_UP
-
     async def _close(self) -> None:
-        while self._working:
-            await asyncio.wait(list(self._working))
+        await self._threads.settled()
         if self._keeper is not None:
             await self._keeper.close()
         if self._applier is not None:

@@ -60,6 +60,10 @@ class Showing:
         )
         self._writer.write(self.status)
 
+    def hear(self) -> None:
+        """The primary was heard of."""
+        self.heard_ns = time.time_ns()
+
     async def keep_showing(self) -> None:
         """Show now and then that we are alive."""
         while True:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import sys
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from follower.journal import Journal
 from follower.written import Written
 from node.failover import state as d
 from node.failover.missing import missing_facts
+from node.progress import Progress
 from node.serving import Place, Serving
 from primary.archiving.joining import archive_end
 from primary.discarding import ForkNotInLog, discard
@@ -39,7 +39,7 @@ from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, state_dir
 from walcast.terms import FOLLOWER, HISTORY_TERMS, PRIMARY, Standing, TermStart, first_txid, write_standing
-from walcast.wire import Address, position_message
+from walcast.wire import Address
 
 if TYPE_CHECKING:
     from follower.applier import Applier
@@ -315,6 +315,7 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
     where = member.whereabouts([*addresses, *others] or [member.address])
     following = Following(member.path, where, store=member.store, owner=member, held=held)
     following.history, following.term = member.standing.history, member.standing.term
+    following.progress = lambda: Progress("bootstrapping") if sys.stderr.isatty() else None
     member.run_follower(following)
 
 
@@ -362,53 +363,3 @@ def forget_log(member: Member) -> None:
         folder.rename(folder.with_name(f"log.old-{uuid.uuid4().hex[:8]}"))
     for old in folder.parent.glob("log.old-*"):
         member.spawn(asyncio.to_thread(shutil.rmtree, old, ignore_errors=True))
-
-
-# Telling the one before, in sets without a lease
-
-
-async def tell(member: Member, addresses: Sequence[Address], term: int, database: str) -> None:
-    """Once this node is the primary of `term`: have the one before make way, as soon as it can be reached. It is told
-    where the term began, so that a stranger at that address does not take it for its own."""
-    from walcast.rpc import replication_pb2_grpc as rpc
-
-    while not (member.standing.role == PRIMARY and member.standing.term >= term):
-        await asyncio.sleep(LOOK_S)
-    begun = next((begun for begun in member.standing.history if begun.term == term), None)
-    request = pb.StepDownRequest(database=database, term=term, primary=str(member.address))
-    if begun is not None:
-        request.position.CopyFrom(position_message(begun.start, term))
-    waiting = [address for address in dict.fromkeys(addresses) if address != member.address]
-    refused: dict[Address, str] = {}
-    pause_s = 0.5
-    while waiting and member.standing.term <= term:
-        for address in list(waiting):
-            with member.channel(address) as channel:
-                call = partial(rpc.ReplicationStub(channel).StepDown, request, timeout=5.0)
-                try:
-                    reply = await asyncio.to_thread(call)
-                except Exception as error:  # noqa: BLE001 - gRPC's, whichever: tried again
-                    log.debug("cannot be told", extra={"address": str(address), "error": str(error)})
-                    continue
-            newer = reply.refusal.kind == pb.REFUSAL_KIND_OLDER_TERM and reply.term > term
-            if newer and await _make_way(member, reply, address):
-                return
-            if reply.refusal.kind == pb.REFUSAL_KIND_NOT_PRIMARY or not reply.HasField("refusal"):
-                waiting.remove(address)
-            elif refused.get(address) != reply.refusal.detail:
-                refused[address] = reply.refusal.detail
-                why = {"address": str(address), "error": reply.refusal.detail}
-                log.error("another node does not make way: there may be two primaries", extra=why)
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, 30.0)
-
-
-async def _make_way(member: Member, reply: pb.StepDownReply, address: Address) -> bool:
-    """To one that is the primary of a newer term, as this node heard when it told that one of its own."""
-    request = pb.StepDownRequest(term=reply.term, primary=str(address), position=reply.position)
-    try:
-        await member.step_down(request)
-    except Refused as refused:
-        log.debug("does not make way", extra={"address": str(address), "error": str(refused)})
-        return False
-    return True

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from follower.client import Client
-from follower.following import Following, check_replica
+from follower.following import Following
+from follower.overwriting import check_replica
 from follower.whereabouts import Whereabouts
 from follower.written import Written
-from node.failover import changes, switchover
+from node.failover import changes, switchover, telling
 from node.failover import state as d
 from node.failover.keeper import Keeper
 from node.failover.leasing import Leasing
@@ -177,7 +178,7 @@ class Member:
                 if self.standing.history:  # nobody else would tell one that was away when this node was promoted
                     term, name = self.serving.served.log.term, self.database_name
                     before = [wire.Address.parse(self.standing.primary)] if self.standing.primary else []
-                    self.spawn(changes.tell(self, [*self.settings.primaries, *before], term, name))
+                    self.spawn(telling.tell(self, [*self.settings.primaries, *before], term, name))
                 return
             changes.fence(self)
         else:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from node.failover import changes
+from node.failover import changes, telling
 from node.failover import state as d
 from primary.followers import Follower, Offer
 from primary.log import Known
@@ -243,7 +243,7 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
         database = following.database or member.database_name
         term = max(following.applier.term, known, member.standing.term, 1) + 1
         member.act(d.Promote(term))
-        member.spawn(changes.tell(member, before, term, database))
+        member.spawn(telling.tell(member, before, term, database))
     try:
         async with asyncio.timeout(PROMOTE_S):
             return await asyncio.shield(promotion)

@@ -1,0 +1,86 @@
+"""One stream, from the welcome on: apply what comes, acknowledge, keep the WAL short, show where the replica is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from follower.acknowledger import Acknowledger
+from follower.applier import Applier
+from follower.client import Stream
+from follower.receiver import Receiver
+from follower.walkeeper import WalKeeper
+from walcast.rpc import replication_pb2 as pb
+from walcast.statusfile import State
+
+NEARLY_LEVEL_TXIDS = 1000
+
+
+class Show(Protocol):
+    """Tells whoever looks what the follower is doing."""
+
+    def __call__(self, state: State, *, primary_txid: int, lag_us: int = ...) -> None: ...
+
+
+class Streaming:
+    """For an applier that nobody else uses meanwhile. `heard` is called with every message, `take_over` when the
+    primary offers its place."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        applier: Applier,
+        keeper: WalKeeper,
+        show: Show,
+        heard: Callable[[], None],
+        take_over: Callable[[pb.HandOver], Awaitable[None]],
+    ) -> None:
+        self._stream = stream
+        self._applier = applier
+        self._keeper = keeper
+        self._show = show
+        self._heard = heard
+        self._take_over = take_over
+        self._receiver = Receiver(applier, applier.position)
+        self._acks = Acknowledger(stream, applier)
+        self._newest = stream.welcome.position.txid
+        self._round_trip_us = 0
+        self._level = self._newest == applier.position.txid
+
+    async def run(self) -> None:
+        """Until the stream ends with an error."""
+        self._show(self._phase(), primary_txid=self._newest)
+        while True:
+            message = await self._stream.read()
+            began_ns = time.monotonic_ns()
+            self._heard()
+            kind = message.WhichOneof("kind")
+            if kind == "chunk":
+                await self._apply(message.chunk, began_ns)
+            elif kind == "heartbeat":
+                await self._answer(message.heartbeat)
+            elif kind == "hand_over":
+                await self._take_over(message.hand_over)
+
+    async def _apply(self, chunk: pb.Chunk, began_ns: int) -> None:
+        await self._keeper.make_room()
+        self._receiver.feed(chunk.data, chunk.ends)
+        self._newest = max(self._newest, chunk.position_txid)
+        if not chunk.ends:
+            return
+        lag_us = chunk.age_us + self._round_trip_us // 2 + (time.monotonic_ns() - began_ns) // 1000
+        await self._acks.applied(lag_us)
+        self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us)
+        self._keeper.checkpoint_when_due()
+
+    async def _answer(self, beat: pb.Heartbeat) -> None:
+        self._newest, self._round_trip_us = beat.position.txid, beat.round_trip_us
+        await self._acks.heartbeat(beat.clock_us)
+        self._show(self._phase(), primary_txid=self._newest)
+
+    def _phase(self) -> State:
+        """A replica that is level streams; one that was level stays so unless it falls far behind."""
+        behind = self._newest - self._applier.position.txid
+        self._level = behind <= 0 or (self._level and behind < NEARLY_LEVEL_TXIDS)
+        return State.STREAMING if self._level else State.CATCHING_UP
