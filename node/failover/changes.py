@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import sys
 import uuid
@@ -92,7 +93,9 @@ async def open_primary(member: Member, held: Held | None = None, at: State | Non
         place=place,
     )
     served = serving.served
-    served.heartbeat_s = min(served.heartbeat_s, HEARTBEATS_S, member.leasing.lease_s / HEARTBEATS)
+    lease_s = member.leasing.lease_s
+    if lease_s < math.inf:
+        served.heartbeat_s = min(HEARTBEATS_S, lease_s / HEARTBEATS)
     served.switchover = member.switchover
     served.step_down = member.step_down
     return serving
