@@ -33,6 +33,8 @@ MAX_COPIES = 8
 CHECKSUMS_S = 60.0
 BARRIER_TIMEOUT_S = 30.0
 
+_NEAR = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -238,6 +240,7 @@ class Publisher(rpc.ReplicationServicer):
     async def Switchover(self, request: pb.SwitchoverRequest, context: Context) -> pb.SwitchoverReply:  # noqa: N802
         """Hand the primary's place to a follower."""
         try:
+            _check_known_peer(context)
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             return await served.switchover(request)
         except Refused as refused:
@@ -246,10 +249,21 @@ class Publisher(rpc.ReplicationServicer):
     async def StepDown(self, request: pb.StepDownRequest, context: Context) -> pb.StepDownReply:  # noqa: N802
         """Make way for the primary of a higher term."""
         try:
+            _check_known_peer(context)
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             return await served.step_down(request)
         except Refused as refused:
             return pb.StepDownReply(refusal=refused.refusal)
+
+
+def _check_known_peer(context: Context) -> None:
+    """Reading is for whoever reaches the port; a change of role is for who is on this machine, or has shown a
+    certificate where certificates are used at all."""
+    near = context.peer().startswith(_NEAR)
+    encrypted = b"ssl" in context.auth_context().get("transport_security_type", ())
+    if encrypted and not near and not context.peer_identities():
+        detail = "to change roles from another machine, show a certificate: --tls-ca on this node, --tls-cert on yours"
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, detail)
 
 
 async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Served) -> bytes:
