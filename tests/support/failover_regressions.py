@@ -4,6 +4,8 @@ DELAYS is a folder; a file there holds seconds, looked up each time:
 
     offer    before a follower hears of the place that it is offered
     give     before the lease is written that names another node than the one before
+
+With a file `keep` that lease is not written at all.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from follower.client import Stream
 from follower.following import Following
 from node.cli import main
 from node.failover.lease import KEY, Lease
+from walcast.errors import Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.store.directory import DirectoryStore
 
@@ -43,6 +46,8 @@ def swap_late(self: DirectoryStore, key: str, data: bytes, version: str | None) 
     found = self.read(key) if key == KEY else None
     if found is not None and Lease.decode(found.data).holder != Lease.decode(data).holder:
         time.sleep(seconds("give"))
+        if (DELAYS / "keep").exists():
+            raise Unavailable("as the test wants it")
     return swap(self, key, data, version)
 
 
