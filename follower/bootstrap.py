@@ -76,7 +76,7 @@ def archived_since(store: Store, applier: Applier, keeping: Circumstances | None
         header = None
         for header, pages in pages_after(store, plan):
             if target is None:
-                target = applier if keeping is None or _goes_on(header, applier) else _keeping(applier, keeping)
+                target = applier if keeping is None or _goes_on(header, applier) else keeping_of(applier, keeping)
                 target.begin()
             for page in pages:
                 target.write_pages([page.pgno], [page.data])
@@ -92,7 +92,8 @@ def archived_since(store: Store, applier: Applier, keeping: Circumstances | None
     return True
 
 
-def _keeping(applier: Applier, circumstances: Circumstances) -> Keeping:
+def keeping_of(applier: Applier, circumstances: Circumstances) -> Keeping:
+    """Stands before the applier in one transaction, and keeps what that takes away. Called in a thread."""
     keeping = Keeping(applier, state_dir(applier.path), circumstances)
     keeping.look_up_tables_here()
     return keeping

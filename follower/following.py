@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 
 from follower.applier import Applier, ChecksumMismatch
-from follower.bootstrap import Progress, archived_since, from_archive, from_primary
+from follower.bootstrap import Progress, from_archive, from_primary
 from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
 from follower.in_thread import InThread
 from follower.owner import Alone, Owner
+from follower.rebase import catch_up
 from follower.showing import Showing
 from follower.streaming import Streaming
 from follower.walkeeper import WalKeeper
@@ -363,7 +364,7 @@ class Following:
         if self._store is None or self._applier is None or self._stopping or self._released:
             return False
         try:
-            return await self._threads.run(archived_since, self._store, self._applier, keeping)
+            return await self._threads.run(catch_up, self._store, self._applier, keeping)
         except WalcastError as error:
             log.warning("cannot catch up from the archive", extra={"url": self._store.url, "error": str(error)})
             return False

@@ -6,22 +6,20 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.archiving import CALM, restored, restored_by_litestream
 from support.e2e_oracle import Served, entries
 from support.nodes import poll
+from support.roles import archiving, demoted, make, promoted, reached, write
 from support.writers import Sql, checkpointed, child, sql
 
 from follower.applier import Applier
-from follower.journal import Journal
 from primary.archiving.archiver import Archiver
 from primary.archiving.aside import of_no_history
 from primary.archiving.tenured import tenured
 from primary.database import Database
-from primary.resume import State
 from primary.served import Refused
 from primary.served import Served as OnAir
 from primary.tenure import Tenure, now_s
@@ -33,31 +31,6 @@ from walcast.store import Store, open_store
 from walcast.terms import TERM_TXIDS, TermStart, first_txid
 
 SWAPS = 6
-
-
-def make(path: Path) -> None:
-    with sql(path) as app:
-        app("PRAGMA journal_mode=WAL")
-        app("CREATE TABLE t (n INTEGER, v)")
-
-
-def demoted(database: Database) -> Applier:
-    """Capture → applier, as a member does it."""
-    captured = database.loop.hold_writers().result(30.0)
-    held = database.release()
-    journal = Journal(held.state.path)
-    journal.append(database.log.term, captured.position, 0)
-    journal.close()
-    return Applier.adopt(held)
-
-
-def promoted(applier: Applier, term: int, state: object) -> Database:
-    """Applier → capture; writers are held still."""
-    at = State(applier.checksums, applier.position, applier.timestamp_ms)
-    held = applier.release(state)  # type: ignore[arg-type]
-    database = Database(held.files.path, "app", held=held)
-    database.start(at=at, term=term)
-    return database
 
 
 def swapped(database: Database, term: int) -> Database:
@@ -208,32 +181,11 @@ async def _on_air(database: Database) -> OnAir:
 # The archive over several terms
 
 
-@contextmanager
-def archiving(database: Database, store: Store, history: tuple[TermStart, ...] = ()) -> Iterator[Archiver]:
-    archiver = Archiver(database, store, CALM, history=history, interval_s=0.05)
-    archiver.start()
-    try:
-        yield archiver
-    finally:
-        archiver.stop()
-
-
-def write(path: Path, count: int) -> None:
-    with sql(path) as app:
-        for _ in range(count):
-            app("INSERT INTO t VALUES (1, randomblob(2000))")
-
-
 def assert_restored(store: Store, path: Path) -> None:
     """Both programs restore what is in the database, which nobody has open."""
     same = checkpointed(path)
     assert restored(store, path.with_name("ours.db")) == same
     assert restored_by_litestream(store, path.with_name("theirs.db")) == same
-
-
-def reached(database: Database, archiver: Archiver) -> bool:
-    goal = database.loop.barrier().result(30.0).position.txid
-    return bool(poll(lambda: archiver.txid >= goal))
 
 
 def test_an_archive_goes_on_over_the_terms_without_a_snapshot(tmp_path: Path, store: Store) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from follower.following import FORKED, Following
 from follower.journal import Journal
+from follower.rebase import catch_up
 from follower.written import Written
 from node.failover import state as d
 from node.failover.missing import missing_facts
@@ -217,10 +218,8 @@ async def _catch_up(member: Member, following: Following, applier: Applier) -> N
     """What the archive has and the replica does not; for a while, a store that is away must not keep us."""
     if member.store is None:
         return
-    from follower.bootstrap import archived_since
-
     keeping = following.circumstances(FORKED)
-    working = asyncio.ensure_future(asyncio.to_thread(archived_since, member.store, applier, keeping))
+    working = asyncio.ensure_future(asyncio.to_thread(catch_up, member.store, applier, keeping))
     try:
         await asyncio.wait_for(asyncio.shield(working), CATCH_UP_S)
     except TimeoutError:
