@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -400,3 +401,30 @@ def test_workers_answer_every_ticket_in_any_order(history: History, tmp_path: Pa
     assert answers == {ticket: body[ticket : 2 * ticket + 1] for ticket in range(50)}
     assert isinstance(missing, ObjectMissing)
     assert missing.key == "none"
+
+
+def test_no_process_collects_what_the_parent_left_behind(history: History, divided: list[str], tmp_path: Path) -> None:
+    """Its end may wait for a thread that only the parent has, as that of a gRPC channel does."""
+    parent, collected = os.getpid(), tmp_path / "collected"
+
+    class Left:
+        def __init__(self) -> None:
+            self.me = self  # a cycle: only a collection finds it
+
+        def __del__(self) -> None:
+            if os.getpid() != parent:
+                collected.touch()
+
+    before = gc.get_threshold()
+    collecting = [True]
+    os.register_at_fork(after_in_child=lambda: gc.set_threshold(1) if collecting[0] else None)
+    gc.collect()
+    gc.set_threshold(1 << 30)  # not here
+    try:
+        Left()
+        restore(history.store, tmp_path / "out.db")
+    finally:
+        collecting[0] = False
+        gc.set_threshold(*before)
+    assert divided
+    assert not collected.exists()

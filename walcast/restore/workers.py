@@ -9,6 +9,7 @@ of its own. They end with this process, however it ends: their pipe to it breaks
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -83,6 +84,9 @@ class Workers:
         context: Any = multiprocessing.get_context(_FORK)
         # A terminal sends it to all processes, and the parent decides: in the others it stays blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Nor may a child collect what the parent left behind: its end may wait for a thread that only the parent has.
+        collecting = gc.isenabled()
+        gc.disable()
         try:
             with warnings.catch_warnings():
                 # Of Python 3.12: about threads that are not Python's, numpy's for one, which sees to it itself.
@@ -100,6 +104,8 @@ class Workers:
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if collecting:
+                gc.enable()
         return self
 
     def __exit__(
@@ -190,6 +196,8 @@ def _serve(
     ahead: int,
 ) -> None:
     """A worker's life; it ends when the pipe does."""
+    gc.freeze()
+    gc.enable()
     # With the parent, also while all that this process does is wait for a store.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for other in others:
