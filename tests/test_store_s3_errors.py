@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -265,10 +266,11 @@ def guarded() -> Iterator[tuple[S3Server, str, str]]:
         keys = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         iam = boto3.client("iam", endpoint_url=server.endpoint, **keys)
         allowed = {"Effect": "Allow", "Action": ["s3:PutObject", "s3:GetObject"], "Resource": "*"}
-        iam.create_user(UserName="writer")
+        user = f"writer-{os.urandom(4).hex()}"  # moto remembers its users for as long as the process lives
+        iam.create_user(UserName=user)
         policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
-        iam.put_user_policy(UserName="writer", PolicyName="put", PolicyDocument=policy)
-        made = iam.create_access_key(UserName="writer")["AccessKey"]
+        iam.put_user_policy(UserName=user, PolicyName="put", PolicyDocument=policy)
+        made = iam.create_access_key(UserName=user)["AccessKey"]
         iam.close()
         with enable_iam_authentication():
             yield server, made["AccessKeyId"], made["SecretAccessKey"]
