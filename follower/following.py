@@ -26,6 +26,7 @@ from follower.bootstrap import Progress, from_archive, from_primary
 from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
 from follower.in_thread import InThread
+from follower.overwriting import has_database
 from follower.owner import Alone, Owner
 from follower.rebase import catch_up
 from follower.showing import Showing
@@ -35,7 +36,6 @@ from follower.whereabouts import Whereabouts
 from walcast import wire
 from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
-from walcast.filesystem import SQLITE_MAGIC
 from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
@@ -233,7 +233,7 @@ class Following:
             self._held = None
             self._keeper = WalKeeper(self._applier)
             return
-        if not self._has_database():
+        if not has_database(self.path):
             fresh = await self._from_archive()
             if fresh is None:
                 await self._copy()
@@ -254,13 +254,6 @@ class Following:
                 show(done, total)
 
         return progress
-
-    def _has_database(self) -> bool:
-        try:
-            with self.path.open("rb") as file:
-                return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-        except FileNotFoundError:
-            return False
 
     async def _from_archive(self) -> Fresh | None:
         if self._store is None:

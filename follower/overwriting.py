@@ -1,4 +1,4 @@
-"""May a path become a replica, whose contents are the primary's?"""
+"""What is at a path that is to become a replica, and may it?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from walcast.errors import ConfigError
-from walcast.filesystem import check_database_file, check_local
+from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local
 from walcast.statedir import state_dir
 
 
@@ -23,3 +23,12 @@ def check_replica(path: Path) -> None:
     state = state_dir(path)
     if path.stat().st_size and not (state / "positions").exists() and not (state / "log").exists():
         raise ConfigError(f"{path}: holds data and is no replica; move it away, or give --replace to overwrite it")
+
+
+def has_database(path: Path) -> bool:
+    """Is there a database at `path`, of whoever?"""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except FileNotFoundError:
+        return False

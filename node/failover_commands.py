@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import grpc
 
 from node.failover.missing import missing_words
 from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
+from node.switching import switch_over
 from walcast import local, wire
-from walcast.errors import ConfigError, Unavailable
-from walcast.rpc import replication_pb2 as pb
-from walcast.rpc import replication_pb2_grpc as rpc
 
 PROMOTE_S = 120.0
-SWITCHOVER_S = 90.0
 
 
 @click.command(
@@ -58,31 +54,13 @@ def switchover_command(primary: str, to: str, name: str, timeout: float, as_json
 
     Writers are held for a moment. When the follower does not take over in time nothing has happened, and they go on.
     """
-    address = wire.Address.parse(primary)
-    credentials = tls_of(**tls).channel(address)
-    channel = (
-        grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
-        if credentials
-        else grpc.insecure_channel(str(address), options=wire.OPTIONS)
-    )
-    request = pb.SwitchoverRequest(database=name, to=to, timeout_ms=int(timeout * 1000))
-    with channel:
-        try:
-            reply: pb.SwitchoverReply = rpc.ReplicationStub(channel).Switchover(request, timeout=SWITCHOVER_S)
-        except grpc.RpcError as error:
-            code = error.code()
-            if code is grpc.StatusCode.UNIMPLEMENTED:
-                raise ConfigError(f"{address}: not a walcast primary") from error
-            raise Unavailable(f"{address}: {error.details() or code.name}") from error
-    if reply.HasField("refusal"):
-        raise Unavailable(f"{address}: {reply.refusal.detail}")
-    position = wire.position_of(reply.position)
+    done = switch_over(wire.Address.parse(primary), to, tls_of(**tls), name=name, timeout_s=timeout)
     facts = {
-        "primary": reply.primary,
-        "term": reply.term,
-        "position": str(position),
+        "primary": done.primary,
+        "term": done.term,
+        "position": str(done.position),
         "lost": 0,
-        "pause_ms": round(reply.pause_us / 1000, 1),
+        "pause_ms": done.pause_ms,
     }
-    words = f"{to} at {reply.primary} is the primary, term {reply.term}; writers were held for {facts['pause_ms']} ms"
+    words = f"{to} at {done.primary} is the primary, term {done.term}; writers were held for {done.pause_ms} ms"
     click.echo(json.dumps(facts) if as_json else words)

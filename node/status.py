@@ -43,13 +43,7 @@ def local_status(path: Path) -> Facts:
 
 def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
     """Unavailable when nobody answers, ConfigError when it is no walcast."""
-    credentials = tls.channel(address)
-    channel = (
-        grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
-        if credentials
-        else grpc.insecure_channel(str(address), options=wire.OPTIONS)
-    )
-    with channel:
+    with wire.open_channel(address, tls) as channel:
         try:
             reply = rpc.ReplicationStub(channel).Status(pb.StatusRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:

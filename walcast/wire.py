@@ -121,6 +121,16 @@ class Tls:
         return grpc.ssl_channel_credentials(_pem(self.ca) if self.ca else None, key, cert)
 
 
+def open_channel(address: Address, tls: Tls) -> grpc.Channel:
+    """To a node, for a call or two; its own context manager."""
+    import grpc
+
+    credentials = tls.channel(address)
+    if credentials is None:
+        return grpc.insecure_channel(str(address), options=OPTIONS)
+    return grpc.secure_channel(str(address), credentials, options=OPTIONS)
+
+
 def _pem(path: Path) -> bytes:
     try:
         data = path.read_bytes()

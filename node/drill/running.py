@@ -18,10 +18,10 @@ from typing import Any
 from follower.client import Client
 from follower.verify import verify_replica
 from node.config import Config
-from node.drill.asking import Switched, switch_over
 from node.drill.facts import Attached, Mark, Result, Step, between
 from node.drill.stage import Broken
 from node.status import local_status, primary_status
+from node.switching import Switched, switch_over
 from walcast import wire
 from walcast.errors import ConfigError, WalcastError
 from walcast.primary import Primary

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.drill import checks, settle
-from node.drill.asking import switch_over
 from node.drill.facts import Attached, Cut, Step, between
 from node.drill.ledger import Row
 from node.drill.nodes import Node
 from node.drill.stage import Broken, Stage
 from node.drill.watch import can_write
+from node.switching import switch_over
 from walcast import wire
 from walcast.errors import Unavailable
 from walcast.statedir import state_dir

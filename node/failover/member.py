@@ -300,10 +300,7 @@ class Member:
 
     def channel(self, address: wire.Address) -> grpc.Channel:
         """To another node, for a call or two."""
-        credentials = self.host.settings.tls.channel(address)
-        if credentials is None:
-            return grpc.insecure_channel(str(address), options=wire.OPTIONS)
-        return grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
+        return wire.open_channel(address, self.host.settings.tls)
 
     def new_tenure(self) -> None:
         """The one before is over for good."""

@@ -11,8 +11,6 @@ from walcast.terms import gaps_between
 if TYPE_CHECKING:
     from follower.following import Following
 
-HEARD_S = 5.0
-
 
 def missing_facts(following: Following | None, position: Position, *, offered: bool) -> dict[str, Any]:
     """Of a node that is promoted at `position`. `missing`: transactions that the primary is known to have had and this

@@ -1,4 +1,4 @@
-"""Questions to a node from outside: a switchover, a barrier. Bounded waits, gRPC's errors as walcast's."""
+"""A switchover, asked for from outside. Bounded waits, gRPC's errors as walcast's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
-SWITCHOVER_S = 60.0
+SWITCHOVER_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,8 @@ class Switched:
 
 def switch_over(address: wire.Address, to: str, tls: wire.Tls, *, name: str = "", timeout_s: float = 5.0) -> Switched:
     """Unavailable when nothing happened, with why."""
-    credentials = tls.channel(address)
-    channel = (
-        grpc.secure_channel(str(address), credentials, options=wire.OPTIONS)
-        if credentials
-        else grpc.insecure_channel(str(address), options=wire.OPTIONS)
-    )
     request = pb.SwitchoverRequest(database=name, to=to, timeout_ms=int(timeout_s * 1000))
-    with channel:
+    with wire.open_channel(address, tls) as channel:
         try:
             reply: pb.SwitchoverReply = rpc.ReplicationStub(channel).Switchover(request, timeout=SWITCHOVER_S)
         except grpc.RpcError as error:
