@@ -28,6 +28,7 @@ class Showing:
             level_ns=before.level_ns,
             primary_txid=before.primary_txid,
             primary=str(client.primary),
+            app_url=before.app_url,
             name=client.database,
             follower_id=client.follower_id,
             pid=os.getpid(),
@@ -59,6 +60,10 @@ class Showing:
             primary=primary,
         )
         self._writer.write(self.status)
+
+    def connected(self, app_url: str) -> None:
+        """To a primary, beside which the app answers at `app_url`. Shown with what is shown next."""
+        self.status = replace(self.status, app_url=app_url)
 
     def hear(self) -> None:
         """The primary was heard of."""

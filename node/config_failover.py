@@ -7,6 +7,7 @@ never-promote: false
 max-lag: 1m
 advertise: 10.0.0.1:7420
 id: edge-1
+app-url: http://10.0.0.1:8000
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import yaml
 from click.core import ParameterSource
 
 from node.config_yaml import Keys, Yaml
+from walcast.appurl import check_app_url
 from walcast.wire import Address
 
-KEYS = frozenset(["auto-failover", "lease-time", "priority", "never-promote", "max-lag", "advertise", "id"])
+KEYS = frozenset(["auto-failover", "lease-time", "priority", "never-promote", "max-lag", "advertise", "id", "app-url"])
 LEASE_LEAST_S, LEASE_MOST_S = 1.0, 3600.0
 ID_MOST_BYTES = 100
 
@@ -37,6 +39,7 @@ class FailoverConfig:
     max_lag_s: float | None = None
     advertise: Address | None = None
     id: str | None = None
+    app_url: str | None = None
 
     def facts(self) -> dict[str, Any] | None:
         """What is said; None when nothing is."""
@@ -70,6 +73,10 @@ def read_failover(file: Yaml, keys: Keys) -> FailoverConfig:
             raise file.error(node, f"{text[:40]!r} is not an id: 1 to {ID_MOST_BYTES} bytes, printable")
         return text
 
+    def url(node: yaml.Node) -> str:
+        text = file.text(node)
+        return file.parsed(node, lambda: check_app_url(text))
+
     return FailoverConfig(
         auto_failover=file.optional(keys, "auto-failover", file.boolean),
         lease_time_s=file.optional(keys, "lease-time", lease_s),
@@ -78,6 +85,7 @@ def read_failover(file: Yaml, keys: Keys) -> FailoverConfig:
         max_lag_s=file.optional(keys, "max-lag", lambda node: file.seconds(node, zero=True)),
         advertise=file.optional(keys, "advertise", address),
         id=file.optional(keys, "id", identity),
+        app_url=file.optional(keys, "app-url", url),
     )
 
 
@@ -99,4 +107,5 @@ def _as_flags(told: FailoverConfig) -> dict[str, Any]:
         "max_lag": told.max_lag_s,
         "advertise": str(told.advertise) if told.advertise else None,
         "follower_id": told.id,
+        "app_url": told.app_url,
     }

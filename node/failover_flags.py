@@ -13,8 +13,9 @@ from walcast.wire import Address
 
 
 def failover_flags(function: F) -> F:
-    """--auto-failover, --lease-time, --priority, --never-promote, --max-lag, --advertise, --id."""
+    """--auto-failover, --lease-time, --priority, --never-promote, --max-lag, --advertise, --id, --app-url."""
     for option in (
+        flag("--app-url", default=None, help="Where the app on this host answers HTTP, for apps beside followers."),
         flag("--id", "follower_id", default=None, help="This node's id; made once and kept when not given."),
         flag("--advertise", default=None, help="HOST:PORT where others reach this node, if not where it listens."),
         flag("--max-lag", default=60.0, type=click.FloatRange(min=0), help="Seconds behind that still take over."),

@@ -16,6 +16,7 @@ from node.host import Host
 from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HostSettings
+from walcast.appurl import check_app_url
 from walcast.wire import Address
 
 ANY_PORT = "127.0.0.1:0"
@@ -54,6 +55,7 @@ def follower_command(
     """Keep a database a live replica of a primary's."""
     if config is not None:
         flags = flags_over_file(flags, load_config(config).failover)
+    app_url = check_app_url(flags.pop("app_url") or "")
     tls = tls_of(**{key: flags.pop(key) for key in ("tls_cert", "tls_key", "tls_ca", "insecure")})
     primaries = addresses(primary_address)
     database = DatabaseSettings(db, name or db.stem, archive)
@@ -61,7 +63,12 @@ def follower_command(
     for address in primaries:
         tls.channel(address)
     settings = HostSettings(
-        [], Address.parse(listen), tls=tls, http=Address.parse(http) if http else None, members=(member,)
+        [],
+        Address.parse(listen),
+        tls=tls,
+        http=Address.parse(http) if http else None,
+        members=(member,),
+        app_url=app_url,
     )
 
     def ready(host: Host) -> None:

@@ -19,6 +19,7 @@ from node.http import Facts, HttpServer
 from node.inodes import Inode, Inodes
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
+from node.shown import SHOW_S, show_primary
 from node.watching import Watching, databases_of
 from primary.opening import check_readable
 from primary.publisher import Publisher
@@ -29,6 +30,7 @@ from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
+from walcast.statusfile import State
 from walcast.store.url import parse_url
 from walcast.terms import PRIMARY, read_standing
 
@@ -56,6 +58,7 @@ class Host:
         self.members: list[Member] = []
         self._watching = [Watching(config, self) for config in settings.folders if config.watch]
         self._healthy: Any = None
+        self._shown_in_vain: set[str] = set()
         self._stop = asyncio.Event()
         self._failed = asyncio.Event()
         self._failure: WalcastError | None = None
@@ -86,7 +89,7 @@ class Host:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
-        publisher = Publisher(self._served, self.status, self._served.away)
+        publisher = Publisher(self._served, self.status, self._served.away, self.settings.app_url)
         server, self._healthy, self.listening = listen(publisher, self.settings.listen, self.settings.tls)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
@@ -99,6 +102,7 @@ class Host:
             for member in self.settings.members:  # whoever asks before its role is known must ask again
                 self._served.away[member.database.name] = not_served(member.database.name, "its role is not known yet")
             await server.start()
+            stack.callback(asyncio.create_task(self._keep_showing()).cancel)
             log.info("listening", extra={"address": str(self.listening)})
             await self._begin_members(stack)
             if self.settings.heartbeat is not None:
@@ -119,6 +123,19 @@ class Host:
             member.start(self._static_failed)
         for member in self.members:
             await _first(member.settled, self._stop, self._failed)
+
+    async def _keep_showing(self) -> None:
+        """To the apps on this host, for databases that are no members."""
+        while True:
+            members = {member.name for member in self.members}
+            for name, serving in list(self._serving.items()):
+                if name not in members and name not in self._shown_in_vain:
+                    try:
+                        show_primary(serving, State.PRIMARY, self.listening, "", self.settings.app_url)
+                    except OSError as error:
+                        self._shown_in_vain.add(name)
+                        log.warning("cannot write its status file", extra={"database": name, "error": str(error)})
+            await asyncio.sleep(SHOW_S)
 
     def _find(self) -> list[DatabaseSettings]:
         """All databases but those of watched folders; ConfigError when one cannot be served."""

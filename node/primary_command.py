@@ -19,6 +19,7 @@ from node.ping import check_url
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
+from walcast.appurl import check_app_url
 from walcast.errors import ConfigError
 from walcast.statedir import state_dir
 from walcast.terms import PRIMARY, read_standing
@@ -104,6 +105,7 @@ def _settings(
         bare = [str(d.path) for d in databases if not d.archive] + [f.where for f in folders if not f.archive]
         if bare:
             raise ConfigError(f"{bare[0]}: {NO_ARCHIVE}")
+    app_url = check_app_url(more.pop("app_url") or "")
     flags = tls_of(**{key: more.pop(key) for key in TLS_FLAGS})
     members = tuple(
         member_settings(database, PRIMARY, force=force, guess=db is not None and name is None, **more)
@@ -122,5 +124,6 @@ def _settings(
         log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
         folders=folders,
         members=members,
+        app_url=app_url,
         heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
     )

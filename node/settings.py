@@ -62,7 +62,7 @@ class MemberSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What a node is told."""
+    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers."""
 
     databases: list[DatabaseSettings]
     listen: wire.Address
@@ -73,3 +73,4 @@ class HostSettings:
     folders: tuple[FolderConfig, ...] = ()
     heartbeat: HeartbeatSettings | None = None
     members: tuple[MemberSettings, ...] = ()
+    app_url: str = ""

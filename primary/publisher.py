@@ -41,11 +41,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Publisher(rpc.ReplicationServicer):
     """The gRPC service over the databases of this process."""
 
-    def __init__(self, databases: Mapping[str, Served], status: Any, away: Mapping[str, Refused] | None = None) -> None:
-        """`away`: names that are refused for now, each with what is said to whoever asks."""
+    def __init__(
+        self,
+        databases: Mapping[str, Served],
+        status: Any,
+        away: Mapping[str, Refused] | None = None,
+        app_url: str = "",
+    ) -> None:
+        """`away`: names that are refused for now, each with what is said to whoever asks. `app_url`: where the app
+        answers on this host, for the apps beside the followers."""
         self._databases = databases
         self._away = {} if away is None else away
         self._status = status
+        self._app_url = app_url
         self._stopping = asyncio.Event()
         self._copies = asyncio.Semaphore(MAX_COPIES)
         self._streams = 0
@@ -119,6 +127,7 @@ class Publisher(rpc.ReplicationServicer):
                     position=wire.position_message(served.log.position, served.log.term),
                     tenure_ms=served.database.tenure.left_ms,
                     history=wire.history_message(served.history),
+                    app_url=self._app_url,
                 )
             )
             async for message in self._send_from(served, follower, position.txid):

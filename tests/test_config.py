@@ -300,6 +300,10 @@ id: edge ${PORT}
         ("max-lag: none\n", "1: 'none' is not a duration, as in 90s or 1h30m"),
         ("advertise: here\n", "1: 'here' is not HOST:PORT"),
         ('id: ""\n', "1: '' is not an id: 1 to 100 bytes, printable"),
+        (
+            "app-url: edge-1:8000\n",
+            "1: 'edge-1:8000' is not where an app answers: http://HOST:PORT, or https, with a path at most",
+        ),
         ("autofailover: true\n", "1: unknown key 'autofailover'; did you mean 'auto-failover'?"),
     ],
 )
@@ -321,7 +325,7 @@ def told(arguments: list[str], config: FailoverConfig) -> dict[str, Any]:
 
 
 def test_a_flag_wins_over_the_file_and_so_does_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = FailoverConfig(True, 20.0, 5, False, 7.0, Address("h", 1), "of the file")
+    file = FailoverConfig(True, 20.0, 5, False, 7.0, Address("h", 1), "of the file", "http://h:2")
     expected = {
         "auto_failover": True,
         "lease_time": 20.0,
@@ -330,6 +334,7 @@ def test_a_flag_wins_over_the_file_and_so_does_the_environment(monkeypatch: pyte
         "max_lag": 7.0,
         "advertise": "h:1",
         "follower_id": "of the file",
+        "app_url": "http://h:2",
     }
     assert told([], file) == expected
     assert told(["--lease-time", "10", "--id", "mine"], file) == expected | {"lease_time": 10.0, "follower_id": "mine"}

@@ -1,11 +1,11 @@
-"""`app.db-walcast/status`: what a follower says of its replica, 512 bytes, rewritten in place at every commit.
+"""`app.db-walcast/status`: what a node says of the database on its host, 1024 bytes, rewritten in place at each commit.
 
 Apps read it without asking anybody; a change wakes whoever watches the file. A torn read fails its CRC and is read
 again.
 
     crc32 u32 · version u32 · pid u32 · state u32 · term u32 · lag µs u32 · TXID u64 · checksum u64
     newest TXID of the primary known here u64 · written at, ns since the epoch u64 · level with the primary at, ns u64
-    primary's address, name of the database, follower's id: a length byte and UTF-8 each
+    primary's address, name of the database, follower's id, URL of the app at the primary: a length byte and UTF-8 each
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.statedir import in_use, state_dir
 
-SIZE = 512
-VERSION = 1
+SIZE = 1024
+VERSION = 2
 STALE_AFTER_S = 5.0
 READ_TRIES = 100
+TEXTS = 4
+TEXT_BYTES = 230  # four of them fit
 
 _FIXED = struct.Struct("<IIIIIIQQQQQ")
 
@@ -48,7 +50,8 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there is."""
+    """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there is;
+    `app_url`: where the app answers HTTP on the primary's host, empty when nobody said."""
 
     state: State = State.STOPPED
     term: int = 0
@@ -61,9 +64,10 @@ class Status:
     primary: str = ""
     name: str = ""
     follower_id: str = ""
+    app_url: str = ""
 
     def encode(self) -> bytes:
-        """512 bytes."""
+        """1024 bytes."""
         fixed = _FIXED.pack(
             0,
             VERSION,
@@ -77,7 +81,7 @@ class Status:
             self.written_ns,
             self.level_ns,
         )
-        texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id))
+        texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id, self.app_url))
         body = (fixed[4:] + texts).ljust(SIZE - 4, b"\0")
         return zlib.crc32(body).to_bytes(4, "little") + body
 
@@ -90,7 +94,7 @@ class Status:
         if version != VERSION:
             return None
         at, texts = _FIXED.size, []
-        for _ in range(3):
+        for _ in range(TEXTS):
             size = data[at]
             texts.append(data[at + 1 : at + 1 + size].decode(errors="replace"))
             at += 1 + size
@@ -109,7 +113,7 @@ class Status:
 
 
 def _text(text: str) -> bytes:
-    data = text.encode()[:120]
+    data = text.encode()[:TEXT_BYTES]
     return bytes([len(data)]) + data
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from typing import TYPE_CHECKING
 
 from node.failover import state as d
+from node.shown import SHOW_S, show_primary
 from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb
-from walcast.statedir import state_dir
-from walcast.statusfile import State, Status, StatusWriter
+from walcast.statusfile import State
 
 if TYPE_CHECKING:
     from node.failover.member import Member
 
-SHOW_S = 1.0
 FENCED = "fenced"
 
 
@@ -93,24 +90,5 @@ class Shown:
 
     def _write(self, state: State) -> None:
         member = self._member
-        serving = member.serving
-        assert serving is not None
-        now, position = time.time_ns(), serving.served.log.position
-        writer = StatusWriter(state_dir(member.path))
-        try:
-            writer.write(
-                Status(
-                    state=state,
-                    term=serving.served.log.term,
-                    position=position,
-                    primary_txid=position.txid,
-                    level_ns=now,
-                    written_ns=now,
-                    pid=os.getpid(),
-                    primary=str(member.address),
-                    name=member.name,
-                    follower_id=member.id,
-                )
-            )
-        finally:
-            writer.close()
+        assert member.serving is not None
+        show_primary(member.serving, state, member.address, member.id, member.host.settings.app_url)

@@ -325,12 +325,15 @@ class Welcome(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TENURE_MS_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    APP_URL_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     term: _builtins.int
     database: _builtins.str
     page_size: _builtins.int
     tenure_ms: _builtins.int
     """how much longer the primary may act, at least; 0: no lease, without end"""
+    app_url: _builtins.str
+    """where the app answers HTTP on this host, for whoever has something to write; empty: unknown"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -345,10 +348,11 @@ class Welcome(_message.Message):
         position: Global___Position | None = ...,
         tenure_ms: _builtins.int = ...,
         history: _abc.Iterable[Global___TermStart] | None = ...,
+        app_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "database", b"database", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
