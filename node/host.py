@@ -23,7 +23,7 @@ from node.shown import SHOW_S, show_primary
 from node.watching import Watching, databases_of
 from primary.opening import check_readable
 from primary.publisher import Publisher
-from primary.served import Refused
+from primary.served import Refused, Served
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
@@ -228,6 +228,13 @@ class Host:
         """A member lets go of it itself."""
         self._serving.pop(name, None)
         self._served.pop(name, None)
+
+    def find(self, name: str) -> Served:
+        """What is on the air under this name; Refused, as whoever asks over the network is."""
+        served = self._served.get(name)
+        if served is None:
+            raise self._served.away.get(name) or not_served(name, "its role is not known yet")
+        return served
 
     def refuse(self, name: str, refused: Refused) -> None:
         """What to say to those who ask for a member that is not on the air."""

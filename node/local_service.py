@@ -16,10 +16,13 @@ from typing import Any, BinaryIO
 
 from primary.archiving.compaction import Written
 from primary.archiving.snapshot import snapshot
+from primary.barriers import barrier
 from primary.database import Database
+from primary.served import Refused, Served
 from primary.tenure import Tenure
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.rpc import replication_pb2 as pb
 
 log = logging.getLogger("walcast.primary")
 
@@ -52,7 +55,9 @@ class LocalService:
         except OSError as error:
             log.warning("no local socket", extra={"database": str(self._path), "error": str(error)})
             return
-        self._server = await asyncio.start_unix_server(self._serve, sock=made, limit=local.LINE_BYTES)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=made, limit=local.LINE_BYTES, backlog=local.BACKLOG
+        )
 
     async def stop(self) -> None:
         """Hang up and remove the socket."""
@@ -71,7 +76,7 @@ class LocalService:
         self._calls.add(call)
         try:
             await self._answer(reader, writer)
-        except (OSError, TimeoutError, ValueError, asyncio.CancelledError):
+        except (OSError, TimeoutError, ValueError, TypeError, asyncio.CancelledError):
             pass  # whoever asked went away, is stuck, or speaks another language; or we are to stop
         finally:
             self._calls.discard(call)
@@ -87,6 +92,8 @@ class LocalService:
                 _say(writer, await self._answers[want](request))
             except WalcastError as error:
                 _say(writer, {"error": str(error), "again": not isinstance(error, ConfigError)})
+            except Refused as refused:
+                _say(writer, _refusal(refused.refusal))
         else:
             _say(writer, {"error": f"nothing known as {want!r}", "again": False})
         await asyncio.wait_for(writer.drain(), STUCK_S)
@@ -125,6 +132,19 @@ class LocalService:
         finally:
             self._snapshotting = False
             hung_up.cancel()
+
+
+async def answer_barrier(served: Served, request: Facts) -> Facts:
+    """To `barrier`: as the call of that name, for one database. Refused."""
+    reached = await barrier(served, int(request.get("followers", 0)), float(request.get("within_s", 0)))
+    position = reached.position
+    return {"term": reached.term, "position": str(position), "followers": reached.applied}
+
+
+def _refusal(refusal: pb.Refusal) -> Facts:
+    """`primary` says that this node is not it, and where it is."""
+    facts = {"error": refusal.detail, "again": True}
+    return facts | ({"primary": refusal.primary} if refusal.kind == pb.REFUSAL_KIND_NOT_PRIMARY else {})
 
 
 async def _send(file: BinaryIO, writer: asyncio.StreamWriter, tenure: Tenure) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.inodes import Inode, Inodes, inode_of
-from node.local_service import Facts, LocalService
+from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import DatabaseSettings
 from primary.archiving.archiver import Archiver
 from primary.archiving.tenured import tenured
@@ -149,7 +149,10 @@ class Serving:
                 self.archiver.look_again()
             return {}
 
-        return {"status": status, "archived": archived}
+        async def barrier(request: Facts) -> Facts:
+            return await answer_barrier(self.served, request)
+
+        return {"status": status, "archived": archived, "barrier": barrier}
 
     async def release(self, inodes: Inodes) -> Held:
         """Instead of `close`: archive no more, end copies, and keep the files open, with the write lock if writers are

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from walcast.position import Position
     from walcast.primary import Primary
     from walcast.replica import Lag, Replica
-    from walcast.token import NotEnoughFollowers, StaleReplica, Token
+    from walcast.token import NotEnoughFollowers, NotPrimary, StaleReplica, Token
 
     __version__: str
 
@@ -40,6 +40,7 @@ __all__ = [
     "Lag",
     "LostContinuity",
     "NotEnoughFollowers",
+    "NotPrimary",
     "Position",
     "Primary",
     "Replica",
@@ -54,6 +55,7 @@ __all__ = [
 _ELSEWHERE = {
     "Lag": "walcast.replica",
     "NotEnoughFollowers": "walcast.token",
+    "NotPrimary": "walcast.token",
     "Position": "walcast.position",
     "Primary": "walcast.primary",
     "Replica": "walcast.replica",

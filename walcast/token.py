@@ -91,3 +91,12 @@ class NotEnoughFollowers(errors.Unavailable):
         self.position = position
         self.applied = applied
         self.wanted = wanted
+
+
+class NotPrimary(errors.Unavailable):
+    """The node that was asked is not the primary now. `primary`: HOST:PORT of the one that is, as far as it knows; ""
+    when it does not."""
+
+    def __init__(self, message: str, *, primary: str) -> None:
+        super().__init__(message)
+        self.primary = primary

@@ -25,7 +25,7 @@ from node.failover import state as d
 from node.failover.keeper import Keeper
 from node.failover.leasing import Leasing
 from node.failover.reports import Shown, database_status, fenced_words, lease_status
-from node.local_service import Facts, LocalService
+from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
 from primary.served import Refused
@@ -187,7 +187,12 @@ class Member:
             self.leasing.keep(role == PRIMARY)
 
     async def _listen(self) -> None:
-        answers = {"status": self._answer_status, "promote": self._answer_promote, "archived": self._answer_archived}
+        answers = {
+            "status": self._answer_status,
+            "promote": self._answer_promote,
+            "archived": self._answer_archived,
+            "barrier": self._answer_barrier,
+        }
         self._local = LocalService(self.path, answers, lambda: self.serving.database if self.serving else None)
         await self._local.start()
         self.spawn(Shown(self).run())
@@ -351,6 +356,9 @@ class Member:
         if self.serving is not None and self.serving.archiver is not None:
             self.serving.archiver.look_again()
         return {}
+
+    async def _answer_barrier(self, request: Facts) -> Facts:
+        return await answer_barrier(self.host.find(self.name), request)
 
     async def _answer_promote(self, request: Facts) -> Facts:
         return await switchover.promote(self, force=bool(request.get("force")))

@@ -1,0 +1,53 @@
+"""A primary asked by way of the socket beside its database on this host (`walcast.local`): no gRPC, no channel.
+
+A connection a call: threads and forks share nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from walcast import local
+from walcast.errors import Unavailable
+from walcast.position import Position
+from walcast.statedir import state_dir
+from walcast.token import Token
+
+
+class BySocket:
+    """The process that serves the database at `path`, or what a link there leads to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    @property
+    def _database(self) -> Path:
+        """A primary serves the file that a link leads to; its state is beside that."""
+        path = self._path
+        return path.resolve() if path.is_symlink() and not state_dir(path).exists() else path
+
+    def barrier(self, followers: int, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
+        """Token, position, and how many followers have applied it."""
+        # 0 would ask for the primary's own bound.
+        within_s = max(0.001, timeout_s)
+        with local.ask(self._database, "barrier", timeout_s=answer_s, followers=followers, within_s=within_s) as (
+            answer,
+            _,
+        ):
+            try:
+                position = Position.parse(answer["position"])
+                return Token.of(answer["term"], position.txid), position, int(answer["followers"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise Unavailable(f"{self._path}: not an answer: {answer}") from error
+
+    def status(self, answer_s: float) -> dict[str, Any]:
+        """As data."""
+        with local.ask(self._database, "status", timeout_s=answer_s) as (answer, _):
+            return answer
+
+    def close(self) -> None:
+        """Nothing is open."""
