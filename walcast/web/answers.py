@@ -1,0 +1,36 @@
+"""The middleware's own answers, the same for WSGI and ASGI."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from walcast.web import headers as h
+from walcast.web.options import Options
+
+BUSY = "too many requests wait already"
+NO_PRIMARY = "there is no primary now; nothing was changed"
+MAYBE = "the primary did not answer in time: what you asked for may have been done, or not; look before you repeat it"
+READ_FAILED = "the primary did not answer in time"
+
+
+def answer(status: int, why: str, options: Options, retry_s: int | None = None) -> tuple[h.Headers, bytes]:
+    """Headers and body."""
+    content_type, body = options.error_page(status, why)
+    found: h.Headers = [
+        ("content-type", content_type),
+        ("content-length", str(len(body))),
+        ("cache-control", "no-store"),
+    ]
+    if retry_s is not None:
+        found.append(("retry-after", str(retry_s)))
+    return found, body
+
+
+def status_line(status: int, reason: str = "") -> str:
+    """As WSGI wants it."""
+    if not reason or not reason.isascii() or not reason.isprintable():
+        try:
+            reason = HTTPStatus(status).phrase
+        except ValueError:
+            reason = "Unknown"
+    return f"{status} {reason}"

@@ -1,0 +1,268 @@
+"""The ASGI middleware (ASGI 3): as `walcast.web.wsgi`, without a thread for whoever waits.
+
+    app = ASGIMiddleware(app, "/srv/app.db", secret=…)
+
+WebSockets are for the primary's app: elsewhere they are refused, with a word, since nobody can tell what they will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import httpcore
+
+from walcast.errors import StaleReplica
+from walcast.web import answers
+from walcast.web import headers as h
+from walcast.web.core import HOLD_EVERY_S, Core, Incoming, Request, with_token
+from walcast.web.forwarding import (
+    FAILED,
+    BadRequest,
+    ClientGone,
+    Head,
+    MaybeSent,
+    NotSent,
+    answer_headers,
+    body_length,
+    says_not_primary,
+)
+from walcast.web.proof import Origin
+from walcast.web.routing import Forward, Local, Refuse, Wait
+from walcast.web.sending_async import AsyncBody, AsyncSender, Message, Receive
+from walcast.web.target import is_doubtful
+
+log = logging.getLogger("walcast.web")
+
+Scope: TypeAlias = dict[str, Any]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+SCOPE_KEY = "walcast.request"
+TRY_AGAIN_LATER = 1013  # a WebSocket close code
+
+
+class ASGIMiddleware:
+    """Around `app`, for the database at `database`; the options are those of `walcast.web.options.Options`."""
+
+    def __init__(self, app: App, database: str | os.PathLike[str], **options: Any) -> None:
+        self._app = app
+        self._core = Core(database, **options)
+        self._sender = AsyncSender(self._core.options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                await self._sender.close()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        incoming = self._incoming(scope)
+        scope = _restored(scope, incoming)
+        found = self._core.route(incoming.asked)
+        if isinstance(found, Wait):
+            await self._wait(found)
+            found = self._core.route(incoming.asked, waited=True)
+        if isinstance(found, Local):
+            await self._local(scope, receive, send, incoming, found)
+        elif isinstance(found, Forward):
+            await self._forward(scope, receive, send, incoming)
+        elif isinstance(found, Refuse):
+            await self._refuse(send, incoming, found)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._core.route(self._incoming(scope).asked)
+        if isinstance(found, Local):
+            await self._app(scope, receive, send)
+            return
+        await receive()  # websocket.connect
+        why = found.why if isinstance(found, Refuse) else answers.NO_PRIMARY
+        if "websocket.http.response" in scope.get("extensions", {}):
+            status = found.status if isinstance(found, Refuse) else 503
+            headers, body = answers.answer(status, why, self._core.options)
+            await send({"type": "websocket.http.response.start", "status": status, "headers": _raw(headers)})
+            await send({"type": "websocket.http.response.body", "body": body})
+        else:
+            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": why})
+
+    # What is asked
+
+    def _incoming(self, scope: Scope) -> Incoming:
+        path = _as_wsgi(scope["path"])
+        root = _as_wsgi(scope.get("root_path", ""))
+        below = path[len(root) :] if root and (path + "/").startswith(root.rstrip("/") + "/") else path
+        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        return self._core.incoming(
+            scope.get("method", "GET"),
+            below or "/",
+            path or "/",
+            scope.get("query_string", b"").decode("latin-1"),
+            headers,
+            upgrade=scope["type"] == "websocket",
+        )
+
+    async def _wait(self, wait: Wait) -> None:
+        with self._core.waiting.enter() as inside:
+            if inside:
+                with suppress(StaleReplica):  # where it goes then is decided anew
+                    await self._core.replica.wait_for_async(wait.token, timeout=self._core.options.read_wait_s)
+
+    # The app of this host
+
+    async def _local(self, scope: Scope, receive: Receive, send: Send, incoming: Incoming, local: Local) -> None:
+        if incoming.asked.private:
+            await self._app(scope, receive, send)
+            return
+        core = self._core
+        request = Request(writes=incoming.asked.writes, primary=local.primary)
+        scope = {**scope, SCOPE_KEY: request}
+        secure = scope.get("scheme") == "https"
+        start: Message | None = None
+
+        async def sending(message: Message) -> None:
+            """Lets the answer begin when the app has done its work, unless it is to be forwarded after all."""
+            nonlocal start
+            if request.forward and not local.primary:
+                return
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start is not None:
+                begun, start = start, None
+                headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in begun.get("headers", [])]
+                if core.wants_token(incoming, local, request):
+                    more = await asyncio.to_thread(core.answer_headers, incoming, local, request, secure=secure)
+                else:
+                    more = core.answer_headers(incoming, local, request, secure=secure)
+                await send({**begun, "headers": _raw(with_token(headers, more))})
+            await send(message)
+
+        await self._app(scope, receive, sending)
+        if request.forward and not local.primary:
+            await self._forward(scope, receive, send, incoming.that_writes())
+
+    # The primary's app
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, incoming: Incoming) -> None:
+        options = self._core.options
+        until = time.monotonic() + options.longest_s
+        sent = dict(incoming.headers)
+        try:
+            if is_doubtful(incoming.path):
+                raise BadRequest(400, "a path with dots, backslashes or no slash is not sent on")
+            length = body_length(sent.get("content-length"), sent.get("transfer-encoding"), options.max_body)
+            head = Head(
+                incoming.method, incoming.path, incoming.query, incoming.headers, _origin(scope, incoming), length
+            )
+            body = AsyncBody(receive, options.max_body, options.answer_s, until)
+            await self._send(scope, send, incoming, head, body)
+        except BadRequest as error:
+            await self._refuse(send, incoming, Refuse(error.status, str(error)))
+        except ClientGone as error:
+            log.info("a client went away", extra={"error": str(error)})
+
+    async def _send(self, scope: Scope, send: Send, incoming: Incoming, head: Head, body: AsyncBody) -> None:
+        """Until a primary answers, as long as no app has seen the request; while there is none, for a bounded time."""
+        core = self._core
+        until = time.monotonic() + core.options.primary_wait_s
+        again = not incoming.asked.writes  # once, also when it may have been seen
+        while True:
+            found = core.route(incoming.asked, waited=True)
+            if isinstance(found, Refuse):
+                return await self._refuse(send, incoming, found)
+            if isinstance(found, Local):  # promoted meanwhile, or level again
+                return await self._local(scope, body.for_the_app(), send, incoming, found)
+            if isinstance(found, Forward) and found.url:
+                try:
+                    response = await self._sender.send(found.url, head, body)
+                    if not says_not_primary(response.headers):
+                        return await self._pass_on(send, response, body)
+                    await response.aclose()
+                    if not body.is_whole:
+                        return await self._refuse(send, incoming, Refuse(503, answers.NO_PRIMARY, 1))
+                except NotSent as error:
+                    log.info("the primary's app cannot be reached", extra={"error": str(error)})
+                except MaybeSent as error:
+                    log.warning("the primary's app failed", extra={"error": str(error)})
+                    if not again or not body.is_whole:
+                        why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
+                        return await self._refuse(send, incoming, Refuse(502, why))
+                    again = False
+            if not await self._hold(until):
+                return await self._refuse(send, incoming, Refuse(503, answers.NO_PRIMARY, 1))
+
+    async def _hold(self, until: float) -> bool:
+        """Some time later it may be otherwise; False: there is no more time, or no more room."""
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        with self._core.waiting.enter() as inside:
+            if inside:
+                await asyncio.sleep(min(HOLD_EVERY_S, left))
+        return inside
+
+    async def _pass_on(self, send: Send, response: httpcore.Response, body: AsyncBody) -> None:
+        """The primary's answer, as it comes. One that breaks off is an error here, too: the client must not take it for
+        whole."""
+        gone = asyncio.ensure_future(body.wait_until_gone())
+        try:
+            headers = _raw(answer_headers(response.headers))
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            assert isinstance(response.stream, AsyncIterable)
+            async for chunk in response.stream:
+                if gone.done():
+                    return
+                if time.monotonic() > body.until:
+                    raise ConnectionError("the primary's answer takes too long")
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except FAILED as error:
+            raise ConnectionError(f"the primary's answer broke off: {error}") from error
+        finally:
+            gone.cancel()
+            await response.aclose()
+
+    async def _refuse(self, send: Send, incoming: Incoming, refuse: Refuse) -> None:
+        headers, body = answers.answer(refuse.status, refuse.why, self._core.options, refuse.retry_s)
+        if incoming.asked.forwarded:
+            headers.append((h.NOT_PRIMARY, "1"))
+        await send({"type": "http.response.start", "status": refuse.status, "headers": _raw(headers)})
+        await send({"type": "http.response.body", "body": b"" if incoming.method == "HEAD" else body})
+
+
+def _restored(scope: Scope, incoming: Incoming) -> Scope:
+    """A request that an edge of ours has sent on looks to the app as it did to the edge."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != h.FORWARDED.encode()]
+    origin = incoming.origin
+    if origin is None:
+        return {**scope, "headers": headers}
+    headers = [pair for pair in headers if not pair[0].lower().startswith(b"x-forwarded-")]
+    if origin.host:
+        headers = [pair for pair in headers if pair[0].lower() != b"host"]
+        headers.insert(0, (b"host", origin.host.encode("latin-1")))
+    return {**scope, "headers": headers, "scheme": origin.proto, "client": (origin.client, 0)}
+
+
+def _origin(scope: Scope, incoming: Incoming) -> Origin:
+    client = scope.get("client")
+    host = next((value for name, value in incoming.headers if name == "host"), "")
+    return Origin(client[0] if client else "", host, scope.get("scheme", "http"))
+
+
+def _as_wsgi(path: str) -> str:
+    """Bytes as latin-1, as in WSGI."""
+    return path.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _raw(headers: h.Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

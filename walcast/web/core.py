@@ -1,0 +1,181 @@
+"""What both middlewares share: what a request is, what the replica says, which token an answer carries."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from walcast.errors import Unavailable, WalcastError
+from walcast.primary import Primary
+from walcast.replica import Replica
+from walcast.statusfile import Status, read_status
+from walcast.token import NotEnoughFollowers, Token
+from walcast.web import headers as h
+from walcast.web.options import Options
+from walcast.web.proof import Origin, newest_token, proven_origin, token_text
+from walcast.web.routing import Asked, Local, Route, route
+from walcast.web.target import is_below, target_of
+
+log = logging.getLogger("walcast.web")
+
+KNOWN_FOR_S = 0.05  # how old may be what is known of the replica, for reads that ask for no token
+HOLD_EVERY_S = 0.05
+
+
+@dataclass(slots=True)
+class Request:
+    """What the app finds under `walcast.request` in the environment, or in the scope.
+
+    For requests that turn out to write, whatever their method, both set before the answer begins: `writes = True`
+    where this host answers as the `primary`, so that the answer carries a token; else `forward = True`, and the request
+    goes to the primary instead. Its body must not have been read then.
+    """
+
+    writes: bool
+    primary: bool
+    forward: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request, as far as it matters here. `origin`: whom it is for, when an edge has proved that."""
+
+    method: str
+    path: str
+    query: str
+    headers: h.Headers
+    asked: Asked
+    origin: Origin | None
+
+    def that_writes(self) -> Incoming:
+        """The same, once it is known to write."""
+        return replace(self, asked=replace(self.asked, writes=True))
+
+
+class Room:
+    """For so many at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[bool]:
+        """False when it is full: go on without waiting."""
+        with self._lock:
+            inside = self._inside < self._most
+            self._inside += inside
+        try:
+            yield inside
+        finally:
+            with self._lock:
+                self._inside -= inside
+
+
+class Core:
+    """For the database at `path`. Used by many threads at once, and after a fork."""
+
+    def __init__(self, path: str | os.PathLike[str], **told: Any) -> None:
+        self.options = Options.of(**told)
+        self.replica = Replica(path)
+        self.primary = Primary(Path(path).absolute())
+        self.waiting = Room(self.options.max_waiting)
+        self._known: tuple[float, Status | None] = (-KNOWN_FOR_S, None)
+
+    # What is asked, and what is known
+
+    def incoming(
+        self, method: str, app_path: str, full_path: str, query: str, headers: h.Headers, *, upgrade: bool
+    ) -> Incoming:
+        """`headers` have lower-case names. `app_path`: below where the app is mounted, `full_path`: all of it."""
+        options = self.options
+        forwarded = next((value for name, value in headers if name == h.FORWARDED), None)
+        texts = [value for name, value in headers if name == h.TOKEN]
+        asked = Asked(
+            writes=options.writes(method, app_path),
+            private=bool(options.private) and is_below(app_path, options.private),
+            forwarded=forwarded is not None,
+            upgrade=upgrade,
+            token=newest_token([*texts, *h.cookies(headers, options.cookie)], options.secret),
+        )
+        origin = None
+        if forwarded is not None:
+            origin = proven_origin(forwarded, method, target_of(full_path, query), time.time(), options.secret)
+        return Incoming(method, full_path, query, headers, asked, origin)
+
+    def route(self, asked: Asked, *, waited: bool = False) -> Route:
+        """Where to now."""
+        plain = not asked.writes and not asked.forwarded and asked.token is None
+        return route(asked, self.status(fresh=not plain), time.time_ns(), self.options, waited=waited)
+
+    def status(self, *, fresh: bool = True) -> Status | None:
+        """What the node says; None when none ever ran."""
+        at, known = self._known
+        now = time.monotonic()
+        if not fresh and 0 <= now - at < KNOWN_FOR_S:
+            return known
+        try:
+            known = read_status(self.replica.path)
+        except Unavailable:
+            known = None
+        self._known = (now, known)
+        return known
+
+    # Which token an answer carries
+
+    def wants_token(self, incoming: Incoming, local: Local, request: Request) -> bool:
+        """Does the answer of the app here carry one? After a write; and where a visitor must not go back in time: who
+        was sent here once reads at an edge again the next time."""
+        if local.primary and (request.writes or incoming.asked.forwarded):
+            return True
+        return self.options.monotonic_reads
+
+    def answer_headers(self, incoming: Incoming, local: Local, request: Request, *, secure: bool) -> h.Headers:
+        """More of them, for what the app has just done, or has just read. Blocks while a token is fetched."""
+        found: h.Headers = []
+        if local.stale_s is not None:
+            found.append((h.STALE, f"{local.stale_s:.1f}" if local.stale_s < math.inf else "unknown"))
+        if self.wants_token(incoming, local, request):
+            found += self._token_headers(writes=request.writes, primary=local.primary, secure=secure)
+        return found
+
+    def _token_headers(self, *, writes: bool, primary: bool, secure: bool) -> h.Headers:
+        """None when there is no token to be had: what was done is done."""
+        try:
+            token, more = self._token(writes=writes, primary=primary)
+        except WalcastError as error:
+            log.warning("an answer goes without a token", extra={"error": str(error)})
+            return []
+        options = self.options
+        text = token_text(token, options.secret)
+        found = h.token_headers(text, cookie=options.cookie, max_age_s=options.cookie_s, secure=secure) + more
+        # What is set for one visitor is kept by no cache for others.
+        return found if writes else [*found, ("cache-control", "private")]
+
+    def _token(self, *, writes: bool, primary: bool) -> tuple[Token, h.Headers]:
+        if not primary:
+            status = self.status()
+            if status is None:
+                raise Unavailable(f"{self.replica.path}: nothing says how far it is")
+            return Token.of(status.term, status.position.txid), []
+        try:
+            followers = self.options.followers if writes else 0
+            return self.primary.barrier(followers=followers, timeout=self.options.barrier_s), []
+        except NotEnoughFollowers as error:
+            log.warning("too few followers have a write", extra={"error": str(error)})
+            return error.token, [(h.UNCONFIRMED, f"{error.applied}/{error.wanted}")]
+
+
+def with_token(headers: h.Headers, more: h.Headers) -> h.Headers:
+    """The answer's headers with those of the token; a Cache-Control of the app's own stays as it is."""
+    has = any(name.lower() == "cache-control" for name, _ in headers)
+    return headers + [(name, value) for name, value in more if not (has and name == "cache-control")]

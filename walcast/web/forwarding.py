@@ -1,0 +1,142 @@
+"""A request as it goes to the primary's app, and what can become of it. No I/O.
+
+What went wrong is told apart by one question: may the primary's app have seen the request? If not, it may be sent
+again, there or elsewhere. If so, it is sent again only when it does not write.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+
+from walcast.web import headers as h
+from walcast.web.options import Options
+from walcast.web.proof import Origin, forwarded_text
+from walcast.web.target import target_of
+
+# Servers close idle connections after two seconds (gunicorn) or more; one that closes just as a request is on its way
+# cannot be told from one that fails after it was executed.
+KEEP_ALIVE_S = 1.0
+REPLAY_BYTES = 64 << 10
+CHUNK_BYTES = 64 << 10
+
+NOT_SENT = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
+FAILED = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
+
+
+class NotSent(Exception):
+    """The primary's app has seen nothing of it."""
+
+
+class MaybeSent(Exception):
+    """The primary's app may have seen it, and may have done what it says."""
+
+
+class BadRequest(Exception):
+    """Not one that is sent on: `status` and why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class ClientGone(Exception):
+    """The client did not send the whole body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """All of a request but its body. `length`: of the body; None: not known before its end, 0: there is none."""
+
+    method: str
+    path: str
+    query: str
+    headers: h.Headers
+    origin: Origin
+    length: int | None
+
+
+def body_length(content_length: str | None, transfer_encoding: str | None, most: int) -> int | None:
+    """Of a request's body: 0 without one, None when its end will be seen. BadRequest when that is not clear, or it is
+    too long."""
+    if transfer_encoding:
+        if content_length is not None or transfer_encoding.strip().lower() != "chunked":
+            raise BadRequest(400, "the length of the body is not clear")
+        return None
+    text = (content_length or "0").strip()
+    if not text.isascii() or not text.isdigit():
+        raise BadRequest(400, "the length of the body is not a number")
+    if len(text) > 18 or int(text) > most:
+        raise too_large(most)
+    return int(text)
+
+
+def too_large(most: int) -> BadRequest:
+    """The body is."""
+    return BadRequest(413, f"more than {most} bytes are not sent on")
+
+
+def request_to(url: str, head: Head, content: Any, now_s: float, options: Options) -> httpcore.Request:
+    """For the app at `url`; `content` is an iterable of the body's bytes, or an asynchronous one."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    target = target_of(head.path, head.query)
+    authority = parts.netloc.encode("ascii")
+    passed = h.to_forward(head.headers, trust_forwarded=options.trust_forwarded)
+    pairs = [(b"Host", authority)]
+    pairs += [(name.encode("ascii"), value.encode("latin-1")) for name, value in passed]
+    pairs += [(name.encode("ascii"), value.encode("latin-1")) for name, value in _who(head, passed)]
+    proof = forwarded_text(head.origin, head.method, target, now_s, options.secret)
+    pairs.append((h.FORWARDED.encode("ascii"), proof.encode("ascii")))
+    if head.length is None:
+        pairs.append((b"Transfer-Encoding", b"chunked"))
+    elif head.length or head.method not in ("GET", "HEAD"):
+        pairs.append((b"Content-Length", b"%d" % head.length))
+    return httpcore.Request(
+        head.method,
+        httpcore.URL(
+            scheme=parts.scheme.encode("ascii"),
+            host=host.encode("ascii"),
+            port=parts.port,
+            target=(parts.path.rstrip("/") + target).encode("ascii"),
+        ),
+        headers=pairs,
+        content=content,
+        extensions={
+            "timeout": {
+                "connect": options.connect_s,
+                "read": options.answer_s,
+                "write": options.answer_s,
+                "pool": options.connect_s,
+            }
+        },
+    )
+
+
+def _who(head: Head, passed: h.Headers) -> h.Headers:
+    """What proxies say of a client. Behind one of yours its list of addresses goes on, else it begins here."""
+    before = [value for name, value in passed if name == "x-forwarded-for"]
+    named = {name for name, _ in passed}
+    said = [("x-forwarded-host", head.origin.host), ("x-forwarded-proto", head.origin.proto)]
+    if not before:
+        said.append(("x-forwarded-for", head.origin.client))
+    return [(name, value) for name, value in said if name not in named and value]
+
+
+def says_not_primary(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Did a host answer that it is not the primary, and did nothing?"""
+    return any(name.lower() == h.NOT_PRIMARY.encode() for name, _ in headers)
+
+
+def answer_headers(headers: list[tuple[bytes, bytes]]) -> h.Headers:
+    """What the client gets of them."""
+    return h.to_answer((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
+
+
+def tls_context(options: Options) -> ssl.SSLContext:
+    """The system's trust, or only `tls_ca`'s."""
+    return ssl.create_default_context(cafile=options.tls_ca)

@@ -1,0 +1,122 @@
+"""What the middleware is told, checked once when it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from walcast.appurl import check_app_url
+from walcast.errors import ConfigError
+
+PRIMARY = "primary"
+UNAVAILABLE = "unavailable"
+STALE = "stale"
+
+SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
+
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def writes_by_method(method: str, path: str) -> bool:
+    """Every method but those that HTTP calls safe (RFC 9110, 9.2.1)."""
+    return method.upper() not in SAFE_METHODS
+
+
+def plain_page(status: int, why: str) -> tuple[str, bytes]:
+    """One line of text."""
+    return "text/plain; charset=utf-8", f"{why}\n".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """All times in seconds, all sizes in bytes.
+
+    `secret`: shared by all hosts; signs cookies and forwarded requests. Without it clients may make up tokens, and a
+    forwarded request looks to the primary's app as if it came from the edge. `primary_url`: where the primary's app is;
+    None: where its node says (`--app-url`).
+
+    Reads: `read_wait_s` is the longest that a request waits for its token; then `on_stale`: to the "primary", or 503 as
+    "unavailable". A replica further behind than `max_lag_s` sends reads to the "primary" (`on_lag`), or answers "stale"
+    with a header. `monotonic_reads`: every read's answer carries a token, so that a visitor who changes from one edge
+    to another never goes back in time.
+
+    Writes: `writes(method, path)` says which requests those are. `primary_wait_s`: for how long a request that
+    nothing was sent of yet waits for a primary while there is none. `followers`: the answer to a write waits, at most
+    `barrier_s`, until so many followers have applied it.
+
+    `private`: path prefixes that are always answered here, and never forwarded. `trust_forwarded`: the client's own
+    Forwarded and X-Forwarded-* headers come from a proxy of yours and are passed on.
+
+    `tls_ca`: PEM file to trust an https primary by, instead of what the system trusts. `error_page(status, why)` gives
+    the content type and the body of the middleware's own answers.
+
+    `max_body`: of a request that is forwarded. `connect_s`: to connect with the primary's app. `answer_s`: longest
+    silence of the primary's app, and, with ASGI, of a client that sends a body. `longest_s`: for all of a forwarded
+    request and its answer, after which it is cut off. `max_waiting`: requests of one process that may wait at
+    once; more are answered as if they had waited. `max_connections`: to the primary's app, by process.
+    """
+
+    secret: bytes = b""
+    primary_url: str | None = None
+    read_wait_s: float = 1.0
+    on_stale: str = PRIMARY
+    max_lag_s: float | None = None
+    on_lag: str = PRIMARY
+    monotonic_reads: bool = False
+    writes: Callable[[str, str], bool] = field(default=writes_by_method)
+    primary_wait_s: float = 5.0
+    followers: int = 0
+    barrier_s: float = 2.0
+    private: tuple[str, ...] = ()
+    trust_forwarded: bool = False
+    max_body: int = 64 << 20
+    connect_s: float = 2.0
+    answer_s: float = 30.0
+    longest_s: float = 600.0
+    max_waiting: int = 100
+    max_connections: int = 100
+    cookie: str = "walcast"
+    cookie_s: int = 60
+    tls_ca: str | None = None
+    error_page: Callable[[int, str], tuple[str, bytes]] = field(default=plain_page)
+
+    @classmethod
+    def of(cls, *, secret: str | bytes | None = None, private: Sequence[str] = (), **told: Any) -> Options:
+        """ConfigError for what cannot be."""
+        known = {found.name for found in fields(cls)}
+        for name in told:
+            if name not in known:
+                raise ConfigError(f"unknown option {name!r}; known: {', '.join(sorted(known))}")
+        if isinstance(private, str):
+            raise ConfigError(f"private={private!r}: a sequence of path prefixes belongs there")
+        raw = secret.encode() if isinstance(secret, str) else secret or b""
+        # Whatever else the app signs with the same secret is of no use here, nor the other way round.
+        derived = hashlib.sha256(b"walcast.web\0" + raw).digest() if raw else b""
+        options = cls(secret=derived, private=tuple(private), **told)
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        for name in ("read_wait_s", "primary_wait_s", "barrier_s", "connect_s", "answer_s", "longest_s", "max_lag_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 3600:
+                raise ConfigError(f"{name}={value!r}: 0 to 3600 seconds belong there")
+        for name in ("followers", "max_body", "max_waiting", "max_connections", "cookie_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: it cannot be negative")
+        if self.max_connections == 0:
+            raise ConfigError("max_connections=0: nothing could be forwarded")
+        if self.on_stale not in (PRIMARY, UNAVAILABLE):
+            raise ConfigError(f"on_stale={self.on_stale!r}: 'primary' or 'unavailable'")
+        if self.on_lag not in (PRIMARY, STALE):
+            raise ConfigError(f"on_lag={self.on_lag!r}: 'primary' or 'stale'")
+        if _COOKIE_NAME.fullmatch(self.cookie) is None:
+            raise ConfigError(f"cookie={self.cookie!r}: letters, digits, - and _ make its name")
+        for prefix in self.private:
+            if not prefix.startswith("/"):
+                raise ConfigError(f"private={prefix!r}: a path begins with /")
+        if self.primary_url is not None:
+            check_app_url(self.primary_url)

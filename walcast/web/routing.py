@@ -1,0 +1,121 @@
+"""Where a request is answered. Pure: what is known of the request and of the replica → what to do.
+
+The invariant: a request that writes is answered by the app at the primary or not at all, and a read that carries a
+token is never answered from a state before it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from walcast.statusfile import State, Status
+from walcast.token import Token
+from walcast.web.options import PRIMARY, Options
+
+APPLYING = (State.STREAMING, State.CATCHING_UP)
+NOTHING_HERE = (State.BOOTSTRAPPING,)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What matters of a request. `forwarded`: an edge sent it on; it must not go on from here. `upgrade`: it asks for
+    another protocol, as WebSockets do."""
+
+    writes: bool
+    private: bool
+    forwarded: bool
+    upgrade: bool
+    token: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """By the app of this host; `stale_s`: to be said, when it is more than allowed. `primary`: as the primary."""
+
+    primary: bool = False
+    stale_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Until the replica has `token`; then ask again."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """To the primary's app at `url`; "": nobody knows where that is."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """With a status, a reason for people, and, unless None, the seconds after which it may be worth trying again."""
+
+    status: int
+    why: str
+    retry_s: int | None = None
+
+
+Route: TypeAlias = Local | Wait | Forward | Refuse
+
+
+def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *, waited: bool = False) -> Route:
+    """`status`: of the replica, None without one. `waited`: as long as is allowed for the token."""
+    if asked.private:
+        return Refuse(404, "not here") if asked.forwarded else Local()
+    live = status is not None and status.is_live(now_ns)
+    primary = live and status is not None and status.state is State.PRIMARY
+    if primary and (asked.token is None or has(status, asked.token, now_ns)):
+        return Local(primary=True)
+    if asked.forwarded:
+        return Refuse(503, "this host is not the primary now; nothing was done", 1)
+    if asked.writes:
+        if primary:  # a token of a later term: another one is the primary, and this one does not know it yet
+            return Refuse(503, "this host is not the primary any more; nothing was done", 1)
+        return _forward(asked, status, options)
+    if asked.upgrade:
+        return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
+    return _read(asked, status, now_ns, options, live=live, waited=waited)
+
+
+def _read(asked: Asked, status: Status | None, now_ns: int, options: Options, *, live: bool, waited: bool) -> Route:
+    if status is None or status.state in NOTHING_HERE:
+        return _forward(asked, status, options)
+    if asked.token is not None and not has(status, asked.token, now_ns):
+        # What is not applying will not have it in time: no worker waits for that.
+        if not waited and live and (status.state in APPLYING or status.state is State.PRIMARY):
+            return Wait(asked.token)
+        if options.on_stale == PRIMARY and status.state is not State.PRIMARY:
+            return _forward(asked, status, options)
+        return Refuse(503, "this replica does not have your last change yet", 1)
+    lag_s = lag_of(status, now_ns)
+    if options.max_lag_s is None or lag_s <= options.max_lag_s:
+        return Local()
+    return _forward(asked, status, options) if options.on_lag == PRIMARY else Local(stale_s=lag_s)
+
+
+def _forward(asked: Asked, status: Status | None, options: Options) -> Route:
+    if asked.upgrade:
+        return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
+    if status is not None and status.state is State.FENCED and options.primary_url is None:
+        return Forward("")  # the last known primary is this host
+    return Forward(options.primary_url if options.primary_url is not None else status.app_url if status else "")
+
+
+def has(status: Status | None, token: Token, now_ns: int) -> bool:
+    """Is what `token` covers in the replica? A primary has all of its term, whatever it said last."""
+    if status is None:
+        return False
+    if status.state is State.PRIMARY and status.is_live(now_ns):
+        return token.term <= status.term
+    return (status.term, status.position.txid) >= (token.term, token.txid)
+
+
+def lag_of(status: Status, now_ns: int) -> float:
+    """How old what a reader sees may be, in seconds; infinite: it never was level."""
+    return status.lag_ms(now_ns) / 1000 if status.level_ns else math.inf

@@ -1,0 +1,120 @@
+"""Requests to the primary's app from threads: connections that are kept for a moment, by process."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import httpcore
+
+from walcast.web.forwarding import (
+    CHUNK_BYTES,
+    FAILED,
+    KEEP_ALIVE_S,
+    NOT_SENT,
+    REPLAY_BYTES,
+    BadRequest,
+    ClientGone,
+    Head,
+    MaybeSent,
+    NotSent,
+    request_to,
+    tls_context,
+    too_large,
+)
+from walcast.web.options import Options
+
+
+class Input(Protocol):
+    """What of `wsgi.input` is used."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+class Body:
+    """A request's body, read when it is asked for, and kept while it is short, so that it can be sent again."""
+
+    def __init__(self, stream: Input, length: int | None, most: int, until: float) -> None:
+        """`most` bytes, and no longer than `until` on the monotonic clock."""
+        self.until = until
+        self._stream = stream
+        self._left = length
+        self._most = most
+        self._taken = 0
+        self._kept: list[bytes] | None = []
+
+    @property
+    def is_whole(self) -> bool:
+        """Has nothing of it been let go?"""
+        return self._kept is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """From its beginning: only while it is whole."""
+        assert self._kept is not None
+        yield from list(self._kept)
+        while self._left != 0:
+            chunk = self._read()
+            if not chunk:
+                break
+            yield chunk
+
+    def _read(self) -> bytes:
+        if time.monotonic() > self.until:
+            raise BadRequest(408, "the body takes too long")
+        try:
+            chunk = self._stream.read(CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left))
+        except (OSError, ValueError) as error:
+            raise ClientGone(str(error)) from error
+        if self._left is not None:
+            if not chunk:
+                raise ClientGone("the body ended early")
+            self._left -= len(chunk)
+        elif not chunk:
+            self._left = 0
+        self._taken += len(chunk)
+        if self._taken > self._most:
+            raise too_large(self._most)
+        if self._kept is not None:
+            self._kept.append(chunk)
+            if self._taken > REPLAY_BYTES:
+                self._kept = None
+        return chunk
+
+    def for_the_app(self) -> Input:
+        """What an app here reads: what was taken already, then the rest."""
+        return io.BytesIO(b"".join(self)) if self._taken else self._stream
+
+
+class Sender:
+    """For all threads of a process; a forked one has connections of its own."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._pools: dict[int, httpcore.ConnectionPool] = {}
+
+    def send(self, url: str, head: Head, body: Body) -> httpcore.Response:
+        """The answer, whose body is still to be read, and which must be closed. NotSent, MaybeSent, ClientGone,
+        BadRequest."""
+        request = request_to(url, head, body, time.time(), self._options)
+        try:
+            return self._pool().handle_request(request)
+        except httpcore.LocalProtocolError as error:
+            raise BadRequest(400, "not a request that can be sent on") from error
+        except NOT_SENT as error:
+            raise NotSent(f"{url}: {error}") from error
+        except FAILED as error:
+            raise MaybeSent(f"{url}: {type(error).__name__} {error}") from error
+
+    def _pool(self) -> httpcore.ConnectionPool:
+        pid = os.getpid()
+        pool = self._pools.get(pid)
+        if pool is None:
+            most = self._options.max_connections
+            made = httpcore.ConnectionPool(
+                ssl_context=tls_context(self._options), max_connections=most, keepalive_expiry=KEEP_ALIVE_S
+            )
+            pool = self._pools.setdefault(pid, made)
+        return pool

@@ -1,0 +1,33 @@
+"""A request's path as it is sent on: what the edge's app would have seen is what the primary's app sees."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+# RFC 3986, 3.3 and 3.4: what stands for itself in a path and in a query. A `%` in a path is one that was decoded.
+_IN_PATH = "/-._~!$&'()*+,;=:@"
+_IN_QUERY = _IN_PATH + "?%"
+_DOTS = re.compile(r"(^|[/\\])\.{1,2}([/\\;]|$)")
+
+
+def target_of(path: str, query: str) -> str:
+    """`path` as the app sees it: decoded, its bytes as latin-1; `query` as it came. Always begins with one /."""
+    return (
+        "/"
+        + quote(path.lstrip("/"), safe=_IN_PATH, encoding="latin-1")
+        + ("?" + quote(query, safe=_IN_QUERY, encoding="latin-1") if query else "")
+    )
+
+
+def is_doubtful(path: str) -> bool:
+    """Might whoever stands before the primary's app take it for another path? Browsers send none of these."""
+    return not path.startswith("/") or "\\" in path or "\0" in path or _DOTS.search(path) is not None
+
+
+def is_below(path: str, prefixes: Sequence[str]) -> bool:
+    """Is it one of the prefixes or below one, however its slashes, dots and capitals are written?"""
+    plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/")).casefold()
+    return any(plain == p or plain.startswith(p.rstrip("/") + "/") for p in map(str.casefold, prefixes))

@@ -1,0 +1,301 @@
+"""The WSGI middleware (PEP 3333): reads here, writes at the primary, and every visitor sees what he did.
+
+    app = WSGIMiddleware(app, "/srv/app.db", secret=…)
+
+Works under any server, with threads, processes and gevent; a worker's fork needs no care. Place it inside whatever
+corrects the client's address (ProxyFix), outside of everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpcore
+
+from walcast.errors import StaleReplica
+from walcast.web import answers
+from walcast.web import headers as h
+from walcast.web.core import HOLD_EVERY_S, Core, Incoming, Request, with_token
+from walcast.web.forwarding import (
+    FAILED,
+    BadRequest,
+    ClientGone,
+    Head,
+    MaybeSent,
+    NotSent,
+    answer_headers,
+    body_length,
+    says_not_primary,
+)
+from walcast.web.proof import Origin
+from walcast.web.routing import Forward, Local, Refuse, Wait
+from walcast.web.sending import Body, Sender
+from walcast.web.target import is_doubtful
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger("walcast.web")
+
+ENVIRON_KEY = "walcast.request"
+
+
+class WSGIMiddleware:
+    """Around `app`, for the database at `database`; the options are those of `walcast.web.options.Options`."""
+
+    def __init__(self, app: WSGIApplication, database: str | os.PathLike[str], **options: Any) -> None:
+        self._app = app
+        self._core = Core(database, **options)
+        self._sender = Sender(self._core.options)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        incoming = self._incoming(environ)
+        self._restore(environ, incoming)
+        found = self._core.route(incoming.asked)
+        if isinstance(found, Wait):
+            self._wait(found)
+            found = self._core.route(incoming.asked, waited=True)
+        if isinstance(found, Local):
+            return self._local(environ, start_response, incoming, found)
+        if isinstance(found, Forward):
+            return self._forward(environ, start_response, incoming)
+        assert isinstance(found, Refuse)
+        return self._refuse(start_response, incoming, found)
+
+    # What is asked
+
+    def _incoming(self, environ: WSGIEnvironment) -> Incoming:
+        path = environ.get("PATH_INFO") or ""
+        return self._core.incoming(
+            environ["REQUEST_METHOD"],
+            path or "/",
+            (environ.get("SCRIPT_NAME") or "") + path or "/",
+            environ.get("QUERY_STRING") or "",
+            _headers(environ),
+            upgrade="websocket" in environ.get("HTTP_UPGRADE", "").lower(),
+        )
+
+    def _restore(self, environ: WSGIEnvironment, incoming: Incoming) -> None:
+        """A request that an edge of ours has sent on looks to the app as it did to the edge."""
+        environ.pop("HTTP_WALCAST_FORWARDED", None)
+        origin = incoming.origin
+        if origin is None:
+            return
+        for key in [key for key in environ if key.startswith("HTTP_X_FORWARDED_")]:
+            del environ[key]
+        environ["REMOTE_ADDR"] = origin.client
+        environ["wsgi.url_scheme"] = origin.proto
+        if origin.host:
+            environ["HTTP_HOST"] = origin.host
+
+    def _wait(self, wait: Wait) -> None:
+        with self._core.waiting.enter() as inside:
+            if inside:
+                try:
+                    self._core.replica.wait_for(wait.token, timeout=self._core.options.read_wait_s)
+                except StaleReplica:
+                    pass  # where it goes then is decided anew
+
+    # The app of this host
+
+    def _local(
+        self, environ: WSGIEnvironment, start_response: StartResponse, incoming: Incoming, local: Local
+    ) -> Iterable[bytes]:
+        if incoming.asked.private:
+            return self._app(environ, start_response)
+        core = self._core
+        request = environ[ENVIRON_KEY] = Request(writes=incoming.asked.writes, primary=local.primary)
+        secure = environ.get("wsgi.url_scheme") == "https"
+
+        def more() -> h.Headers:
+            return core.answer_headers(incoming, local, request, secure=secure)
+
+        if core.wants_token(incoming, local, request):
+            return _after(self._app, environ, start_response, more)
+        answer = _Answer(start_response, request, more)
+        body = self._app(environ, answer.start)
+        if not request.forward or local.primary:
+            return body
+        if hasattr(body, "close"):
+            body.close()
+        return self._forward(environ, start_response, incoming.that_writes())
+
+    # The primary's app
+
+    def _forward(self, environ: WSGIEnvironment, start_response: StartResponse, incoming: Incoming) -> Iterable[bytes]:
+        options = self._core.options
+        until = time.monotonic() + options.longest_s
+        try:
+            if is_doubtful(incoming.path):
+                raise BadRequest(400, "a path with dots, backslashes or no slash is not sent on")
+            length = body_length(
+                environ.get("CONTENT_LENGTH") or None, environ.get("HTTP_TRANSFER_ENCODING"), options.max_body
+            )
+            head = Head(incoming.method, incoming.path, incoming.query, incoming.headers, _origin(environ), length)
+            body = Body(environ["wsgi.input"], length, options.max_body, until)
+            return self._send(environ, start_response, incoming, head, body)
+        except BadRequest as error:
+            return self._refuse(start_response, incoming, Refuse(error.status, str(error)))
+        except ClientGone as error:
+            log.info("a client went away", extra={"error": str(error)})
+            return self._refuse(start_response, incoming, Refuse(400, "the body did not arrive"))
+
+    def _send(
+        self, environ: WSGIEnvironment, start_response: StartResponse, incoming: Incoming, head: Head, body: Body
+    ) -> Iterable[bytes]:
+        """Until a primary answers, as long as no app has seen the request; while there is none, for a bounded time."""
+        core = self._core
+        until = time.monotonic() + core.options.primary_wait_s
+        again = not incoming.asked.writes  # once, also when it may have been seen
+        while True:
+            found = core.route(incoming.asked, waited=True)
+            if isinstance(found, Refuse):
+                return self._refuse(start_response, incoming, found)
+            if isinstance(found, Local):  # promoted meanwhile, or level again
+                environ["wsgi.input"] = body.for_the_app()
+                return self._local(environ, start_response, incoming, found)
+            if isinstance(found, Forward) and found.url:
+                try:
+                    response = self._sender.send(found.url, head, body)
+                    if not says_not_primary(response.headers):
+                        return self._pass_on(start_response, response, body)
+                    response.close()
+                    if not body.is_whole:
+                        return self._refuse(start_response, incoming, Refuse(503, answers.NO_PRIMARY, 1))
+                except NotSent as error:
+                    log.info("the primary's app cannot be reached", extra={"error": str(error)})
+                except MaybeSent as error:
+                    log.warning("the primary's app failed", extra={"error": str(error)})
+                    if not again or not body.is_whole:
+                        why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
+                        return self._refuse(start_response, incoming, Refuse(502, why))
+                    again = False
+            if not self._hold(until):
+                return self._refuse(start_response, incoming, Refuse(503, answers.NO_PRIMARY, 1))
+
+    def _pass_on(self, start_response: StartResponse, response: httpcore.Response, body: Body) -> Iterable[bytes]:
+        """The primary's answer, as it comes."""
+        reason = response.extensions.get("reason_phrase", b"").decode("latin-1")
+        start_response(answers.status_line(response.status, reason), answer_headers(response.headers))
+        return _Passing(response, body.until)
+
+    def _hold(self, until: float) -> bool:
+        """Some time later it may be otherwise; False: there is no more time, or no more room."""
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        with self._core.waiting.enter() as inside:
+            if inside:
+                time.sleep(min(HOLD_EVERY_S, left))
+        return inside
+
+    def _refuse(self, start_response: StartResponse, incoming: Incoming, refuse: Refuse) -> Iterable[bytes]:
+        headers, body = answers.answer(refuse.status, refuse.why, self._core.options, refuse.retry_s)
+        if incoming.asked.forwarded:
+            headers.append((h.NOT_PRIMARY, "1"))
+        start_response(answers.status_line(refuse.status), headers)
+        return [] if incoming.method == "HEAD" else [body]
+
+
+class _Answer:
+    """Lets an answer begin, unless the request is to be forwarded after all."""
+
+    def __init__(self, start_response: StartResponse, request: Request, more: Callable[[], h.Headers]) -> None:
+        self._start_response = start_response
+        self._request = request
+        self._more = more
+
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+        if self._request.forward:
+            return lambda data: None
+        return self._start_response(status, with_token(headers, self._more()), exc_info)
+
+
+def _after(
+    app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse, more: Callable[[], h.Headers]
+) -> Iterable[bytes]:
+    """The app's answer, begun only when the app has done its work, with the headers that are known then."""
+    begun: list[tuple[str, list[tuple[str, str]], Any]] = []
+    written: list[bytes] = []
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+        begun[:] = [(status, headers, exc_info)]
+        return written.append
+
+    body = app(environ, start)
+    chunks = iter(body)
+    try:
+        first = next((chunk for chunk in chunks if chunk), b"")  # a generator begins its answer with its first chunk
+        status, headers, exc_info = begun[0]
+        write = start_response(status, with_token(headers, more()), exc_info)
+        for data in written:
+            write(data)
+    except BaseException:
+        if hasattr(body, "close"):
+            body.close()
+        raise
+    return _Rest(first, chunks, body)
+
+
+class _Rest:
+    """What is left of an app's body once its first chunk was taken."""
+
+    def __init__(self, first: bytes, chunks: Iterator[bytes], body: Iterable[bytes]) -> None:
+        self._first: bytes | None = first
+        self._chunks = chunks
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return next(self._chunks)
+
+    def close(self) -> None:
+        if hasattr(self._body, "close"):
+            self._body.close()
+
+
+class _Passing:
+    """The body of a forwarded answer, at most `until`. One that breaks off is an error here, too: the client must not
+    take it for whole."""
+
+    def __init__(self, response: httpcore.Response, until: float) -> None:
+        self._response = response
+        self._until = until
+        assert isinstance(response.stream, Iterable)
+        self._chunks = iter(response.stream)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if time.monotonic() > self._until:
+            raise ConnectionError("the primary's answer takes too long")
+        try:
+            return next(self._chunks)
+        except FAILED as error:
+            raise ConnectionError(f"the primary's answer broke off: {error}") from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _headers(environ: WSGIEnvironment) -> h.Headers:
+    """As the client sent them, as far as CGI keeps that."""
+    found = [(key[5:].replace("_", "-").lower(), value) for key, value in environ.items() if key.startswith("HTTP_")]
+    if environ.get("CONTENT_TYPE"):
+        found.append(("content-type", environ["CONTENT_TYPE"]))
+    return found
+
+
+def _origin(environ: WSGIEnvironment) -> Origin:
+    host = environ.get("HTTP_HOST") or ""
+    return Origin(environ.get("REMOTE_ADDR") or "", host, environ.get("wsgi.url_scheme") or "http")
