@@ -1,0 +1,91 @@
+"""Django 5.1 and later: a replica as an entry of DATABASES, and a router that reads there.
+
+    DATABASES = {
+        "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "/srv/app.db"},
+        "replica": replica_database("/srv/app.db"),
+    }
+    DATABASE_ROUTERS = ["walcast.adapters.django.ReplicaRouter"]
+
+Both are the one file that walcast keeps on a host: on the primary's host "default" writes it; elsewhere a write there
+ends with "database is locked", and `walcast.web.WSGIMiddleware` takes requests that write to the primary's app.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from asgiref.local import Local
+from django.core.signals import request_finished, request_started  # type: ignore[import-untyped]
+from django.db import connections  # type: ignore[import-untyped]
+
+
+def replica_database(path: str | os.PathLike[str], *, primary: str = "default") -> dict[str, Any]:
+    """The entry of DATABASES for the replica at `path`: Django's own backend, with connections that cannot write.
+
+    A write raises django.db.OperationalError, "attempt to write a readonly database"; so do migrations of it, which
+    `ReplicaRouter` leaves out. In tests it is a mirror of the database `primary`.
+    """
+    # As Replica.connect does it: three slashes, and bytes, since names need not be UTF-8.
+    uri = f"file://{quote(os.fsencode(Path(path).absolute()))}?mode=ro"
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": uri,
+        # Refuses CREATE TEMP TABLE and the like, too, which mode=ro alone would let pass.
+        "OPTIONS": {"init_command": "PRAGMA query_only = ON"},
+        "TEST": {"MIRROR": primary},
+    }
+
+
+class ReplicaRouter:
+    """Reads go to `replica` and writes to `primary`, both of them names in DATABASES.
+
+    Reads go to `primary`, too, inside `atomic()` there, and once this request has written (a thread or task that
+    serves no request: once it has written, until `forget_writes`), so that nobody reads less than he wrote.
+
+    For all models; put a router for those of other databases before it.
+    """
+
+    def __init__(self, primary: str = "default", replica: str = "replica") -> None:
+        self.primary = primary
+        self.replica = replica
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        """Where to read a model."""
+        if self.primary in _written() or connections[self.primary].in_atomic_block:
+            return self.primary
+        return self.replica
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        """Where to write a model."""
+        _here.written = _written() | {self.primary}
+        return self.primary
+
+    def allow_relation(self, one: Any, other: Any, **hints: Any) -> bool | None:
+        """They are one database: objects from both belong together. None, no opinion, on others."""
+        both = {self.primary, self.replica}
+        return True if {one._state.db, other._state.db} <= both else None
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        """A replica is migrated by migrating its primary."""
+        return False if db == self.replica else None
+
+
+# Of this request, whatever threads it goes through; a value is never changed in place, since contexts are copied.
+_here = Local()
+
+
+def _written() -> frozenset[str]:
+    names: frozenset[str] = getattr(_here, "written", frozenset())
+    return names
+
+
+def forget_writes(**_: Any) -> None:
+    """Read at the replica again; for workers between two jobs. It happens by itself between two requests."""
+    _here.written = frozenset()
+
+
+request_started.connect(forget_writes)
+request_finished.connect(forget_writes)
