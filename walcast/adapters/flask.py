@@ -1,0 +1,125 @@
+"""The Flask extension: the middleware, and a connection for each request.
+
+    app = Flask(__name__)
+    app.config["WALCAST_DATABASE"] = "/srv/app.db"
+    walcast = Walcast(app)
+
+    @app.get("/")
+    def index():
+        return render_template("index.html", books=walcast.connection.execute("SELECT …").fetchall())
+
+Every option of `walcast.web.options.Options` can be set as `WALCAST_…` in capitals; the secret is the app's SECRET_KEY.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import fields
+from typing import Any
+
+from flask import Flask, current_app, g, has_request_context, request
+from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.wrappers import Response
+
+from walcast.errors import ConfigError
+from walcast.replica import Replica
+from walcast.web.core import Request
+from walcast.web.options import Options
+from walcast.web.wsgi import ENVIRON_KEY, WSGIMiddleware
+
+PREFIX = "WALCAST_"
+NAME = "walcast"
+BUSY_S = 5.0
+
+
+class Walcast:
+    """One for an app, or for several by `init_app`; an app has one database."""
+
+    def __init__(self, app: Flask | None = None) -> None:
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Put the middleware around the app. ConfigError when the app's configuration does not say which database."""
+        options = _options(app)
+        database = options.pop("database", None)
+        if not database:
+            raise ConfigError("WALCAST_DATABASE is not set: the path of the database, or of its replica, on this host")
+        app.extensions[NAME] = Replica(database)
+        app.wsgi_app = WSGIMiddleware(app.wsgi_app, database, **options)  # type: ignore[method-assign]
+        app.after_request(_notice)
+        app.teardown_appcontext(_close)
+        app.register_error_handler(sqlite3.OperationalError, _refused_write)
+
+    @property
+    def replica(self) -> Replica:
+        """Of the current app: where it is, how far behind, waiting."""
+        found: Replica = current_app.extensions[NAME]
+        return found
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This request's, closed at its end: one that can write where this host answers as the primary, else one that
+        cannot. Nothing is committed by itself but what `with connection:` or `commit()` does.
+
+        A request that turns out to write at a replica, as a GET that counts its visitors, is sent to the primary.
+        """
+        found: sqlite3.Connection | None = g.get(NAME)
+        if found is None:
+            asked = _asked()
+            primary = asked.primary if asked is not None else self.replica.state() == "primary"
+            found = g.walcast = self.connect() if primary else self.replica.connect()
+            found.row_factory = sqlite3.Row
+        return found
+
+    def connect(self) -> sqlite3.Connection:
+        """A new connection that can write, where this host is the primary. To be closed by the caller."""
+        # Every app waits for the primary's checkpoints, as for any other writer.
+        connection = sqlite3.connect(self.replica.path, timeout=BUSY_S)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+
+def _options(app: Flask) -> dict[str, Any]:
+    known = {found.name for found in fields(Options)} | {"database"}
+    told = {key[len(PREFIX) :].lower(): value for key, value in app.config.items() if key.startswith(PREFIX)}
+    for name in told:
+        if name not in known:
+            raise ConfigError(f"{PREFIX}{name.upper()}: no such option; known: {', '.join(sorted(known))}")
+    return {"secret": app.config.get("SECRET_KEY")} | told
+
+
+def _asked() -> Request | None:
+    return request.environ.get(ENVIRON_KEY) if has_request_context() else None
+
+
+def _notice(response: Response) -> Response:
+    """A request that wrote, whatever its method: its answer carries a token."""
+    asked, connection = _asked(), g.get(NAME)
+    if asked is not None and connection is not None and connection.total_changes:
+        asked.writes = True
+    return response
+
+
+def _close(error: BaseException | None) -> None:
+    connection = g.pop(NAME, None)
+    if connection is not None:
+        connection.close()
+
+
+def _refused_write(error: sqlite3.OperationalError) -> Response:
+    """A write that met a replica: here it was none when the request began, or the request should not have written."""
+    asked = _asked()
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if asked is None or code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY):
+        raise error
+    if asked.primary:
+        if code == sqlite3.SQLITE_BUSY and Replica(current_app.extensions[NAME].path).state() != "primary":
+            # The primary's place was handed over while this request waited for it; nothing of it was committed.
+            raise ServiceUnavailable("The primary has just moved; try again.", retry_after=1)
+        raise error
+    if code == sqlite3.SQLITE_READONLY and not request.content_length:
+        asked.forward = True
+        return Response(status=503)  # nobody sees it
+    raise error
