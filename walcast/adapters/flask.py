@@ -21,7 +21,7 @@ from flask import Flask, current_app, g, has_request_context, request
 from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wrappers import Response
 
-from walcast.errors import ConfigError
+from walcast.errors import ConfigError, Unavailable
 from walcast.replica import Replica
 from walcast.web.core import Request
 from walcast.web.options import Options
@@ -67,7 +67,7 @@ class Walcast:
         found: sqlite3.Connection | None = g.get(NAME)
         if found is None:
             asked = _asked()
-            primary = asked.primary if asked is not None else self.replica.state() == "primary"
+            primary = asked.primary if asked is not None else _is_primary(self.replica)
             found = g.walcast = self.connect() if primary else self.replica.connect()
             found.row_factory = sqlite3.Row
         return found
@@ -88,6 +88,13 @@ def _options(app: Flask) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"{PREFIX}{name.upper()}: no such option; known: {', '.join(sorted(known))}")
     return {"secret": app.config.get("SECRET_KEY")} | told
+
+
+def _is_primary(replica: Replica) -> bool:
+    try:
+        return replica.state() == "primary"
+    except Unavailable:  # no node ever ran here
+        return bool(current_app.config.get(PREFIX + "STANDALONE"))
 
 
 def _asked() -> Request | None:
@@ -115,7 +122,7 @@ def _refused_write(error: sqlite3.OperationalError) -> Response:
     if asked is None or code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY):
         raise error
     if asked.primary:
-        if code == sqlite3.SQLITE_BUSY and Replica(current_app.extensions[NAME].path).state() != "primary":
+        if code == sqlite3.SQLITE_BUSY and not _is_primary(current_app.extensions[NAME]):
             # The primary's place was handed over while this request waited for it; nothing of it was committed.
             raise ServiceUnavailable("The primary has just moved; try again.", retry_after=1)
         raise error

@@ -135,6 +135,8 @@ class Core:
     def wants_token(self, incoming: Incoming, local: Local, request: Request) -> bool:
         """Does the answer of the app here carry one? After a write; and where a visitor must not go back in time: who
         was sent here once reads at an edge again the next time."""
+        if local.alone:
+            return False
         if local.primary and (request.writes or incoming.asked.forwarded):
             return True
         return self.options.monotonic_reads

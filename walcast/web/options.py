@@ -47,6 +47,8 @@ class Options:
     nothing was sent of yet waits for a primary while there is none. `followers`: the answer to a write waits, at most
     `barrier_s`, until so many followers have applied it.
 
+    `standalone`: where no node ever ran beside the database, the app here is all there is; for development and tests.
+
     `private`: path prefixes that are always answered here, and never forwarded. `trust_forwarded`: the client's own
     Forwarded and X-Forwarded-* headers come from a proxy of yours and are passed on.
 
@@ -70,6 +72,7 @@ class Options:
     primary_wait_s: float = 5.0
     followers: int = 0
     barrier_s: float = 2.0
+    standalone: bool = False
     private: tuple[str, ...] = ()
     trust_forwarded: bool = False
     max_body: int = 64 << 20

@@ -32,9 +32,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """By the app of this host; `stale_s`: to be said, when it is more than allowed. `primary`: as the primary."""
+    """By the app of this host; `stale_s`: to be said, when it is more than allowed. `primary`: as the primary;
+    `alone`: without a node, so that there are no tokens."""
 
     primary: bool = False
+    alone: bool = False
     stale_s: float | None = None
 
 
@@ -68,6 +70,8 @@ def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
     """`status`: of the replica, None without one. `waited`: as long as is allowed for the token."""
     if asked.private:
         return Refuse(404, "not here") if asked.forwarded else Local()
+    if status is None and options.standalone:
+        return Local(primary=True, alone=True)
     live = status is not None and status.is_live(now_ns)
     primary = live and status is not None and status.state is State.PRIMARY
     if primary and (asked.token is None or has(status, asked.token, now_ns)):
