@@ -20,7 +20,7 @@ import pytest
 
 import walcast
 import walcast.errors
-import walcast.replica
+import walcast.statuswatch
 from walcast.statedir import StateDir
 from walcast.statusfile import State, Status, StatusWriter
 
@@ -80,7 +80,7 @@ def writer(path: Path) -> Iterator[StatusWriter]:
 @pytest.fixture(params=["inotify", "polling"])
 def watched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "polling":
-        monkeypatch.setattr(walcast.replica, "_open_inotify", lambda: None)
+        monkeypatch.setattr(walcast.statuswatch, "_open_inotify", lambda: None)
 
 
 # Imports

@@ -4,8 +4,8 @@
     with replica.connect() as db:
         rows = db.execute("select …").fetchall()
 
-    token = walcast.Primary("127.0.0.1:7420", name="app").barrier()
-    replica.wait_for(token, timeout=2.0)
+    token = walcast.Primary("127.0.0.1:7420", name="app").barrier()     # or on its host, Primary("/srv/app.db")
+    replica.wait_for(token, timeout=2.0)                                # or await replica.wait_for_async(token)
 
 Names are loaded when they are first asked for: `import walcast` costs next to nothing, and gRPC comes only with the
 first call of a `Primary`.
@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from walcast.connection import ReadOnlyReplica
     from walcast.errors import (
         ConfigError,
         Corrupt,
@@ -43,6 +44,7 @@ __all__ = [
     "NotPrimary",
     "Position",
     "Primary",
+    "ReadOnlyReplica",
     "Replica",
     "StaleReplica",
     "Stopped",
@@ -58,6 +60,7 @@ _ELSEWHERE = {
     "NotPrimary": "walcast.token",
     "Position": "walcast.position",
     "Primary": "walcast.primary",
+    "ReadOnlyReplica": "walcast.connection",
     "Replica": "walcast.replica",
     "StaleReplica": "walcast.token",
     "Token": "walcast.token",

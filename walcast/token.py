@@ -69,10 +69,11 @@ def _order(text: str) -> tuple[int, int]:
 
 
 class StaleReplica(errors.StaleReplica):
-    """Not applied in time: `token`, within `timeout` seconds. The replica is at `position` of `term`, in `state`."""
+    """Not applied in time: `token`, within `timeout` seconds; None: it has not caught up. The replica is at `position`
+    of `term`, in `state`."""
 
     def __init__(
-        self, message: str, *, token: Token | Position, position: Position, term: int, state: str, timeout: float
+        self, message: str, *, token: Token | Position | None, position: Position, term: int, state: str, timeout: float
     ) -> None:
         super().__init__(message)
         self.token = token
