@@ -17,7 +17,7 @@ def state_dir(database: Path) -> Path:
 def in_use(database: Path) -> bool | None:
     """Does a process hold the state of this database? None when that cannot be told: another user's file."""
     try:
-        fd = os.open(state_dir(database) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{database}-walcast/lock", os.O_RDONLY | os.O_CLOEXEC)  # as `state_dir`, for every page of an app
     except FileNotFoundError:
         return False
     except OSError:
