@@ -26,6 +26,7 @@ NAMES = [
     "archive",
     "compaction",
     "failover",
+    "web",
     "peers",
 ]
 

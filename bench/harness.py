@@ -74,8 +74,12 @@ class Child:
 
     def go(self) -> None:
         """Tell a worker to begin."""
+        self.say("go")
+
+    def say(self, line: str) -> None:
+        """Into its standard input."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
+        self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
     def cpu_s(self) -> float:
