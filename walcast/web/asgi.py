@@ -101,13 +101,16 @@ class ASGIMiddleware:
         path = _as_wsgi(scope["path"])
         root = _as_wsgi(scope.get("root_path", ""))
         below = path[len(root) :] if root and (path + "/").startswith(root.rstrip("/") + "/") else path
-        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        headers = _headers(scope)
+        forwarded = [value for name, value in headers if name == h.FORWARDED]
         return self._core.incoming(
             scope.get("method", "GET"),
             below or "/",
             path or "/",
             scope.get("query_string", b"").decode("latin-1"),
-            headers,
+            forwarded=forwarded[0] if forwarded else None,
+            tokens=[value for name, value in headers if name == h.TOKEN],
+            cookie=";".join(value for name, value in headers if name == "cookie"),
             upgrade=scope["type"] == "websocket",
         )
 
@@ -156,14 +159,13 @@ class ASGIMiddleware:
     async def _forward(self, scope: Scope, receive: Receive, send: Send, incoming: Incoming) -> None:
         options = self._core.options
         until = time.monotonic() + options.longest_s
-        sent = dict(incoming.headers)
+        headers = _headers(scope)
+        sent = dict(headers)
         try:
             if is_doubtful(incoming.path):
                 raise BadRequest(400, "a path with dots, backslashes or no slash is not sent on")
             length = body_length(sent.get("content-length"), sent.get("transfer-encoding"), options.max_body)
-            head = Head(
-                incoming.method, incoming.path, incoming.query, incoming.headers, _origin(scope, incoming), length
-            )
+            head = Head(incoming.method, incoming.path, incoming.query, headers, _origin(scope, sent), length)
             body = AsyncBody(receive, options.max_body, options.answer_s, until)
             await self._send(scope, send, incoming, head, body)
         except BadRequest as error:
@@ -253,10 +255,13 @@ def _restored(scope: Scope, incoming: Incoming) -> Scope:
     return {**scope, "headers": headers, "scheme": origin.proto, "client": (origin.client, 0)}
 
 
-def _origin(scope: Scope, incoming: Incoming) -> Origin:
+def _headers(scope: Scope) -> h.Headers:
+    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+
+
+def _origin(scope: Scope, headers: dict[str, str]) -> Origin:
     client = scope.get("client")
-    host = next((value for name, value in incoming.headers if name == "host"), "")
-    return Origin(client[0] if client else "", host, scope.get("scheme", "http"))
+    return Origin(client[0] if client else "", headers.get("host", ""), scope.get("scheme", "http"))
 
 
 def _as_wsgi(path: str) -> str:

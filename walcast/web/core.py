@@ -51,7 +51,6 @@ class Incoming:
     method: str
     path: str
     query: str
-    headers: h.Headers
     asked: Asked
     origin: Origin | None
 
@@ -94,23 +93,32 @@ class Core:
     # What is asked, and what is known
 
     def incoming(
-        self, method: str, app_path: str, full_path: str, query: str, headers: h.Headers, *, upgrade: bool
+        self,
+        method: str,
+        app_path: str,
+        full_path: str,
+        query: str,
+        *,
+        forwarded: str | None,
+        tokens: list[str],
+        cookie: str,
+        upgrade: bool,
     ) -> Incoming:
-        """`headers` have lower-case names. `app_path`: below where the app is mounted, `full_path`: all of it."""
+        """`app_path`: below where the app is mounted, `full_path`: all of it; the rest are headers."""
         options = self.options
-        forwarded = next((value for name, value in headers if name == h.FORWARDED), None)
-        texts = [value for name, value in headers if name == h.TOKEN]
+        if options.cookie in cookie:
+            tokens = [*tokens, *h.cookies(cookie, options.cookie)]
         asked = Asked(
             writes=options.writes(method, app_path),
             private=bool(options.private) and is_below(app_path, options.private),
             forwarded=forwarded is not None,
             upgrade=upgrade,
-            token=newest_token([*texts, *h.cookies(headers, options.cookie)], options.secret),
+            token=newest_token(tokens, options.secret) if tokens else None,
         )
         origin = None
         if forwarded is not None:
             origin = proven_origin(forwarded, method, target_of(full_path, query), time.time(), options.secret)
-        return Incoming(method, full_path, query, headers, asked, origin)
+        return Incoming(method, full_path, query, asked, origin)
 
     def route(self, asked: Asked, *, waited: bool = False) -> Route:
         """Where to now."""

@@ -69,14 +69,12 @@ def _named_by_connection(headers: Headers) -> frozenset[str]:
     return frozenset(named) - {"content-length", "content-type", "set-cookie"}
 
 
-def cookies(headers: Iterable[tuple[str, str]], name: str) -> Iterable[str]:
+def cookies(header: str, name: str) -> Iterable[str]:
     """The values that a client sent under a name: there may be several, of other paths and domains."""
-    for header, value in headers:
-        if header == "cookie":
-            for pair in value.split(";"):
-                key, equals, text = pair.partition("=")
-                if equals and key.strip() == name:
-                    yield text.strip().strip('"')
+    for pair in header.split(";"):
+        key, equals, text = pair.partition("=")
+        if equals and key.strip() == name:
+            yield text.strip().strip('"')
 
 
 def token_headers(text: str, *, cookie: str, max_age_s: int, secure: bool) -> Headers:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 # RFC 3986, 3.3 and 3.4: what stands for itself in a path and in a query. A `%` in a path is one that was decoded.
 _IN_PATH = "/-._~!$&'()*+,;=:@"
 _IN_QUERY = _IN_PATH + "?%"
+_PLAIN = re.compile(r"(/[a-z0-9_~-]+)*/?")  # nothing to resolve in it
 _DOTS = re.compile(r"(^|[/\\])\.{1,2}([/\\;]|$)")
 
 
@@ -29,5 +30,7 @@ def is_doubtful(path: str) -> bool:
 
 def is_below(path: str, prefixes: Sequence[str]) -> bool:
     """Is it one of the prefixes or below one, however its slashes, dots and capitals are written?"""
-    plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/")).casefold()
+    plain = path
+    if _PLAIN.fullmatch(path) is None:
+        plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/")).casefold()
     return any(plain == p or plain.startswith(p.rstrip("/") + "/") for p in map(str.casefold, prefixes))

@@ -75,7 +75,9 @@ class WSGIMiddleware:
             path or "/",
             (environ.get("SCRIPT_NAME") or "") + path or "/",
             environ.get("QUERY_STRING") or "",
-            _headers(environ),
+            forwarded=environ.get("HTTP_WALCAST_FORWARDED"),
+            tokens=[environ["HTTP_WALCAST_TOKEN"]] if "HTTP_WALCAST_TOKEN" in environ else [],
+            cookie=environ.get("HTTP_COOKIE", ""),
             upgrade="websocket" in environ.get("HTTP_UPGRADE", "").lower(),
         )
 
@@ -135,7 +137,7 @@ class WSGIMiddleware:
             length = body_length(
                 environ.get("CONTENT_LENGTH") or None, environ.get("HTTP_TRANSFER_ENCODING"), options.max_body
             )
-            head = Head(incoming.method, incoming.path, incoming.query, incoming.headers, _origin(environ), length)
+            head = Head(incoming.method, incoming.path, incoming.query, _headers(environ), _origin(environ), length)
             body = Body(environ["wsgi.input"], length, options.max_body, until)
             return self._send(environ, start_response, incoming, head, body)
         except BadRequest as error:
