@@ -106,8 +106,8 @@ def _read(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
 def _forward(asked: Asked, status: Status | None, options: Options) -> Route:
     if asked.upgrade:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
-    if status is not None and status.state is State.FENCED and options.primary_url is None:
-        return Forward("")  # the last known primary is this host
+    if status is not None and status.state in (State.FENCED, State.PRIMARY) and options.primary_url is None:
+        return Forward("")  # the last known primary is this host, and its workers would wait for each other
     return Forward(options.primary_url if options.primary_url is not None else status.app_url if status else "")
 
 

@@ -1,0 +1,204 @@
+"""Where a request is answered: a table of cases, and what holds of every request beside every replica."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from walcast.position import Position
+from walcast.statusfile import State, Status
+from walcast.token import Token
+from walcast.web.options import Options
+from walcast.web.routing import Asked, Forward, Local, Refuse, Route, Wait, lag_of, route
+
+NOW_NS = 1_700_000_000_000_000_000
+SECOND_NS = 1_000_000_000
+HOME = "http://home:8000"
+ELSEWHERE = "http://elsewhere:8000"
+
+READ = Asked(writes=False, private=False, forwarded=False, upgrade=False, token=None)
+WRITE = replace(READ, writes=True)
+HERE = Status(State.STREAMING, 2, Position(100, 1), 100, lag_us=1000, level_ns=NOW_NS, written_ns=NOW_NS, app_url=HOME)
+PRIMARY = replace(HERE, state=State.PRIMARY)
+
+
+def beside(state: State, **facts: Any) -> Status:
+    return replace(HERE, state=state, **facts)
+
+
+def carrying(asked: Asked, token: str) -> Asked:
+    return replace(asked, token=Token(token))
+
+
+LONG_AGO = {"written_ns": NOW_NS - 6 * SECOND_NS}
+SAY_SO = {"max_lag_s": 2, "on_lag": "stale"}
+BEHIND = {"primary_txid": 200, "level_ns": NOW_NS - 3 * SECOND_NS}
+
+CASES: list[tuple[str, Asked, Status | None, dict[str, Any], Route]] = [
+    # At the primary
+    ("a read at the primary", READ, PRIMARY, {}, Local(primary=True)),
+    ("a write at the primary", WRITE, PRIMARY, {}, Local(primary=True)),
+    ("its own token, newer than it said", carrying(READ, "2-ff"), PRIMARY, {}, Local(primary=True)),
+    ("a token of a term before", carrying(WRITE, "1-ff"), PRIMARY, {}, Local(primary=True)),
+    ("a read with a token of a later term", carrying(READ, "3-1"), PRIMARY, {}, Wait(Token("3-1"))),
+    ("a WebSocket", replace(READ, upgrade=True), PRIMARY, {}, Local(primary=True)),
+    ("what an edge sent on", replace(WRITE, forwarded=True), PRIMARY, {}, Local(primary=True)),
+    # At a replica
+    ("a read", READ, HERE, {}, Local()),
+    ("a read of what is here", carrying(READ, "2-64"), HERE, {}, Local()),
+    ("a read of an older term", carrying(READ, "1-ffff"), HERE, {}, Local()),
+    ("a read of what is not here yet", carrying(READ, "2-65"), HERE, {}, Wait(Token("2-65"))),
+    ("while it catches up", carrying(READ, "2-65"), beside(State.CATCHING_UP), {}, Wait(Token("2-65"))),
+    ("while it is cut off", carrying(READ, "2-65"), beside(State.DISCONNECTED), {}, Forward(HOME)),
+    ("while it is stopped", carrying(READ, "2-65"), beside(State.STOPPED), {}, Forward(HOME)),
+    ("while it hangs", carrying(READ, "2-65"), beside(State.STREAMING, **LONG_AGO), {}, Forward(HOME)),
+    ("a read while it is cut off", READ, beside(State.DISCONNECTED), {}, Local()),
+    ("a read while it has nothing", READ, beside(State.BOOTSTRAPPING), {}, Forward(HOME)),
+    ("a write", WRITE, HERE, {}, Forward(HOME)),
+    ("a write while it is cut off", WRITE, beside(State.DISCONNECTED), {}, Forward(HOME)),
+    ("a write, told where to", WRITE, HERE, {"primary_url": ELSEWHERE}, Forward(ELSEWHERE)),
+    ("a write, with nobody to tell where", WRITE, replace(HERE, app_url=""), {}, Forward("")),
+    ("a WebSocket at a replica", replace(READ, upgrade=True), HERE, {}, Refuse(501, "protocol", None)),
+    ("one that writes", replace(WRITE, upgrade=True), HERE, {}, Refuse(501, "protocol", None)),
+    # Without any
+    ("a read without a replica", READ, None, {"primary_url": ELSEWHERE}, Forward(ELSEWHERE)),
+    ("a read with nothing known", READ, None, {}, Forward("")),
+    ("a write in development", WRITE, None, {"standalone": True}, Local(primary=True, alone=True)),
+    # Of a host that was the primary the last known place of the primary's app is its own
+    ("a write at a fenced one", WRITE, beside(State.FENCED), {}, Forward("")),
+    ("a write at one that hangs", WRITE, beside(State.PRIMARY, **LONG_AGO), {}, Forward("")),
+    ("the same, told where to", WRITE, beside(State.FENCED), {"primary_url": ELSEWHERE}, Forward(ELSEWHERE)),
+    # Private
+    ("a private path", replace(WRITE, private=True), HERE, {}, Local()),
+    ("a private path that was sent on", replace(READ, private=True, forwarded=True), PRIMARY, {}, Refuse(404, "here")),
+    # Sent on to the wrong one
+    ("sent on to a replica", replace(WRITE, forwarded=True), HERE, {}, Refuse(503, "not the primary", 1)),
+    ("a read sent on", replace(READ, forwarded=True), HERE, {}, Refuse(503, "not the primary", 1)),
+    ("sent on to a fenced one", replace(WRITE, forwarded=True), beside(State.FENCED), {}, Refuse(503, "", 1)),
+    # How far behind
+    ("not too far", READ, beside(State.STREAMING, **BEHIND), {"max_lag_s": 3.5}, Local()),
+    ("too far", READ, beside(State.STREAMING, **BEHIND), {"max_lag_s": 2.5}, Forward(HOME)),
+    ("too far, and it says so", READ, beside(State.STREAMING, **BEHIND), SAY_SO, Local(stale_s=3.0)),
+    ("never level", READ, beside(State.CATCHING_UP, level_ns=0), {"max_lag_s": 9}, Forward(HOME)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told", "expected"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+)
+def test_a_request_goes_where_it_belongs(
+    asked: Asked, status: Status | None, told: dict[str, Any], expected: Route
+) -> None:
+    found = route(asked, status, NOW_NS, Options.of(**told))
+    if isinstance(expected, Refuse):
+        assert isinstance(found, Refuse)
+        assert (found.status, found.retry_s) == (expected.status, expected.retry_s)
+        assert expected.why in found.why
+    else:
+        assert found == expected
+
+
+WAITED = [
+    ("to the primary", HERE, {}, Forward(HOME)),
+    ("or not at all", HERE, {"on_stale": "unavailable"}, Refuse(503, "your last change", 1)),
+    ("at the primary of a term before", PRIMARY, {}, Refuse(503, "your last change", 1)),
+]
+
+
+@pytest.mark.parametrize(("status", "told", "expected"), [case[1:] for case in WAITED], ids=[c[0] for c in WAITED])
+def test_who_has_waited_goes_on(status: Status, told: dict[str, Any], expected: Route) -> None:
+    found = route(carrying(READ, "3-65"), status, NOW_NS, Options.of(**told), waited=True)
+    if isinstance(expected, Refuse):
+        assert isinstance(found, Refuse)
+        assert (found.status, found.retry_s) == (expected.status, expected.retry_s)
+    else:
+        assert found == expected
+
+
+# Whatever is asked, beside whatever
+
+FEW = st.integers(0, 4)
+TOKENS = st.builds(Token.of, FEW, FEW)
+ASKED = st.builds(
+    Asked, writes=st.booleans(), private=st.booleans(), forwarded=st.booleans(), upgrade=st.booleans(),
+    token=st.none() | TOKENS,
+)  # fmt: skip
+TIMES = st.sampled_from([0, NOW_NS - 3600 * SECOND_NS, NOW_NS - 4 * SECOND_NS, NOW_NS, NOW_NS + SECOND_NS])
+STATUSES = st.builds(
+    Status, st.sampled_from(State), FEW, st.builds(Position, FEW, st.just(1)), FEW, st.integers(0, 9_000_000),
+    TIMES, TIMES, app_url=st.sampled_from(["", HOME]),
+)  # fmt: skip
+TOLD = st.fixed_dictionaries(
+    {
+        "primary_url": st.sampled_from([None, ELSEWHERE]),
+        "on_stale": st.sampled_from(["primary", "unavailable"]),
+        "max_lag_s": st.sampled_from([None, 0, 2, 8.5]),
+        "on_lag": st.sampled_from(["primary", "stale"]),
+        "standalone": st.booleans(),
+    }
+).map(lambda told: Options.of(**told))
+
+
+def shows(status: Status, token: Token) -> bool:
+    """Said again, dumbly: does a reader beside this status see what the token covers?"""
+    if is_primary(status):
+        return token.term <= status.term
+    return status.term > token.term or (status.term == token.term and status.position.txid >= token.txid)
+
+
+def is_primary(status: Status) -> bool:
+    return status.state is State.PRIMARY and NOW_NS - status.written_ns < 5 * SECOND_NS
+
+
+@settings(max_examples=300)
+@given(ASKED, st.none() | STATUSES, TOLD, st.booleans())
+@example(carrying(WRITE, "3-1"), PRIMARY, Options.of(), False)
+@example(WRITE, beside(State.PRIMARY, **LONG_AGO), Options.of(), False)
+def test_a_write_is_answered_at_the_primary_and_a_read_never_from_before_its_token(
+    asked: Asked, status: Status | None, options: Options, waited: bool
+) -> None:
+    found = route(asked, status, NOW_NS, options, waited=waited)
+    assert isinstance(found, get_args(Route))
+    if isinstance(found, Local) and not asked.private and not (status is None and options.standalone):
+        assert status is not None
+        assert found.primary == is_primary(status)
+        assert found.primary or not (asked.writes or asked.forwarded or asked.upgrade)
+        assert asked.token is None or shows(status, asked.token)
+        if not found.primary:
+            assert status.state is not State.BOOTSTRAPPING
+            lag_s = lag_of(status, NOW_NS)
+            too_old = options.max_lag_s is not None and lag_s > options.max_lag_s
+            assert found.stale_s == (lag_s if too_old else None)
+            assert not (too_old and options.on_lag == "primary")
+    if isinstance(found, Forward):
+        assert not asked.forwarded
+        assert not asked.private
+        assert not asked.upgrade
+        assert found.url in ("", ELSEWHERE, HOME)
+        assert status is None or not is_primary(status)
+        assert status is None or status.state not in (State.PRIMARY, State.FENCED) or found.url != HOME
+    if isinstance(found, Wait):
+        assert not waited
+        assert not asked.writes
+        assert not asked.forwarded
+        assert found.token == asked.token
+        assert status is not None
+        assert status.state in (State.STREAMING, State.CATCHING_UP, State.PRIMARY)
+        assert NOW_NS - status.written_ns < 5 * SECOND_NS
+    if isinstance(found, Refuse):
+        assert found.status in (404, 501, 503)
+        assert (found.retry_s is not None) == (found.status == 503)
+    if asked.private:
+        assert found == Local() or (asked.forwarded and isinstance(found, Refuse) and found.status == 404)
+
+
+@given(STATUSES)
+def test_the_lag_is_a_number_that_is_not_negative(status: Status) -> None:
+    lag_s = lag_of(status, NOW_NS)
+    assert lag_s >= 0
+    assert (lag_s == math.inf) == (status.level_ns == 0)
