@@ -27,9 +27,9 @@ CALL_S = 5.0
 CONNECT_S = 2.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Link:
-    """How far away a region is. Both may change at any time; what is on its way is not overtaken."""
+    """How far away a region is, now; what is on its way is not overtaken when that changes."""
 
     distance_ms: int = 0
     hold_ms: int = 0
@@ -49,8 +49,9 @@ class Gates:
 
     groups: Callable[[], dict[str, set[int]]]
     links: dict[str, Link] = field(default_factory=dict)
+    _ports: dict[Gate, int] = field(default_factory=dict)
     _targets: dict[Gate, int] = field(default_factory=dict)
-    _servers: list[asyncio.Server] = field(default_factory=list)
+    _servers: dict[Gate, asyncio.Server] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _thread: threading.Thread | None = None
@@ -61,28 +62,36 @@ class Gates:
         self._thread.start()
 
     def open(self, gate: Gate) -> int:
-        """The port of a gate; connections to it are closed until `lead` says where they go."""
+        """Its port; until `lead` says where they go, connections to it end at once."""
 
         async def serve() -> int:
-            server = await asyncio.start_server(lambda r, w: self._accept(gate, r, w), "127.0.0.1", 0)
-            self._servers.append(server)
-            port: int = server.sockets[0].getsockname()[1]
-            return port
+            server = await asyncio.start_server(
+                lambda reader, writer: self._accept(gate, reader, writer), "127.0.0.1", self._ports.get(gate, 0)
+            )
+            self._servers[gate] = server
+            self._ports[gate] = server.sockets[0].getsockname()[1]
+            return self._ports[gate]
 
         return self._call(serve())
 
-    def lead(self, gate: Gate, port: int | None) -> None:
-        """Where it leads from now on; None: nowhere."""
-        if port is None:
-            self._targets.pop(gate, None)
-        else:
-            self._targets[gate] = port
+    def lead(self, gate: Gate, port: int) -> None:
+        """Where it leads from now on."""
+        self._targets[gate] = port
+
+    def shut(self, gate: Gate) -> None:
+        """Connections are refused, as by a machine on which nobody listens; until it is opened again, on its port."""
+
+        async def shut() -> None:
+            self._servers[gate].close()
+
+        self._targets.pop(gate, None)
+        self._call(shut())
 
     def close(self) -> None:
         """End all connections."""
 
         async def end() -> None:
-            for server in self._servers:
+            for server in self._servers.values():
                 server.close()
             for task in list(self._tasks):
                 task.cancel()

@@ -94,8 +94,9 @@ class Forgetful:
         """Leave the token's cookie out."""
         cookies = parse_cookie(environ)
         if FORGETFUL in cookies and TOKEN_COOKIE in cookies:
-            kept = [part for part in environ["HTTP_COOKIE"].split(";") if not part.strip().startswith("walcast=")]
-            environ = {**environ, "HTTP_COOKIE": ";".join(kept)}
+            parts = (part.strip() for part in environ["HTTP_COOKIE"].split(";"))
+            kept = "; ".join(part for part in parts if not part.startswith(f"{TOKEN_COOKIE}="))
+            environ = {**environ, "HTTP_COOKIE": kept}
         return self._app(environ, start_response)
 
 

@@ -180,11 +180,16 @@ class Region:
 
     def kill(self) -> None:
         """kill -9 for everything here."""
-        for gate in (self.node_gate, self.app_gate):
-            self.gates.lead(gate, None)
         for child in self.children:
             child.kill()
+        for gate in (self.node_gate, self.app_gate):
+            self.gates.shut(gate)
         self.node = self.app = None
+
+    def reopen(self) -> None:
+        """After a kill, before its processes are started again."""
+        for gate in (self.node_gate, self.app_gate):
+            self.gates.open(gate)
 
     def ask_to_end(self) -> None:
         """In an orderly way."""

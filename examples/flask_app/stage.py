@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from walcast.statusfile import read_status
 from walcast.token import Token
 
 MOST_DISTANCE_MS = 400
-MOST_HOLD_MS = 2000
+MOST_HOLD_MS = 1500
+HOLD_STEP_MS, HOLD_STEP_S = 40, 0.08  # a stream that falls silent at once looks like a primary that is lost
 PATIENCE_S = 8.0
 LINES_KEPT = 20
 LOOK_S = 0.02
@@ -112,6 +113,7 @@ class Stage:
             },
             "drill": {
                 "killed": drill.killed,
+                "can_return": any(region.name == drill.killed and not region.children for region in self.regions),
                 "can_kill": not drill.killed and primary is not None and self.is_level(),
                 "events": list(drill.events),
             },
@@ -133,8 +135,9 @@ class Stage:
     # What can be tried
 
     def set_distances(self, fields: Facts) -> None:
-        """`{SLUG-distance: ms, SLUG-hold: ms}`; all or none."""
-        links: dict[str, Link] = {}
+        """`{SLUG-distance: ms, SLUG-hold: ms}`; all or none. Returns when they are in force, some seconds later when a
+        stream is to be held back for longer."""
+        wanted: dict[str, Link] = {}
         for region in self.regions[1:]:
             before, slug = self.gates.links[region.name], region.place.slug
             distance_ms = fields.get(f"{slug}-distance", before.distance_ms)
@@ -142,8 +145,14 @@ class Stage:
             for name, value, most in (("distance", distance_ms, MOST_DISTANCE_MS), ("hold", hold_ms, MOST_HOLD_MS)):
                 if type(value) is not int or not 0 <= value <= most:
                     raise Refused(f"{region.name}: 0 to {most} ms belong into the {name}, not {value!r}")
-            links[region.name] = Link(distance_ms, hold_ms)
-        self.gates.links = self.gates.links | links
+            wanted[region.name] = Link(distance_ms, hold_ms)
+        while self.gates.links != (goal := self.gates.links | wanted):
+            now = self.gates.links
+            self.gates.links = {
+                name: replace(link, hold_ms=min(link.hold_ms, now[name].hold_ms + HOLD_STEP_MS))
+                for name, link in goal.items()
+            }
+            time.sleep(HOLD_STEP_S)
 
     def write_line(self, text: str) -> None:
         """One row, written at the primary as any program could; from then on every other region is watched."""
@@ -189,8 +198,8 @@ class Stage:
     def _kill(self, region: Region, drill: Drill) -> None:
         before = {other.name: self._stands(other) for other in self.regions}
         drill.began_s = time.monotonic()
-        region.kill()
         self._say(drill, f"{region.name} is gone: kill -9 for its walcast and its app")
+        region.kill()
         self._watch(drill, before)
 
     def bring_back(self) -> Facts:
@@ -200,6 +209,7 @@ class Stage:
             region = next((r for r in self.regions if r.name == drill.killed and not r.children), None)
             if region is None:
                 raise Refused("Nothing is down.")
+            region.reopen()
             region.start_node(self.archive, self.lease_s)
             region.start_app(self.settings, self.workers, self.threads)
             drill.killed = ""
@@ -212,7 +222,7 @@ class Stage:
         while not region.node_is_ready() and time.monotonic() < end_s:
             time.sleep(LOOK_S)
         if not drill.watching:
-            self._watch(drill, {other.name: self._stands(other) for other in self.regions})
+            self._watch(drill, {other.name: self._stands(other) for other in region.others} | {region.name: ""})
 
     # What is seen of it
 
