@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import quote
 
 # RFC 3986, 3.3 and 3.4: what stands for itself in a path and in a query. A `%` in a path is one that was decoded.
@@ -29,8 +30,13 @@ def is_doubtful(path: str) -> bool:
 
 
 def is_below(path: str, prefixes: Sequence[str]) -> bool:
-    """Is it one of the prefixes or below one, however its slashes, dots and capitals are written?"""
-    plain = path
-    if _PLAIN.fullmatch(path) is None:
-        plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/")).casefold()
-    return any(plain == p or plain.startswith(p.rstrip("/") + "/") for p in map(str.casefold, prefixes))
+    """Is it one of the prefixes, which are text, or below one, however slashes, dots and capitals are written?"""
+    plain = path if _PLAIN.fullmatch(path) else _plain(path.encode("latin-1", "replace").decode("utf-8", "replace"))
+    return any((plain + "/").startswith(_plain(prefix)) for prefix in prefixes)
+
+
+@lru_cache
+def _plain(path: str) -> str:
+    """One way of writing it, with a slash at both ends."""
+    found = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/")).casefold()
+    return found.rstrip("/") + "/"
