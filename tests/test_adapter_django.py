@@ -241,10 +241,11 @@ def test_objects_are_read_at_the_replica_with_their_relations(project: Project) 
 
 
 def test_a_write_at_the_replica_is_refused_and_changes_nothing(project: Project) -> None:
-    readonly = "OperationalError: attempt to write a readonly database"
-    assert project.error("Author.objects.using('replica').create(name='x')") == readonly
-    assert project.error("Author.objects.using('replica').all().delete()") == readonly
-    assert project.error("sql('replica', 'CREATE TEMP TABLE mine (a)')") == readonly
+    where = f"{project.replica} is a replica; write on the primary, at {project.primary.address}"
+    refused = f"OperationalError: attempt to write a readonly database: {where}"
+    assert project.error("Author.objects.using('replica').create(name='x')") == refused
+    assert project.error("Author.objects.using('replica').all().delete()") == refused
+    assert project.error("sql('replica', 'CREATE TEMP TABLE mine (a)')") == refused
     assert project("return Author.objects.using('replica').get().name") == "Austen"
 
 
@@ -368,5 +369,6 @@ def test_a_replica_that_is_not_there_yet_cannot_be_opened(project: Project, tmp_
             {{"default": {{}}, "missing": replica_database({str(tmp_path / "app.db")!r})}})["missing"]
         return Author.objects.using("missing").count()
         """
-    assert project.error(body) == "OperationalError: unable to open database file"
+    uri = f"file://{tmp_path}/app.db?mode=ro"
+    assert project.error(body) == f"OperationalError: {uri}: unable to open database file"
     assert not list(tmp_path.iterdir())

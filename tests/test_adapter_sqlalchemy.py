@@ -63,12 +63,7 @@ class Pair:
         """Commit a book on the primary, as somebody else does; what covers it."""
         with closing(sqlite3.connect(self.db, timeout=10)) as db, db:
             db.execute("INSERT INTO books (title) VALUES (?)", [title])
-        with walcast.Primary(self.primary.address) as asked:
-            return asked.barrier()
-
-    def barrier(self) -> walcast.Token:
-        with walcast.Primary(self.primary.address) as asked:
-            return asked.barrier()
+        return walcast.Primary(self.db).barrier()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -80,7 +75,7 @@ class Pair:
             self.follower.signal(signal.SIGCONT)
 
     def session(self, **options: Any) -> RoutingSession:
-        made = sessionmaker(class_=RoutingSession, **self.engines, **({"barrier": self.barrier} | options))
+        made = sessionmaker(class_=RoutingSession, **self.engines, **options)
         return made()
 
 
@@ -161,8 +156,9 @@ def test_under_autocommit_each_statement_sees_the_newest(pair: Pair) -> None:
 )
 def test_a_write_is_refused_and_changes_nothing(pair: Pair, statement: Any) -> None:
     with pair.engines["replica"].connect() as connection:
-        with pytest.raises(OperationalError, match="attempt to write a readonly database"):
+        with pytest.raises(OperationalError, match=f"write on the primary, at {pair.primary.address}") as refused:
             connection.execute(statement)
+        assert isinstance(refused.value.orig, walcast.ReadOnlyReplica)
         assert connection.execute(text("SELECT title FROM books")).all() == [("Emma",)]
 
 
@@ -310,7 +306,9 @@ def test_a_replica_that_has_not_what_was_committed_is_not_read(pair: Pair) -> No
 
 def test_a_commit_is_waited_for_by_one_barrier(pair: Pair) -> None:
     asked = []
-    with pair.session(barrier=lambda: asked.append(1) or pair.barrier(), wait_s=PATIENCE_S) as session:
+    with pair.session(
+        barrier=lambda: asked.append(1) or walcast.Primary(pair.db).barrier(), wait_s=PATIENCE_S
+    ) as session:
         for commits in (1, 2):
             session.add(Book(title="Persuasion"))
             session.commit()

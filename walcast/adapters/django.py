@@ -13,30 +13,55 @@ ends with "database is locked", and `walcast.web.WSGIMiddleware` takes requests 
 from __future__ import annotations
 
 import os
+import sqlite3
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from asgiref.local import Local
-from django.core.signals import request_finished, request_started  # type: ignore[import-untyped]
-from django.db import connections  # type: ignore[import-untyped]
+from django.core.signals import request_finished, request_started
+from django.db import connections
+
+from walcast.connection import ReplicaConnection, ReplicaCursor
 
 
 def replica_database(path: str | os.PathLike[str], *, primary: str = "default") -> dict[str, Any]:
     """The entry of DATABASES for the replica at `path`: Django's own backend, with connections that cannot write.
 
-    A write raises django.db.OperationalError, "attempt to write a readonly database"; so do migrations of it, which
-    `ReplicaRouter` leaves out. In tests it is a mirror of the database `primary`.
+    A write raises django.db.OperationalError, which says where to write, from `walcast.ReadOnlyReplica`; so do
+    migrations of it, which `ReplicaRouter` leaves out. In tests it is a mirror of the database `primary`.
     """
-    # As Replica.connect does it: three slashes, and bytes, since names need not be UTF-8.
-    uri = f"file://{quote(os.fsencode(Path(path).absolute()))}?mode=ro"
+    path = Path(path).absolute()
     return {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": uri,
-        # Refuses CREATE TEMP TABLE and the like, too, which mode=ro alone would let pass.
-        "OPTIONS": {"init_command": "PRAGMA query_only = ON"},
+        # As Replica.connect does it: three slashes, and bytes, since names need not be UTF-8.
+        "NAME": f"file://{quote(os.fsencode(path))}?mode=ro",
+        # query_only refuses CREATE TEMP TABLE and the like, too, which mode=ro alone would let pass.
+        "OPTIONS": {"init_command": "PRAGMA query_only = ON", "factory": partial(_connect, path)},
         "TEST": {"MIRROR": primary},
     }
+
+
+class _Connection(ReplicaConnection):
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(None if factory is None else _that_explains(factory))
+
+
+@cache
+def _that_explains(factory: type) -> type:
+    """Django's cursor, which has placeholders of its own, on top of one that says where to write."""
+    return type(factory.__name__, (factory, ReplicaCursor), {})
+
+
+def _connect(path: Path, /, **keywords: Any) -> _Connection:
+    try:
+        connection = _Connection(**keywords)
+    except sqlite3.OperationalError as error:
+        # In tests it is not `path`, but what that mirrors.
+        raise sqlite3.OperationalError(f"{keywords['database']}: {error}") from error
+    connection.database = path
+    return connection
 
 
 class ReplicaRouter:

@@ -17,6 +17,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, Pool, create_engine, event
@@ -45,8 +46,8 @@ def replica_engine(path: str | os.PathLike[str], **create_engine_kwargs: Any) ->
     """An engine for the replica at `path`, whose connections cannot write: as `Replica.connect` makes them.
 
     A transaction begins with BEGIN, so that all its statements see one moment, from the first that reads; under the
-    isolation level AUTOCOMMIT each statement sees the newest. A write fails with SQLite's own "attempt to write a
-    readonly database", as sqlalchemy.exc.OperationalError. `Unavailable` while there is no database yet.
+    isolation level AUTOCOMMIT each statement sees the newest. A write raises sqlalchemy.exc.OperationalError, which
+    says where to write; its `orig` is `walcast.ReadOnlyReplica`. `Unavailable` while there is no database yet.
 
     Execution options, of a connection or of `engine.execution_options(…)`: `walcast_token`, what the replica must
     have applied before a transaction begins, and `walcast_wait_s`, for how many seconds to wait for that at most (1).
@@ -177,11 +178,11 @@ def _ended(session: RoutingSession, transaction: SessionTransaction) -> None:
 def _barrier_of(primary: Engine, replica: Replica) -> Callable[[], Token] | None:
     """How to ask for a token that covers what was written there; None when both are one file."""
     path = primary.url.database
-    if not path or not os.path.exists(path):  # noqa: PTH110 - a text that may be no path
+    if not path or not Path(path).is_file():
         raise ConfigError(f"RoutingSession: {primary.url} names no file on this host; give it `barrier`")
-    if os.path.samefile(path, replica.path):  # noqa: PTH121
+    if Path(path).samefile(replica.path):
         return None
-    return Primary(path).barrier
+    return Primary(Path(path)).barrier
 
 
 def _only_reads(clause: ClauseElement | None) -> bool:
