@@ -36,7 +36,7 @@ def newest_token(texts: Iterable[str], secret: bytes) -> Token | None:
     found = None
     for _, text in zip(range(TOKENS_MOST), texts, strict=False):
         plain, _, mac = text.strip().partition(".")
-        if secret and not hmac.compare_digest(mac.encode(), _mac(secret, TOKEN_MAC_DIGITS, "token", plain).encode()):
+        if secret and not _same(mac, _mac(secret, TOKEN_MAC_DIGITS, "token", plain)):
             continue
         try:
             token = Token(plain)
@@ -68,7 +68,7 @@ def proven_origin(text: str, method: str, target: str, now_s: float, secret: byt
     """Whom it is for, when one of our edges says so; None when that is not proven."""
     plain, _, mac = text.rpartition(";mac=")
     expected = _mac(secret, MAC_DIGITS, "forwarded", method, target, plain)
-    if not secret or not hmac.compare_digest(mac.encode(), expected.encode()):
+    if not secret or not _same(mac, expected):
         return None
     facts = dict(part.partition("=")[::2] for part in plain.split(";"))
     if abs(now_s - int(facts["t"])) > FRESH_S:
@@ -78,5 +78,13 @@ def proven_origin(text: str, method: str, target: str, now_s: float, secret: byt
 
 def _mac(secret: bytes, digits: int, *parts: str) -> str:
     # Each with its length, so that no two lists of parts are the same bytes.
-    data = b"".join(b"%d:%s," % (len(raw), raw) for raw in (part.encode("utf-8", "surrogateescape") for part in parts))
+    data = b"".join(b"%d:%s," % (len(raw), raw) for raw in map(_raw, parts))
     return hmac.new(secret, data, hashlib.sha256).hexdigest()[:digits]
+
+
+def _same(told: str, expected: str) -> bool:
+    return hmac.compare_digest(_raw(told), _raw(expected))
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # whatever it is, it is no error

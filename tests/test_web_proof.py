@@ -1,0 +1,200 @@
+"""What hosts prove to each other: tokens, and whom a forwarded request is for. Whatever else comes is not believed, and
+raises nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from walcast.token import Token
+from walcast.web.options import Options
+from walcast.web.proof import FRESH_S, Origin, forwarded_text, newest_token, proven_origin, token_text
+
+SECRET = Options.of(secret="of all hosts").secret
+OTHER = Options.of(secret="of somebody else").secret
+NOW_S = 1_700_000_000.9
+
+ANY = st.text(st.characters(), max_size=60)  # also lone surrogates, and digits that int() takes
+ODD = st.text(st.sampled_from("0123456789abcdef-.;=t+_ \t\0\n\x85\xa0\xb2\u0663\u2003\ud800"), max_size=40)
+NUMBERS = st.integers(0, 0xFFFFFFFF)
+TOKENS = st.builds(Token.of, NUMBERS, st.integers(0, 0xFFFFFFFFFFFFFFFF))
+LATIN1 = st.binary(max_size=30).map(lambda raw: raw.decode("latin-1"))
+ORIGINS = st.builds(Origin, LATIN1, LATIN1, st.sampled_from(["http", "https"]))
+ORIGIN = Origin("2001:db8::7", "shop.example:8443", "https")
+NO_INT = ["", " ", "+5", "-5", "5_0", "0x5", "1,5", "\u0663", "\xb2", "NaN", "1" * 5000, "5\0"]
+
+
+def test_what_an_options_secret_signs_is_not_what_the_app_signs_with_it() -> None:
+    assert Options.of(secret="of all hosts").secret == Options.of(secret=b"of all hosts").secret == SECRET
+    assert b"of all hosts" not in SECRET
+    assert Options.of().secret == Options.of(secret="").secret == b""
+
+
+# Tokens
+
+
+@given(TOKENS, st.sampled_from([b"", SECRET]))
+def test_a_token_comes_back_as_it_was(token: Token, secret: bytes) -> None:
+    text = token_text(token, secret)
+    assert newest_token([text], secret) == newest_token([f" {text}\t"], secret) == token
+    assert not set(text) - set("0123456789abcdef-."), "safe in a cookie and a header"
+
+
+@given(TOKENS)
+def test_a_token_of_other_hosts_is_none(token: Token) -> None:
+    text = token_text(token, SECRET)
+    assert newest_token([token_text(token, OTHER), str(token), f"{token}.", f".{text}"], SECRET) is None
+    changed = Token.of(token.term ^ 1, token.txid)
+    assert newest_token([text.replace(str(token), str(changed), 1)], SECRET) is None
+
+
+@pytest.mark.parametrize("end", [-1, 0])
+def test_a_token_with_its_mac_cut_or_lengthened_is_none(end: int) -> None:
+    text = token_text(Token("3-1f4a"), SECRET)
+    assert newest_token([text[:-1] if end else text + "0"], SECRET) is None
+    assert newest_token([text.upper()], SECRET) is None
+
+
+@given(st.lists(TOKENS, max_size=6), st.sampled_from([b"", SECRET]))
+def test_the_newest_of_several_tokens_counts(tokens: list[Token], secret: bytes) -> None:
+    texts = [token_text(token, secret) for token in tokens]
+    assert newest_token(["", *texts, "no token"], secret) == max(tokens, default=None)
+
+
+@given(st.lists(ANY | ODD, max_size=6), st.sampled_from([b"", SECRET]))
+def test_anything_may_come_as_a_token(texts: list[str], secret: bytes) -> None:
+    found = newest_token(texts, secret)
+    assert found is None or not secret
+
+
+@pytest.mark.parametrize("number", NO_INT)
+@pytest.mark.parametrize("secret", [b"", SECRET])
+def test_what_only_python_takes_for_a_number_makes_no_token(number: str, secret: bytes) -> None:
+    assert newest_token([f"{number}-5", f"5-{number}", number], secret) is None
+
+
+def test_no_more_than_a_few_texts_are_looked_at() -> None:
+    good = token_text(Token("3-1f4a"), SECRET)
+    assert newest_token([*["no token"] * 7, good], SECRET) == Token("3-1f4a")
+    assert newest_token([*["no token"] * 1000, good], SECRET) is None
+
+
+# Forwarded requests
+
+
+@given(ORIGINS, st.sampled_from(["GET", "POST", "PROPFIND"]), LATIN1)
+def test_an_edge_of_ours_is_believed(origin: Origin, method: str, target: str) -> None:
+    text = forwarded_text(origin, method, target, NOW_S, SECRET)
+    assert text.isascii()
+    assert text.isprintable()
+    assert " " not in text
+    assert "," not in text, "or servers would see two headers where there is one"
+    assert proven_origin(text, method, target, NOW_S, SECRET) == origin
+    assert proven_origin(forwarded_text(origin, method, target, NOW_S, OTHER), method, target, NOW_S, SECRET) is None
+
+
+def sign(
+    method: str = "POST",
+    target: str = "/pay?to=1",
+    at_s: float = NOW_S,
+    secret: bytes = SECRET,
+    origin: Origin = ORIGIN,
+) -> str:
+    return forwarded_text(origin, method, target, at_s, secret)
+
+
+def proven(text: str) -> Origin | None:
+    return proven_origin(text, "POST", "/pay?to=1", NOW_S, SECRET)
+
+
+LIES: dict[str, str] = {
+    "of another secret": sign(secret=OTHER),
+    "of no secret": sign(secret=b""),
+    "for another path": sign(target="/pay"),
+    "for another query": sign(target="/pay?to=2"),
+    "for another method": sign(method="PUT"),
+    "with method and target divided otherwise": sign(method="POST/", target="pay?to=1"),
+    "too old": sign(at_s=NOW_S - FRESH_S - 2),
+    "of the future": sign(at_s=NOW_S + FRESH_S + 2),
+    "nothing": "",
+    "a mac alone": ";mac=",
+    "without its mac": sign().rpartition(";mac=")[0],
+    "with a mac cut off": sign()[:-1],
+    "with a mac too long": sign() + "0",
+    "with a mac in capitals": sign().replace("mac=", "mac=A"),
+    "twice": f"{sign()},{sign()}",
+    "twice, apart": f"{sign()}, {sign()}",
+    "with a second mac": f"{sign()};mac=00",
+}
+
+
+@pytest.mark.parametrize("text", LIES.values(), ids=LIES.keys())
+def test_a_lie_proves_nothing(text: str) -> None:
+    assert proven(text) is None
+
+
+CHANGES: list[Callable[[str], str]] = [
+    lambda text: text.replace("for=2001", "for=2002"),
+    lambda text: text.replace("for=2001:db8::7", "for=127.0.0.1"),
+    lambda text: text.replace("host=shop", "host=admin"),
+    lambda text: text.replace("proto=https", "proto=http"),
+    lambda text: text.replace("t=1", "t=2"),
+    lambda text: text.replace("t=1700000000", "t=1700000001"),
+    lambda text: text.replace("for=", "FOR="),
+    lambda text: f"for=127.0.0.1;{text}",
+    lambda text: text.replace(";mac=", ";for=127.0.0.1;mac="),
+    lambda text: text + " ",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_on_the_way_proves_nothing(change: Callable[[str], str]) -> None:
+    text = sign()
+    assert proven(text) == ORIGIN
+    assert change(text) != text
+    assert proven(change(text)) is None
+
+
+@pytest.mark.parametrize("off_s", [-FRESH_S + 2, 0, FRESH_S - 2])
+def test_clocks_may_differ_a_little(off_s: float) -> None:
+    assert proven(sign(at_s=NOW_S + off_s)) == ORIGIN
+
+
+@given(ANY | ODD, ANY, ANY, st.sampled_from([b"", SECRET]))
+def test_anything_may_come_as_proof(text: str, method: str, target: str, secret: bytes) -> None:
+    assert proven_origin(text, method, target, NOW_S, secret) is None
+    assert proven_origin(f"t={text};for=a;host=b;proto=http;mac={text}", method, target, NOW_S, secret) is None
+
+
+@pytest.mark.parametrize("seconds", NO_INT)
+def test_a_time_that_is_none_proves_nothing(seconds: str) -> None:
+    assert proven(f"t={seconds};for=a;host=b;proto=http;mac={'0' * 32}") is None
+
+
+def test_without_a_secret_nobody_is_believed() -> None:
+    text = forwarded_text(ORIGIN, "GET", "/", NOW_S, b"")
+    assert "mac" not in text
+    assert proven_origin(text, "GET", "/", NOW_S, b"") is None
+
+
+NASTY = ["a;mac=0", "a;host=b", "10.0.0.1,127.0.0.1", "a b", "a%3Bb", "ü", "=;=;", "\r\nX: y", ""]
+
+
+@pytest.mark.parametrize("client", NASTY)
+@pytest.mark.parametrize("host", NASTY)
+def test_what_a_client_calls_itself_stays_in_its_field(client: str, host: str) -> None:
+    origin = Origin(client, host, "http")
+    text = forwarded_text(origin, "GET", "/", NOW_S, SECRET)
+    assert text.count(";") == 4
+    assert proven_origin(text, "GET", "/", NOW_S, SECRET) == origin
+
+
+def test_a_token_and_a_proof_cannot_stand_for_each_other() -> None:
+    """Both are macs of one secret: of different things."""
+    text = forwarded_text(ORIGIN, "GET", "/", NOW_S, SECRET)
+    plain, _, mac = text.rpartition(";mac=")
+    assert newest_token([f"{plain}.{mac[:16]}"], SECRET) is None
+    assert not mac.startswith(token_text(Token("3-1"), SECRET).partition(".")[2])
