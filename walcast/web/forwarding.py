@@ -23,6 +23,7 @@ from walcast.web.target import target_of
 KEEP_ALIVE_S = 1.0
 REPLAY_BYTES = 64 << 10
 CHUNK_BYTES = 64 << 10
+_WHITE = " \t"
 
 NOT_SENT = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
 FAILED = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
@@ -64,10 +65,10 @@ def body_length(content_length: str | None, transfer_encoding: str | None, most:
     """Of a request's body: 0 without one, None when its end will be seen. BadRequest when that is not clear, or it is
     too long."""
     if transfer_encoding:
-        if content_length is not None or transfer_encoding.strip().lower() != "chunked":
+        if content_length is not None or transfer_encoding.strip(_WHITE).lower() != "chunked":
             raise BadRequest(400, "the length of the body is not clear")
         return None
-    text = (content_length or "0").strip()
+    text = (content_length or "0").strip(_WHITE)
     if not text.isascii() or not text.isdigit():
         raise BadRequest(400, "the length of the body is not a number")
     if len(text) > 18 or int(text) > most:

@@ -32,6 +32,7 @@ _HOP_BY_HOP = frozenset(
         "http2-settings",
     ]
 )
+_FOR_ALL = frozenset(["content-length", "content-type", "set-cookie"])  # whatever Connection says
 _FRAMING = frozenset(["host", "content-length", "expect"])
 # What says whom a request is from; a client must not say it of itself.
 _WHO = re.compile(
@@ -44,7 +45,8 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 def to_forward(headers: Iterable[tuple[str, str]], *, trust_forwarded: bool) -> Headers:
     """Of a client's request."""
-    listed = list(headers)
+    # Some servers leave white space where it was.
+    listed = [(name, value.strip(" \t")) for name, value in headers]
     dropped = _HOP_BY_HOP | _FRAMING | _named_by_connection(listed)
     return [
         (name, value)
@@ -61,12 +63,15 @@ def to_answer(headers: Iterable[tuple[str, str]]) -> Headers:
     """Of the primary's answer. The server of this host says itself who it is and what time it is."""
     listed = list(headers)
     dropped = _HOP_BY_HOP | _named_by_connection(listed) | {"server", "date", NOT_PRIMARY}
+    if any(name == "transfer-encoding" for name, _ in listed):
+        dropped |= {"content-length"}  # it does not count then (RFC 9112, 6.3)
     return [(name, value) for name, value in listed if name not in dropped and _VALUE.fullmatch(value)]
 
 
 def _named_by_connection(headers: Headers) -> frozenset[str]:
-    named = (part.strip().lower() for name, value in headers if name == "connection" for part in value.split(","))
-    return frozenset(named) - {"content-length", "content-type", "set-cookie"}
+    named = {part.strip().lower() for name, value in headers if name == "connection" for part in value.split(",")}
+    # A proxy of ours may have let a client's Connection pass, which must not drop what that proxy said of the client.
+    return frozenset(name for name in named if name not in _FOR_ALL and not _WHO.fullmatch(name))
 
 
 def cookies(header: str, name: str) -> Iterable[str]:

@@ -105,11 +105,17 @@ class Options:
     def _check(self) -> None:
         for name in ("read_wait_s", "primary_wait_s", "barrier_s", "connect_s", "answer_s", "longest_s", "max_lag_s"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 3600:
+            if name == "max_lag_s" and value is None:
+                continue
+            if not isinstance(value, int | float) or not 0 <= value < 3600:
                 raise ConfigError(f"{name}={value!r}: 0 to 3600 seconds belong there")
         for name in ("followers", "max_body", "max_waiting", "max_connections", "cookie_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: it cannot be negative")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{name}={value!r}: a number belongs there, 0 or more")
+        for name in ("monotonic_reads", "trust_forwarded", "standalone"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: True or False belongs there")
         if self.max_connections == 0:
             raise ConfigError("max_connections=0: nothing could be forwarded")
         if self.on_stale not in (PRIMARY, UNAVAILABLE):
@@ -119,7 +125,18 @@ class Options:
         if _COOKIE_NAME.fullmatch(self.cookie) is None:
             raise ConfigError(f"cookie={self.cookie!r}: letters, digits, - and _ make its name")
         for prefix in self.private:
-            if not prefix.startswith("/"):
+            if not isinstance(prefix, str) or not prefix.startswith("/"):
                 raise ConfigError(f"private={prefix!r}: a path begins with /")
         if self.primary_url is not None:
-            check_app_url(self.primary_url)
+            self._check_primary_url(self.primary_url)
+
+    @staticmethod
+    def _check_primary_url(url: str) -> None:
+        try:
+            known = check_app_url(url)
+        except ConfigError as error:
+            raise ConfigError(f"primary_url: {error}") from None
+        if not known:
+            raise ConfigError(
+                "primary_url='': where the primary's app answers belongs there, as http://HOST:PORT, or None"
+            )
