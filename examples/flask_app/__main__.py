@@ -72,7 +72,8 @@ def main(folder: Path | None, workers: int, threads: int, lease_time: float, as_
 
 def start(stage: Stage, control_url: str, key: str, over: threading.Event) -> None:
     """Until every region serves its app and has what the primary has. Failed when a process ends, or after too long."""
-    plant(stage.regions[0].database, stage.regions[0].name)
+    if not stage.regions[0].database.exists():  # a folder that was used before goes on where it was
+        plant(stage.regions[0].database, stage.regions[0].name)
     stage.settings = {
         "SECRET_KEY": f"key-{secrets.token_urlsafe(24)}",  # a word, not a number: these settings are read as JSON
         "REGIONS": json.dumps({region.name: region.url for region in stage.regions}),

@@ -35,6 +35,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(
         REGION="this host",
+        STREAMS=5,  # in one process, so that threads are left for pages
         MAX_CONTENT_LENGTH=MOST_BYTES + FORM_BYTES,
         # What a host says of itself is never another host's to answer.
         WALCAST_PRIVATE=["/static", "/live", "/lab", "/favicon.ico"],
@@ -150,6 +151,8 @@ def same_origin() -> None:
 def headers(response: Response) -> Response:
     """Only what this site serves itself, no scripts in pages, no guessing of types."""
     response.headers.setdefault("Content-Security-Policy", POLICY.format(also=lab.form_targets()))
+    if response.mimetype == "text/html":
+        response.headers.setdefault("Cache-Control", "private, no-cache")
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
     return response

@@ -52,8 +52,8 @@ def init_app(app: Flask, walcast: Walcast) -> None:
         def parts() -> live.Parts:
             state = control.ask("GET", "/state")
             names = ("regions", "arrivals", "drill")
-            return live.bar_part(replica, region) | {
-                name: render_template(f"_{name}.html", state=state) for name in names
+            return live.bar_part(app, replica, region) | {
+                name: app.jinja_env.get_template(f"_{name}.html").render(state=state) for name in names
             }
 
         return live.stream(parts, lambda: time.sleep(LOOK_S))

@@ -171,7 +171,8 @@ class Region:
         command += ["--workers", str(workers), "--threads", str(threads), "--worker-class", "gthread"]
         command += ["--graceful-timeout", "1", "--no-control-socket", "examples.flask_app.app:create_app()"]
         env = {f"FLASK_{key}": value for key, value in settings.items()}
-        env |= {"FLASK_REGION": json.dumps(self.name), "FLASK_WALCAST_DATABASE": str(self.database)}
+        env |= {"FLASK_REGION": self.name, "FLASK_WALCAST_DATABASE": str(self.database)}
+        env |= {"FLASK_STREAMS": str(max(1, threads // 2))}
         with listening:  # from now on it is gunicorn's alone, and gone when that is killed
             fds = (listening.fileno(),)
             self.app = Child(f"the app in {self.name}", command, self.folder / "app.log", env, fds)

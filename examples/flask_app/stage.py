@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from examples.flask_app.bar import Bar, look
 from examples.flask_app.delays import Gates, Link
-from examples.flask_app.live import Bar, look
 from examples.flask_app.regions import PLACES, Region
 from walcast.errors import StaleReplica, Unavailable, WalcastError
 from walcast.primary import Primary

@@ -55,6 +55,7 @@ COLUMNS = "entry.id, entry.title, entry.author, entry.note, entry.via, entry.reg
 
 # Marks of what was found. Control characters: `Draft.errors` lets none into an entry.
 _OPEN, _CLOSE = "\x02", "\x03"
+_ARTICLE = re.compile(r"^(the|an?|der|die|das|l[ea]s?|el|il|os?)\s+(?=\w)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -71,6 +72,11 @@ class Entry:
     picture: str | None
     added: str
     excerpt: Markup | None = None
+
+    @property
+    def initial(self) -> str:
+        """For its spine; articles say little."""
+        return _ARTICLE.sub("", self.title)[:1].upper()
 
     @property
     def added_on(self) -> str:
