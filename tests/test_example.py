@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +20,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from support.nodes import primary
+from support.nodes import poll, primary
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
@@ -26,6 +31,7 @@ from examples.flask_app.pictures import MOST_BYTES
 from examples.flask_app.seeds import SEEDS, plant
 
 ROOT = Path(__file__).parent.parent
+WAIT_S = 20.0
 SCRIPT = "<script>alert(1)</script>"
 PICTURES = {
     "image/png": b"\x89PNG\r\n\x1a\n" + b"p" * 20,
@@ -356,3 +362,171 @@ def test_the_bar_has_words_for_every_state() -> None:
 
 
 # The runner
+
+
+class Visitor:
+    """A browser, as far as forms and cookies go; in all regions, which share a host."""
+
+    def __init__(self) -> None:
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    def get(self, url: str) -> str:
+        with self._opener.open(url, timeout=WAIT_S) as answer:
+            return str(answer.read().decode())
+
+    def post(self, url: str, **fields: str) -> str:
+        """The page that the answer leads to."""
+        request = urllib.request.Request(
+            url, urllib.parse.urlencode(fields).encode(), {"Origin": url[: url.index("/", 8)]}
+        )
+        with self._opener.open(request, timeout=WAIT_S) as answer:
+            return str(answer.read().decode())
+
+    def add(self, region: str, title: str, key: str) -> str:
+        """An entry, by the form of a region."""
+        return self.post(f"{region}/add", title=title, key=key, via="test")
+
+
+class Site:
+    """The runner, on a lease as short as can be."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "examples.flask_app", "--json", "--workers", "1", "--lease-time", "1"]
+        self.process = subprocess.Popen(
+            [*command, "--folder", str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.facts: dict[str, Any] = {}
+
+    def ready(self) -> list[str]:
+        """The addresses of the regions, once they are up."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.end()
+        self.facts = json.loads(line)
+        return list(self.facts["regions"].values())
+
+    def state(self) -> dict[str, Any]:
+        """As the page behind the page is told."""
+        request = urllib.request.Request(f"{self.facts['control']}/state", headers={"X-Lab-Key": self.facts["key"]})
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def until(self, what: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        """The state in which that is so."""
+        assert poll(lambda: what(self.state()), WAIT_S, 0.05), self.state()
+        return self.state()
+
+    def end(self) -> str:
+        """Ctrl-C; what it said on standard error."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        _, said = self.process.communicate(timeout=WAIT_S)
+        return said
+
+
+def test_three_regions_from_their_start_to_their_end(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    try:
+        visitor = Visitor()
+        centre, tokyo, other = site.ready()
+        write_at_an_edge_and_read_there(visitor, tokyo)
+        measure_distances(site, visitor, tokyo)
+        forget_and_miss_an_entry(site, visitor, tokyo)
+        lose_the_primary_and_go_on(site, visitor, centre, [tokyo, other])
+        assert stranger(site) == 403
+    finally:
+        said = site.end()
+    assert (site.process.returncode, said) == (0, "")
+    for log in tmp_path.glob("*/app.log"):
+        assert "Traceback" not in log.read_text(), log.read_text()
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if str(tmp_path) in _environment(pid)]
+
+
+def write_at_an_edge_and_read_there(visitor: Visitor, edge: str) -> None:
+    page = visitor.add(edge, "Sent at an edge", "one")
+    assert "Sent at an edge" in page
+    assert "is on the list" in page
+    assert "sent in test, written in Frankfurt" in page
+    assert "This page was made in Tokyo" in page
+
+
+def measure_distances(site: Site, visitor: Visitor, edge: str) -> None:
+    visitor.post(f"{edge}/lab/distances", **{"tokyo-distance": "150", "sao-paulo-distance": "0"})
+    visitor.post(f"{edge}/lab/line", text="<b>a line</b>")
+    line = site.until(lambda state: not state["line"]["waiting"])["line"]
+    assert line["arrived_ms"]["Frankfurt"] == 0
+    assert 150 <= line["arrived_ms"]["Tokyo"] < 1000
+    assert line["arrived_ms"]["São Paulo"] < 150
+    page = visitor.get(f"{edge}/lab")
+    assert "&lt;b&gt;a line&lt;/b&gt;" in page
+    assert Page(page).inline == Page(page).unlabelled == []
+    with pytest.raises(urllib.error.HTTPError, match="409"):
+        visitor.post(f"{edge}/lab/distances", **{"tokyo-distance": "-1"})
+
+
+def forget_and_miss_an_entry(site: Site, visitor: Visitor, edge: str) -> None:
+    """What the token is for: the same, with it and without it."""
+    visitor.post(f"{edge}/lab/distances", **{"tokyo-distance": "20", "tokyo-hold": "400"})
+    assert "Your entry № 9 is on the list" in visitor.add(edge, "Remembered", "two")
+    visitor.post(f"{edge}/lab/reading", mine="off")
+    page = visitor.add(edge, "Forgotten", "three")
+    assert "Your entry № 10 is not here" in page
+    assert "Forgotten" not in page
+    visitor.post(f"{edge}/lab/reading", mine="on")
+    assert "Forgotten" in visitor.get(f"{edge}/")
+    visitor.post(f"{edge}/lab/distances", **{"tokyo-hold": "0"})
+
+
+def lose_the_primary_and_go_on(site: Site, visitor: Visitor, centre: str, edges: list[str]) -> None:
+    site.until(lambda state: state["drill"]["can_kill"])
+    page = visitor.post(f"{centre}/lab/kill")  # which is answered by a region that lives on
+    assert "This page was made in Tokyo" in page
+    site.until(lambda state: state["primary"] is None)
+    assert "Remembered" in visitor.get(f"{edges[0]}/")
+    for edge in (*edges, edges[0]):  # as by somebody who has seen an error, or reloads
+        assert "After the kill" in insist(lambda edge=edge: visitor.add(edge, "After the kill", "four"))
+    state = site.until(lambda state: state["primary"] and state["drill"]["can_return"])
+    assert state["primary"] in ("Tokyo", "São Paulo")
+    assert any(f"{state['primary']} is the primary, in term 2" in event["text"] for event in state["drill"]["events"])
+    visitor.post(f"{edges[0]}/lab/back")
+    state = site.until(lambda state: state["drill"]["can_kill"])
+    site.until(lambda state: f"Frankfurt follows {state['primary']}" in [e["text"] for e in state["drill"]["events"]])
+    assert visitor.get(f"{centre}/").count("After the kill") == 1
+
+
+def insist(send: Callable[[], str]) -> str:
+    """Send a form again when nobody can tell whether it arrived: it was on its way to the region that was killed."""
+    try:
+        return send()
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 502:
+            raise
+        return send()
+
+
+def stranger(site: Site) -> int:
+    """What somebody without the key is told."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{site.facts['control']}/state", timeout=WAIT_S)
+    refused.value.close()
+    return refused.value.code
+
+
+def _environment(process: Path) -> str:
+    try:
+        return process.joinpath("environ").read_bytes().decode(errors="replace") + process.joinpath(
+            "cmdline"
+        ).read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_a_failed_start_says_why_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "frankfurt").mkdir()
+    (tmp_path / "frankfurt" / "app.db").write_bytes(b"not a database" * 100)
+    command = [sys.executable, "-m", "examples.flask_app", "--folder", str(tmp_path), "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: walcast in Frankfurt ended: [^\n]*not a SQLite database\n", done.stderr), done.stderr

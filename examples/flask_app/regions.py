@@ -89,11 +89,12 @@ class Child:
             self._process.wait(END_S)
         self.kill()
 
-    def kill(self) -> None:
+    def kill(self, *, wait: bool = True) -> None:
         """SIGKILL for all of its group: workers would outlive it by a second."""
         if self._process.returncode is None:  # else its number may be another's by now
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(END_S)
+            if wait:
+                self._process.wait(END_S)
 
     def last_words(self) -> str:
         """The end of its log."""
@@ -182,9 +183,11 @@ class Region:
     def kill(self) -> None:
         """kill -9 for everything here."""
         for child in self.children:
-            child.kill()
+            child.kill(wait=False)
         for gate in (self.node_gate, self.app_gate):
             self.gates.shut(gate)
+        for child in self.children:
+            child.kill()
         self.node = self.app = None
 
     def reopen(self) -> None:
