@@ -79,7 +79,7 @@ class Server:
 
     def end(self) -> None:
         print(f"--- {self.said}:\n{self.said.read_text()[-3000:]}")
-        self.process.terminate()
+        self.process.send_signal(signal.SIGINT)  # gunicorn waits for nobody then
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -217,7 +217,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         two.run(*two.unit("follower/walcast.service", "ExecStartPost"))
         for host, recipe in ((one, "gunicorn.conf.py"), (two, "gunicorn-gevent.conf.py")):
             host.put("gunicorn.conf.py", host.text(recipe))
-            bound = ["--bind", f"fd://{host.listening.fileno()}"]
+            bound = ["--bind", f"fd://{host.listening.fileno()}", "--workers", "2"]  # four take the tests long to start
             stack.enter_context(host.serve(*host.unit("app.service"), *bound, name="app"))
         yield Site(one, two, following)
 
@@ -242,7 +242,7 @@ def test_gevent_workers_answer_others_while_reads_wait(site: Site) -> None:
     try:
         site.one.ask("POST", "Emma")
         with ExitStack() as stack:
-            # Twice as many as there are workers: workers that stop for one that waits come to no other soon.
+            # More than there are workers: workers that stop for one that waits come to no other soon.
             waiting = [http.client.HTTPConnection(site.two.app, timeout=PATIENCE_S) for _ in range(8)]
             for each in waiting:
                 stack.enter_context(closing(each))
