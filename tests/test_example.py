@@ -76,7 +76,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     database = tmp_path_factory.mktemp("example") / "app.db"
     plant(database, "Here")
     with primary(database):
-        yield create_app({"WALCAST_DATABASE": str(database), "SECRET_KEY": "secret", "REGION": "Here", "STREAMS": 2})
+        config = {"WALCAST_DATABASE": str(database), "SECRET_KEY": "secret", "REGION": "Here", "STREAMS": 2}
+        yield create_app(config | {"TRUSTED_HOSTS": ["localhost"]})
 
 
 @pytest.fixture
@@ -268,6 +269,14 @@ def test_a_form_of_another_site_writes_nothing(client: FlaskClient, headers: dic
     assert client.post("/entries/1/remove", headers=headers).status_code == 403
     assert client.get("/entries/1").status_code == 200
     assert "<article" not in client.get("/?q=forged").text
+
+
+def test_another_name_for_this_site_is_not_answered(client: FlaskClient) -> None:
+    """As after a name of somebody else's was made to lead here: origin and host are the same then."""
+    headers = {"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}
+    assert client.get("/", headers=headers).status_code == 400
+    assert client.post("/entries/1/remove", headers=headers).status_code == 400
+    assert client.get("/entries/1").status_code == 200
 
 
 def test_a_form_of_this_site_writes(client: FlaskClient) -> None:

@@ -138,7 +138,10 @@ def keep(stage: Stage, over: threading.Event) -> None:
         for child in (child for region in stage.regions for child in region.children):
             if child.exit_code is not None and child not in told:
                 told.add(child)
-                click.echo(f"warning: {child.what} ended by itself: {child.last_words()}", err=True)
+                click.echo(
+                    f"warning: {child.what} ended by itself, exit code {child.exit_code}: {child.last_words()}",
+                    err=True,
+                )
 
 
 def end(stage: Stage) -> None:

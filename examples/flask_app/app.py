@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Flask, Response, abort, current_app, redirect, render_template, request, url_for
-from werkzeug.exceptions import HTTPException, ServiceUnavailable
+from werkzeug.exceptions import HTTPException, SecurityError, ServiceUnavailable
 from werkzeug.wrappers import Response as Answer
 
 from examples.flask_app import lab, live, store
@@ -53,6 +53,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.before_request(same_origin)
     app.after_request(headers)
     app.register_error_handler(HTTPException, error_page)
+    app.register_error_handler(SecurityError, lambda error: ("This site has another name.\n", 400))
     app.register_error_handler(Unavailable, lambda error: error_page(ServiceUnavailable(str(error))))
     return app
 

@@ -125,7 +125,7 @@ class Stage:
             "name": region.name,
             "slug": region.place.slug,
             "url": region.url,
-            "state": bar.state if region.alive else "killed",
+            "state": bar.state if region.children else "killed",
             "token": bar.token,
             "lag_ms": bar.lag_ms if math.isfinite(bar.lag_ms) else None,
             "distance_ms": link.distance_ms,
