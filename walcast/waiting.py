@@ -30,6 +30,7 @@ LOOK_S = 1.0  # whatever is told or not
 POLL_FIRST_S = 0.001  # where there is no inotify
 POLL_MOST_S = 0.005
 LONGEST_S = 3600.0  # of one sleep
+CHAINS = 2  # of threads that wake each other: more than that only fight for the interpreter
 KEPT = 64  # replicas that are remembered
 
 
@@ -120,6 +121,7 @@ class _Sleeper:
 
     def __init__(self) -> None:
         self.reached = False
+        self.follows: _Sleeper | None = None  # whom this one wakes in turn
         self._lock = threading.Lock()
         self._lock.acquire()
 
@@ -152,16 +154,16 @@ class _Threads:
 
     def wait(self, goal: Goal, until_s: float) -> bool:
         me = _Sleeper()
-        with self._lock:
-            # What the leader has not seen by now it is still to be told, and this thread by it.
-            if self._seen is not None and goal.is_reached(self._seen, time.time_ns()):
-                return True
-            self._waiters.add(goal, me)
-            if self._leader is None:
-                self._leader = me
-            else:
-                self._sleepers[me] = None
         try:
+            with self._lock:
+                # What the leader has not seen by now it is still to be told, and this thread by it.
+                if self._seen is not None and goal.is_reached(self._seen, time.time_ns()):
+                    return True
+                self._waiters.add(goal, me)
+                if self._leader is None:
+                    self._leader = me
+                else:
+                    self._sleepers[me] = None
             if self._leader is me or (me.sleep(until_s) and not me.reached):
                 self._lead(me, until_s)
             return me.reached
@@ -185,7 +187,7 @@ class _Threads:
             self._look(me)
 
     def _look(self, me: _Sleeper) -> None:
-        """See who has what it waits for, and wake it."""
+        """See who has what it waits for, and wake it: the first ones, which wake the others."""
         seen = self._waiting.look()
         with self._lock:
             self._seen = seen
@@ -193,26 +195,33 @@ class _Threads:
             for sleeper in reached:
                 sleeper.reached = True
                 self._sleepers.pop(sleeper, None)
-        for sleeper in reached:
-            if sleeper is not me:
-                sleeper.wake()
+            others = [sleeper for sleeper in reached if sleeper is not me]
+            for sleeper, follows in zip(others, others[CHAINS:], strict=False):
+                sleeper.follows = follows
+        for sleeper in others[:CHAINS]:
+            sleeper.wake()
 
     def _leave(self, goal: Goal, me: _Sleeper) -> None:
         with self._lock:
+            follows = me.follows
             self._waiters.remove(goal, me)
             self._sleepers.pop(me, None)
-            if self._leader is not me:
-                return
-            # Who came last waits longest, as a rule.
-            self._leader = next(reversed(self._sleepers), None)
-            if self._leader is not None:
-                del self._sleepers[self._leader]
-                self._leader.wake()
-                return
-            self._seen = None
-            if self._watch is not None:
-                self._waiting.give_back(self._watch)
-                self._watch = None
+            if self._leader is me:
+                self._hand_on()
+        if follows is not None:
+            follows.wake()
+
+    def _hand_on(self) -> None:
+        """Have another one lead. Who came last waits longest, as a rule."""
+        self._leader = next(reversed(self._sleepers), None)
+        if self._leader is not None:
+            del self._sleepers[self._leader]
+            self._leader.wake()
+            return
+        self._seen = None
+        if self._watch is not None:
+            self._waiting.give_back(self._watch)
+            self._watch = None
 
 
 def _waiter(watch: StatusWatch) -> Callable[[float], bool] | None:
