@@ -348,12 +348,14 @@ def test_the_bar_says_where_the_page_is_from_and_goes_on_saying_it(client: Flask
 
 
 def test_streams_leave_threads_for_pages(client: FlaskClient) -> None:
-    streams = [client.get("/live") for _ in range(3)]  # the app is told that two are enough
-    assert [stream.status_code for stream in streams] == [200, 200, 503]
-    streams[0].close()  # before it has begun
-    again = client.get("/live")
-    assert again.status_code == 200
-    for stream in (*streams[1:], again):
+    streams = [client.get("/live") for _ in range(4)]  # the app is told that two are enough
+    events = [stream.iter_encoded() for stream in streams]
+    streams[1].close()  # before it has begun
+    assert [next(event) for event in events] == [b"retry: 2000\n\n"] * 4
+    assert list(events[0]) == []  # the oldest, of three
+    assert next(events[2]).startswith(b"event: bar")
+    assert next(events[3]).startswith(b"event: bar")
+    for stream in (streams[0], *streams[2:]):
         stream.close()
 
 

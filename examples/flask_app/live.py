@@ -1,8 +1,8 @@
 """The bar, live, as server-sent events.
 
-A stream holds a thread of the server, so there are bounds: it ends after some minutes (browsers connect again by
-themselves), a process has only so many, and a page in the background has none (`static/live.js`). Whoever gets none has
-the bar as it was when the page was made.
+A stream holds a thread of the server, so there are bounds. It ends after some minutes, and when nobody listens. A process
+has only so many: with one more the oldest ends, and browsers that still want it come back by themselves, so that they
+take turns. A page in the background has none (`static/live.js`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, current_app
@@ -26,9 +27,40 @@ if TYPE_CHECKING:
 STREAM_S = 240.0
 LOOK_S = 1.0
 LEAST_S = 0.1  # between two events, however fast commits come
-SPEAK_S = 10.0  # at least, so that it is noticed when nobody listens
+SPEAK_S = 1.0  # at least, so that it is noticed when nobody listens
+AGAIN_MS = 2000  # after which browsers come back
 
 Parts = dict[str, str]
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """Ends soon after it is `over`."""
+
+    over: bool = False
+
+
+class Streams:
+    """Of one process; `most` at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._open: list[Stream] = []
+
+    def begin(self) -> Stream:
+        """One more."""
+        stream = Stream()
+        with self._lock:
+            self._open.append(stream)
+            for old in self._open[: -self._most]:
+                old.over = True
+        return stream
+
+    def end(self, stream: Stream) -> None:
+        """One less."""
+        with self._lock:
+            self._open.remove(stream)
 
 
 def wait(replica: Replica) -> None:
@@ -49,20 +81,19 @@ def wait(replica: Replica) -> None:
 def stream(parts: Callable[[], Parts], pause: Callable[[], None]) -> Response:
     """Events named like the parts of the page, each with its HTML, whenever that changes. `pause` returns when there
     may be news; neither may need the request, which is over by then."""
-    streams: threading.Semaphore = current_app.extensions["streams"]
-    if not streams.acquire(blocking=False):
-        return Response("all streams of this process are taken\n", 503, {"Retry-After": "15"}, mimetype="text/plain")
-    response = Response(_events(parts, pause), mimetype="text/event-stream")
-    response.call_on_close(streams.release)
+    streams: Streams = current_app.extensions["streams"]
+    one = streams.begin()
+    response = Response(_events(one, parts, pause), mimetype="text/event-stream")
+    response.call_on_close(lambda: streams.end(one))
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     return response
 
 
-def _events(parts: Callable[[], Parts], pause: Callable[[], None]) -> Iterator[str]:
+def _events(stream: Stream, parts: Callable[[], Parts], pause: Callable[[], None]) -> Iterator[str]:
     end_s, spoke_s, sent = time.monotonic() + STREAM_S, 0.0, Parts()
-    yield "retry: 2000\n\n"
-    while time.monotonic() < end_s:
+    yield f"retry: {AGAIN_MS}\n\n"
+    while not stream.over and time.monotonic() < end_s:
         for name, html in parts().items():
             if sent.get(name) != html:
                 sent[name], spoke_s = html, time.monotonic()
@@ -76,7 +107,7 @@ def _events(parts: Callable[[], Parts], pause: Callable[[], None]) -> Iterator[s
 def init_app(app: Flask, walcast: Walcast) -> None:
     """The bar in every page, and `/live`."""
     region: str = app.config["REGION"]
-    app.extensions["streams"] = threading.BoundedSemaphore(app.config["STREAMS"])
+    app.extensions["streams"] = Streams(app.config["STREAMS"])
     app.jinja_env.filters |= {"role": role_words, "lag": lag_words, "ms": ms_words}
 
     @app.context_processor

@@ -3,12 +3,16 @@
 "use strict";
 (() => {
   const AGAIN_MS = 10_000;
+  const CUT_MS = 5_000;  // streams end now and then, and the browser connects again
   const parts = [...document.querySelectorAll("[data-part]")];
   let source = null;
   let again = 0;
+  let cut = 0;
 
   function close() {
     clearTimeout(again);
+    clearTimeout(cut);
+    cut = 0;
     source?.close();
     source = null;
   }
@@ -16,9 +20,13 @@
   function open() {
     close();
     source = new EventSource(document.body.dataset.live);
-    source.onopen = () => document.body.classList.remove("is-cut");
+    source.onopen = () => {
+      clearTimeout(cut);
+      cut = 0;
+      document.body.classList.remove("is-cut");
+    };
     source.onerror = () => {
-      document.body.classList.add("is-cut");
+      cut ||= setTimeout(() => document.body.classList.add("is-cut"), CUT_MS);
       // The browser tries again by itself when a connection breaks off, but not after an error of the server.
       if (source.readyState === EventSource.CLOSED) again = setTimeout(open, AGAIN_MS);
     };
