@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -189,10 +191,12 @@ def test_a_search_finds_all_words_and_beginnings_whatever_their_accents(client: 
 
 
 def test_the_index_follows_what_is_removed(client: FlaskClient) -> None:
-    one = added(post(client, title="Ephemera quux"))
+    one = added(post(client, title="Ephemera", note="quux"))
     assert "<article" in client.get("/?q=quux").text
     client.post(f"/entries/{one}/remove")
     assert "<article" not in client.get("/?q=quux").text
+    with closing(sqlite3.connect(client.application.config["WALCAST_DATABASE"])) as db:
+        db.execute("INSERT INTO entry_words (entry_words, rank) VALUES ('integrity-check', 1)")
 
 
 def test_a_long_list_goes_on_where_the_page_ended(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:

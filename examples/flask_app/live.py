@@ -1,8 +1,8 @@
 """The bar, live, as server-sent events.
 
-A stream holds a thread of the server, so there are bounds. It ends after some minutes, and when nobody listens. A process
-has only so many: with one more the oldest ends, and browsers that still want it come back by themselves, so that they
-take turns. A page in the background has none (`static/live.js`).
+A stream holds a thread of the server, so there are bounds. It ends after some minutes, and when nobody listens. A
+process has only so many: with one more the oldest ends, and browsers that still want it come back by themselves, so
+that they take turns. A page in the background has none (`static/live.js`).
 """
 
 from __future__ import annotations
