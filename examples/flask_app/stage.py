@@ -25,7 +25,7 @@ from walcast.token import Token
 
 MOST_DISTANCE_MS = 400
 MOST_HOLD_MS = 1500
-HOLD_STEP_MS, HOLD_STEP_S = 40, 0.08  # a stream that falls silent at once looks like a primary that is lost
+HOLD_STEP_MS, HOLD_STEP_S = 40, 0.05  # a stream that falls silent at once looks like a primary that is lost
 PATIENCE_S = 8.0
 LINES_KEPT = 20
 LOOK_S = 0.02
