@@ -4,8 +4,9 @@ Every region has two gates, one before its walcast node and one before its app. 
 know (`--advertise`, `--app-url`), so the delay is there whoever is the primary. Who has opened a connection is seen by
 the process that owns its other end.
 
-A byte between two regions takes the distance of both, one way; what a node sends to one that follows it can be held
-back on top of that. Bandwidth is not limited, and the handshake of TCP costs nothing.
+A byte between two regions takes the distance of both, one way; between nodes it can be held back on top of that, both
+ways, as walcast compares clocks by the time that a question and its answer take. Bandwidth is not limited, and the
+handshake of TCP costs nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Before one region; `streams`: before its node, so that what comes back may be held."""
+    """Before one region; `streams`: before its node, which may be further away."""
 
     region: str
     streams: bool
@@ -107,12 +108,12 @@ class Gates:
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_S)
 
-    def _delay_s(self, source: str, gate: Gate, *, back: bool) -> float:
-        """`source` has opened the connection; `back`: of what it is answered. Strangers, as monitors, are near."""
+    def _delay_s(self, source: str, gate: Gate) -> float:
+        """`source` has opened the connection. Strangers, as monitors, are near."""
         near, far = self.links.get(source), self.links[gate.region]
         if near is None:
             return 0.0
-        held_ms = near.hold_ms if back and gate.streams else 0
+        held_ms = near.hold_ms if gate.streams else 0
         return (near.distance_ms + far.distance_ms + held_ms) / 1000
 
     async def _accept(self, gate: Gate, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,12 +122,16 @@ class Gates:
         self._tasks.add(task)
         try:
             source = self._owner(writer.get_extra_info("peername")[1])
+
+            def delay_s() -> float:
+                return self._delay_s(source, gate)
+
             async with asyncio.timeout(CONNECT_S):
                 there, back = await asyncio.open_connection("127.0.0.1", self._targets[gate])
             try:
                 async with asyncio.TaskGroup() as both:
-                    both.create_task(self._pump(reader, back, lambda: self._delay_s(source, gate, back=False)))
-                    both.create_task(self._pump(there, writer, lambda: self._delay_s(source, gate, back=True)))
+                    both.create_task(self._pump(reader, back, delay_s))
+                    both.create_task(self._pump(there, writer, delay_s))
             finally:
                 back.close()
         except* (OSError, TimeoutError, KeyError, asyncio.CancelledError):
