@@ -132,7 +132,7 @@ def test_every_page_fits_a_phone(browser: Browser, site: Regions) -> None:
             width = page.evaluate("document.documentElement.scrollWidth")
             assert width <= 360, f"{path} is {width} pixels wide"
             small = page.evaluate(
-                """() => [...document.querySelectorAll("button, main input:not([type=hidden]), nav a")]
+                """() => [...document.querySelectorAll("button, main input:not([type=hidden]), aside a, header a")]
                     .filter((it) => it.getBoundingClientRect().height < 24).map((it) => it.outerHTML)"""
             )
             assert small == [], f"{path}: too small for a finger"
