@@ -26,6 +26,7 @@ from walcast.statusfile import State, Status, StatusWriter
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20.0
+LONG_S = 10 * PATIENCE_S  # what waits for so long must be woken: it finds out by itself only at the end
 CHECKSUM = 1 << 63
 NOW_NS = time.time_ns()
 
@@ -59,7 +60,7 @@ def run(request: pytest.FixtureRequest) -> Runner:
 @pytest.fixture
 def only_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks by the clock."""
-    monkeypatch.setattr(waiting, "LOOK_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(waiting, "LOOK_S", LONG_S)
 
 
 class Counted:
@@ -84,7 +85,7 @@ class Crowd:
         self._threads: list[threading.Thread] = []
         self.ended: list[int | None] = []
 
-    def wait(self, txid: int, timeout: float = PATIENCE_S) -> None:
+    def wait(self, txid: int, timeout: float = LONG_S) -> None:
         def run() -> None:
             try:
                 self._replica.wait_for(walcast.Token.of(1, txid), timeout)
@@ -92,7 +93,7 @@ class Crowd:
             except walcast.StaleReplica:
                 self.ended.append(None)
 
-        self._threads.append(threading.Thread(target=run))
+        self._threads.append(threading.Thread(daemon=True, target=run))
         self._threads[-1].start()
 
     def asleep(self, count: int) -> None:
@@ -233,7 +234,7 @@ def test_when_the_leader_is_done_another_one_leads(replica: walcast.Replica, wri
     crowd = Crowd(replica)
     crowd.wait(1)
     crowd.asleep(1)
-    for count, (txid, timeout) in enumerate([(2, PATIENCE_S), (99, 0.1), (3, PATIENCE_S), (99, 0.05)], 2):
+    for count, (txid, timeout) in enumerate([(2, LONG_S), (99, 0.1), (3, LONG_S), (99, 0.05)], 2):
         crowd.wait(txid, timeout)
         crowd.asleep(count)
     writer.write(status(1))  # the leader's own; then one that leads runs out of time, and another one
@@ -258,10 +259,10 @@ def test_nobody_is_forgotten_whatever_the_order(replica: walcast.Replica, writer
         while at[0] < last:
             txid = min(last, at[0] + rng.randint(0, 30))
             token = walcast.Token.of(1, txid) if rng.random() < 0.8 else walcast.Position(txid, 0)
-            yield token, txid, rng.choice([0, 0.001, 0.004, PATIENCE_S])
+            yield token, txid, rng.choice([0, 0.001, 0.004, LONG_S])
 
     def check(txid: int, before: int, timeout: float, stale: bool) -> None:
-        if stale and (timeout == PATIENCE_S or txid <= before):
+        if stale and (timeout == LONG_S or txid <= before):
             wrong.append(f"{txid} was not seen at {at[0]}")
         if not stale and txid > at[0] + 1:  # it is written before it is told here
             wrong.append(f"{txid} was seen at {at[0]}")
@@ -288,10 +289,10 @@ def test_nobody_is_forgotten_whatever_the_order(replica: walcast.Replica, writer
     async def all_of(seeds: list[int]) -> None:
         await asyncio.gather(*(suspend(random.Random(seed)) for seed in seeds))
 
-    threads = [threading.Thread(target=block, args=(random.Random(rng.random()),)) for _ in range(12)]
+    threads = [threading.Thread(daemon=True, target=block, args=(random.Random(rng.random()),)) for _ in range(12)]
     for _ in range(2):
         seeds = [rng.randrange(1 << 30) for _ in range(6)]
-        threads.append(threading.Thread(target=lambda seeds=seeds: asyncio.run(all_of(seeds))))
+        threads.append(threading.Thread(daemon=True, target=lambda seeds=seeds: asyncio.run(all_of(seeds))))
     sys.setswitchinterval(1e-5)
     try:
         for thread in threads:
@@ -329,6 +330,26 @@ def test_a_file_and_a_folder_made_anew_are_told_at_once(tmp_path: Path) -> None:
     crowd.join()
 
 
+@pytest.mark.usefixtures("only_told")
+def test_what_happens_before_the_file_is_watched_is_seen(
+    replica: walcast.Replica, writer: StatusWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = waiting.Waiting.take_watch
+    txids = iter(range(1, 10))
+
+    def late(self: waiting.Waiting) -> Any:
+        writer.write(status(next(txids)))
+        return take(self)
+
+    monkeypatch.setattr(waiting.Waiting, "take_watch", late)
+    crowd = Crowd(replica)
+    for txid in (1, 3):  # with a watch of its own, and with one that is there already
+        crowd.wait(txid)
+        crowd.join()
+        wait = replica.wait_for_async(walcast.Token.of(1, txid + 1), LONG_S)
+        asyncio.run(asyncio.wait_for(wait, PATIENCE_S))
+
+
 def test_a_time_that_is_no_number_is_over(replica: walcast.Replica, writer: StatusWriter) -> None:
     for timeout in (math.nan, -1.0, 0.0):
         with pytest.raises(walcast.StaleReplica):
@@ -337,12 +358,21 @@ def test_a_time_that_is_no_number_is_over(replica: walcast.Replica, writer: Stat
             asyncio.run(replica.wait_for_async("1-1", timeout))
     writer.write(status(1))
     replica.wait_for("1-1", math.nan)
-    for txid in (2, 3):
-        threading.Timer(0.01, writer.write, [status(txid)]).start()
-        if txid == 2:
-            replica.wait_for("1-2", math.inf)
-        else:
-            uvloop.run(replica.wait_for_async("1-3", math.inf))
+
+
+def test_a_time_without_end_ends_with_the_token(replica: walcast.Replica, writer: StatusWriter, run: Runner) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(replica.wait_for_async("1-1", math.inf))
+        await asyncio.sleep(0.01)
+        writer.write(status(1))
+        await asyncio.wait_for(task, PATIENCE_S)
+
+    crowd = Crowd(replica)
+    crowd.wait(1, math.inf)
+    crowd.asleep(1)
+    run(main())
+    crowd.join()
+    assert crowd.ended == [1]
 
 
 def test_waits_need_one_inotify_however_many_replicas_of_a_path_there_are(
@@ -386,9 +416,12 @@ def test_a_wait_to_catch_up_ends_when_the_follower_is_level(replica: walcast.Rep
         replica.wait_caught_up(100, timeout=0)
     assert (caught.value.token, caught.value.state) == (None, "catching-up")
     ended: list[float] = []
-    threads = [
-        threading.Thread(target=lambda ms=ms: ended.append(replica.wait_caught_up(ms, 10) or ms)) for ms in (1, 100)
-    ]
+
+    def wait(max_lag_ms: float) -> None:
+        replica.wait_caught_up(max_lag_ms, LONG_S)
+        ended.append(max_lag_ms)
+
+    threads = [threading.Thread(daemon=True, target=wait, args=(ms,)) for ms in (1, 100)]
     for thread in threads:
         thread.start()
     writer.write(status(9, lag_us=50_000))
@@ -405,10 +438,10 @@ def test_a_coroutine_waits_to_catch_up(replica: walcast.Replica, writer: StatusW
         writer.write(status(1, state=State.DISCONNECTED))
         with pytest.raises(walcast.StaleReplica, match="did not come within 1000 ms"):
             await replica.wait_caught_up_async(timeout=0.01)
-        task = asyncio.create_task(replica.wait_caught_up_async(timeout=PATIENCE_S))
+        task = asyncio.create_task(replica.wait_caught_up_async(timeout=LONG_S))
         await asyncio.sleep(0)
         writer.write(status(1, state=State.PRIMARY))
-        await task
+        await asyncio.wait_for(task, PATIENCE_S)
 
     run(main())
 
@@ -421,7 +454,7 @@ def test_coroutines_wait_without_a_thread_and_wake_with_their_token(
     replica: walcast.Replica, writer: StatusWriter, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid:x}", PATIENCE_S)) for txid in range(1, 201)]
+        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid:x}", LONG_S)) for txid in range(1, 201)]
         await asyncio.sleep(0.01)
         looks = Counted(monkeypatch, waiting, "read_status")
         assert threading.active_count() == before
@@ -441,7 +474,7 @@ def test_coroutines_wait_without_a_thread_and_wake_with_their_token(
 
 def test_a_hundred_coroutines_that_wait_cost_next_to_nothing(replica: walcast.Replica, writer: StatusWriter) -> None:
     async def main() -> float:
-        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid:x}", PATIENCE_S)) for txid in range(1, 101)]
+        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid:x}", LONG_S)) for txid in range(1, 101)]
         await asyncio.sleep(0.1)
         began_s = time.process_time()
         await asyncio.sleep(0.5)
@@ -458,8 +491,8 @@ def test_a_hundred_coroutines_that_wait_cost_next_to_nothing(replica: walcast.Re
 def test_a_cancelled_wait_leaves_nothing_behind(replica: walcast.Replica, writer: StatusWriter, run: Runner) -> None:
     async def main() -> None:
         for _ in range(3):
-            task = asyncio.create_task(replica.wait_for_async("1-1", PATIENCE_S))
-            other = asyncio.create_task(replica.wait_for_async("1-2", PATIENCE_S))
+            task = asyncio.create_task(replica.wait_for_async("1-1", LONG_S))
+            other = asyncio.create_task(replica.wait_for_async("1-2", LONG_S))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -482,7 +515,7 @@ def test_several_loops_and_threads_wait_at_once(replica: walcast.Replica, writer
     began = threading.Barrier(5)
 
     async def coroutine(name: str) -> None:
-        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid}", PATIENCE_S)) for txid in (1, 2)]
+        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid}", LONG_S)) for txid in (1, 2)]
         await asyncio.sleep(0.01)
         began.wait()
         for task in tasks:
@@ -492,14 +525,14 @@ def test_several_loops_and_threads_wait_at_once(replica: walcast.Replica, writer
     def thread(name: str) -> None:
         began.wait()
         for txid in (1, 2):
-            replica.wait_for(f"1-{txid}", PATIENCE_S)
+            replica.wait_for(f"1-{txid}", LONG_S)
             ended.append(name)
 
     threads = [
-        threading.Thread(target=lambda: asyncio.run(coroutine("a"))),
-        threading.Thread(target=lambda: uvloop.run(coroutine("b"))),
-        threading.Thread(target=lambda: asyncio.run(coroutine("c"))),
-        threading.Thread(target=lambda: thread("d")),
+        threading.Thread(daemon=True, target=lambda: asyncio.run(coroutine("a"))),
+        threading.Thread(daemon=True, target=lambda: uvloop.run(coroutine("b"))),
+        threading.Thread(daemon=True, target=lambda: asyncio.run(coroutine("c"))),
+        threading.Thread(daemon=True, target=lambda: thread("d")),
     ]
     for one in threads:
         one.start()
@@ -519,11 +552,11 @@ def test_without_inotify_coroutines_poll(
     monkeypatch.setattr("walcast.statuswatch._open_inotify", lambda: None)
 
     async def main() -> None:
-        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid}", PATIENCE_S)) for txid in (1, 2)]
+        tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid}", LONG_S)) for txid in (1, 2)]
         for task, txid in zip(tasks, (1, 2), strict=True):
             await asyncio.sleep(0.01)
             writer.write(status(txid))
-            await task
+            await asyncio.wait_for(task, PATIENCE_S)
 
     run(main())
     assert idle(replica)
@@ -551,7 +584,7 @@ def tick():
         gevent.sleep(0.002)
         ticks += 1
 ticking = gevent.spawn(tick)
-crowd = [gevent.spawn(replica.wait_for, f"1-{txid:x}", 20) for txid in range(1, 101)]
+crowd = [gevent.spawn(replica.wait_for, f"1-{txid:x}", 200) for txid in range(1, 101)]
 gevent.sleep(0.05)
 crowd[0].kill()                                        # it led
 late = gevent.spawn(replica.wait_for, "1-fff", 0.02)
@@ -602,14 +635,14 @@ import asyncio, os, sys, threading, walcast
 from walcast import waiting
 waiting.LOOK_S = 100.0
 replica = walcast.Replica(sys.argv[1])
-threads = [threading.Thread(target=replica.wait_for, args=("1-1", 20)) for _ in range(5)]
+threads = [threading.Thread(daemon=True, target=replica.wait_for, args=("1-1", 200)) for _ in range(5)]
 for thread in threads:
     thread.start()
 while len(waiting.waiting_for(replica.path)._threads._sleepers) < 4:
     pass
 pid = os.fork()
 if pid == 0:
-    threads = [threading.Thread(target=replica.wait_for, args=("1-1", 20)) for _ in range(5)]
+    threads = [threading.Thread(daemon=True, target=replica.wait_for, args=("1-1", 200)) for _ in range(5)]
     for thread in threads:
         thread.start()
     while len(waiting.waiting_for(replica.path)._threads._sleepers) < 4:
@@ -617,7 +650,7 @@ if pid == 0:
 os.write(1, b"waiting\\n")
 for thread in threads:
     thread.join(20)
-asyncio.run(replica.wait_for_async("1-2", 20))
+asyncio.run(replica.wait_for_async("1-2", 200))
 assert not any(thread.is_alive() for thread in threads)
 if pid:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -7,15 +7,12 @@ next.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from walcast.statusfile import status_path
-
-if TYPE_CHECKING:
-    from inotify_simple import INotify
 
 # inotify(7)
 IN_MODIFY = 0x002
@@ -23,9 +20,13 @@ IN_MOVED_TO = 0x080
 IN_CREATE = 0x100
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
+IN_FOLDER = IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF
 READ_BYTES = 1 << 16
 
 _EVENT = struct.Struct("iIII")
+# Loaded with the module. What is imported or looked for by the first wait may be half done in a thread when another one
+# forks, and then the child waits for it for ever.
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StatusWatch:
@@ -33,23 +34,23 @@ class StatusWatch:
 
     def __init__(self, database: Path) -> None:
         self._file = status_path(database)
-        self._inotify = _open_inotify()
-        self.fd = self._inotify.fileno() if self._inotify is not None else None
+        self.fd = _open_inotify()
         self._watched: dict[Path, int] = {}
         self._written = b""
         self.arm()
 
     def __del__(self) -> None:
-        if self._inotify is not None:
-            self._inotify.close()
+        fd, self.fd = getattr(self, "fd", None), None
+        if fd is not None:
+            os.close(fd)
 
     def arm(self) -> None:
         """Watch what is there now. What happened before is not told: look after it."""
         folder = self._file.parent
         # From above: what is made after it was not there to be watched is told by what it is made in.
-        if not self._watch(folder, IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF):
+        if not self._watch(folder, IN_FOLDER):
             self._watch(folder.parent, IN_CREATE | IN_MOVED_TO)
-            self._watch(folder, IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF)
+            self._watch(folder, IN_FOLDER)
         else:
             self._forget(folder.parent)
         self._watch(self._file, IN_MODIFY)
@@ -69,12 +70,11 @@ class StatusWatch:
             self.arm()
 
     def _watch(self, path: Path, mask: int) -> bool:
-        if self._inotify is None:
+        if self.fd is None:
             return False
         before = self._watched.get(path)
-        try:
-            now: int = self._inotify.add_watch(path, mask)
-        except OSError:
+        now: int = _libc.inotify_add_watch(self.fd, os.fsencode(path), mask)
+        if now < 0:
             self._forget(path)
             return False
         if before is not None and before != now:
@@ -84,17 +84,14 @@ class StatusWatch:
 
     def _forget(self, path: Path) -> None:
         watched = self._watched.pop(path, None)
-        if watched is not None and self._inotify is not None:
-            try:
-                self._inotify.rm_watch(watched)
-            except OSError:
-                pass  # it went with its file
+        if watched is not None:
+            _libc.inotify_rm_watch(self.fd, watched)  # fails when it went with its file
 
 
-def _open_inotify() -> INotify | None:
+def _open_inotify() -> int | None:
+    """None: the system has none, or this user has no more of them."""
     try:
-        from inotify_simple import INotify
-
-        return INotify(nonblocking=True)
-    except (ImportError, OSError):
+        fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    except AttributeError:
         return None
+    return fd if fd >= 0 else None
