@@ -39,6 +39,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         MAX_CONTENT_LENGTH=MOST_BYTES + FORM_BYTES,
         # What a host says of itself is never another host's to answer.
         WALCAST_PRIVATE=["/static", "/live", "/lab", "/favicon.ico"],
+        WALCAST_MAX_BODY=MOST_BYTES + FORM_BYTES,
         WALCAST_ERROR_PAGE=lambda code, why: (
             "text/html; charset=utf-8",
             app.jinja_env.get_template("refused.html").render(code=code, why=why).encode(),
