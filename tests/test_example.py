@@ -168,6 +168,13 @@ def test_what_is_not_there_is_a_page_that_says_so(client: FlaskClient, path: str
     assert "To the reading list" in answer.text
 
 
+@pytest.mark.parametrize("number", ["x", "-1", "1e3", "9" * 30, "9" * 5000, ""])
+def test_a_number_that_is_none_is_left_out(client: FlaskClient, number: str) -> None:
+    page = client.get(f"/?before={number}&added={number}")
+    assert page.status_code == 200
+    assert "<article" in page.text
+
+
 # Search
 
 

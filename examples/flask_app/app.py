@@ -23,6 +23,7 @@ from walcast.errors import Unavailable
 
 FORM_BYTES = 256 << 10  # the texts of a form, beside its picture
 YEAR_S = 31_536_000
+MOST_ID = (1 << 63) - 1
 POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'{also}"
 PICTURE_POLICY = "default-src 'none'; sandbox"
 
@@ -63,11 +64,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 def index() -> str:
     """The newest entries, or what a search finds."""
     db, query = walcast.connection, request.args.get("q", "").strip()[:200]
-    added = request.args.get("added", type=int)
+    added = request.args.get("added", type=_id)
     return render_template(
         "index.html",
         query=query,
-        entries=store.search(db, query) if query else store.newest(db, request.args.get("before", type=int)),
+        entries=store.search(db, query) if query else store.newest(db, request.args.get("before", type=_id)),
         total=store.count(db),
         page=store.PAGE,
         added=added,
@@ -75,10 +76,10 @@ def index() -> str:
     )
 
 
-@pages.get("/entries/<int:entry_id>")
+@pages.get(f"/entries/<int(max={MOST_ID}):entry_id>")
 def entry(entry_id: int) -> str:
     """One entry."""
-    found = store.entry(walcast.connection, entry_id) if entry_id < 1 << 63 else None
+    found = store.entry(walcast.connection, entry_id)
     if found is None:
         abort(404, "There is no such entry here. It may have been removed, or this region has not heard of it yet.")
     return render_template("entry.html", entry=found)
@@ -111,11 +112,10 @@ def add() -> Answer | tuple[str, int]:
     return _form(draft, errors), 422
 
 
-@pages.post("/entries/<int:entry_id>/remove")
+@pages.post(f"/entries/<int(max={MOST_ID}):entry_id>/remove")
 def remove(entry_id: int) -> Answer:
     """Removing twice is no error: it is gone."""
-    if entry_id < 1 << 63:
-        store.remove(walcast.connection, entry_id)
+    store.remove(walcast.connection, entry_id)
     return redirect(url_for("pages.index"), 303)
 
 
@@ -169,6 +169,13 @@ def error_page(error: HTTPException) -> tuple[str, int]:
 
 def _form(draft: store.Draft, errors: dict[str, str]) -> str:
     return render_template("add.html", draft=draft, errors=errors, longest=store.LONGEST, accept=ACCEPT)
+
+
+def _id(text: str) -> int:
+    """ValueError for what SQLite has no number for."""
+    if not 0 <= (number := int(text)) <= MOST_ID:
+        raise ValueError(text)
+    return number
 
 
 def _text(name: str) -> str:
