@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import walcast.errors
 import walcast.statuswatch
 from walcast.statedir import StateDir
 from walcast.statusfile import State, Status, StatusWriter
+from walcast.terms import FOLLOWER, Standing, TermStart, first_txid, write_standing
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20.0
@@ -33,6 +34,7 @@ import sys, time
 from pathlib import Path
 from walcast.position import Position
 from walcast.statusfile import State, Status, StatusWriter
+from walcast.terms import FOLLOWER, Standing, TermStart, first_txid, write_standing
 
 writer = StatusWriter(Path(sys.argv[1]))
 for line in sys.stdin:
@@ -143,6 +145,87 @@ def test_a_connection_cannot_write(replica: walcast.Replica, sql: str) -> None:
                 db.execute(sql)
 
 
+WRITES = {
+    "execute": lambda db: db.execute("INSERT INTO t VALUES (?)", [2]),
+    "executemany": lambda db: db.executemany("INSERT INTO t VALUES (?)", [[2], [3]]),
+    "executescript": lambda db: db.executescript("SELECT 1; DELETE FROM t; SELECT 2"),
+    "returning": lambda db: db.execute("INSERT INTO t VALUES (2) RETURNING x").fetchall(),
+    "a pragma": lambda db: db.execute("PRAGMA user_version = 7"),
+    "a cursor": lambda db: db.cursor().execute("INSERT INTO t VALUES (2)"),
+    "a cursor's executemany": lambda db: db.cursor().executemany("INSERT INTO t VALUES (?)", [[2]]),
+    "a cursor's executescript": lambda db: db.cursor().executescript("INSERT INTO t VALUES (2)"),
+    "a cursor that read": lambda db: db.execute("SELECT x FROM t").execute("INSERT INTO t VALUES (2)"),
+    "a transaction": lambda db: (db.execute("BEGIN"), db.execute("UPDATE t SET x = 1")),
+    "a blob": lambda db: db.blobopen("t", "x", 1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_refused_write_says_where_to_write(
+    replica: walcast.Replica, writer: StatusWriter, write: Callable[[sqlite3.Connection], object]
+) -> None:
+    writer.write(replace(streaming(7), primary="10.0.0.1:7420", app_url="http://10.0.0.1:8000"))
+    with closing(replica.connect()) as db, pytest.raises(walcast.ReadOnlyReplica) as caught:
+        write(db)
+    error = caught.value
+    assert str(error) == (
+        f"attempt to write a readonly database: {replica.path} is a replica; "
+        "write at the primary, which is at 10.0.0.1:7420, or through the app at http://10.0.0.1:8000"
+    )
+    assert (error.primary, error.app_url, error.here) == ("10.0.0.1:7420", "http://10.0.0.1:8000", False)
+    assert (error.sqlite_errorcode, error.sqlite_errorname) == (sqlite3.SQLITE_READONLY, "SQLITE_READONLY")
+    assert isinstance(error, sqlite3.OperationalError)
+    assert isinstance(error, walcast.WalcastError)
+
+
+def test_a_refused_write_on_the_primary_says_how_to_write_there(replica: walcast.Replica, writer: StatusWriter) -> None:
+    writer.write(replace(streaming(7), state=State.PRIMARY, primary="10.0.0.1:7420"))
+    with (
+        closing(replica.connect()) as db,
+        pytest.raises(walcast.ReadOnlyReplica, match=r"open it with sqlite3") as caught,
+    ):
+        db.execute("INSERT INTO t VALUES (2)")
+    assert caught.value.here
+
+
+def test_a_refused_write_where_no_walcast_runs_says_what_was_known(replica: walcast.Replica, path: Path) -> None:
+    with closing(replica.connect()) as db:
+        with pytest.raises(walcast.ReadOnlyReplica, match="is a replica; write to the database of the primary"):
+            db.execute("INSERT INTO t VALUES (2)")
+        with closing(StateDir(path)) as state, closing(StatusWriter(state.path)) as writer:
+            writer.write(replace(streaming(7), primary="10.0.0.1:7420"))
+        with pytest.raises(walcast.ReadOnlyReplica, match=r"for reading; write at .* was last at 10\.0\.0\.1:7420"):
+            db.execute("INSERT INTO t VALUES (2)")
+
+
+def test_what_is_no_write_fails_as_sqlite3_has_it(replica: walcast.Replica) -> None:
+    with closing(replica.connect()) as db:
+        for wrong in ("SELECT y FROM t", "SELEC 1"):
+            with pytest.raises(sqlite3.OperationalError) as caught:
+                db.execute(wrong)
+            assert type(caught.value) is sqlite3.OperationalError
+            assert caught.value.__cause__ is None
+        with pytest.raises(sqlite3.ProgrammingError):
+            db.execute("SELECT ?", [])
+        with pytest.raises(TypeError):
+            db.execute()
+
+
+def test_cursors_are_as_sqlite3_has_them(replica: walcast.Replica) -> None:
+    class Cursor(sqlite3.Cursor):
+        pass
+
+    with closing(replica.connect()) as db:
+        db.row_factory = sqlite3.Row
+        assert db.execute("SELECT x AS a FROM t").fetchone()["a"] == 1
+        assert [row["x"] for row in db.cursor().execute("SELECT x FROM t")] == [1]
+        assert db.cursor(Cursor).connection is db
+        assert type(db.cursor(factory=Cursor)) is Cursor
+        cursor = db.cursor()
+        assert cursor.execute("SELECT 1") is cursor
+        assert not hasattr(cursor, "__dict__")
+
+
 def test_a_refused_write_does_not_pin_the_snapshot(replica: walcast.Replica, path: Path) -> None:
     with closing(replica.connect()) as db, closing(sqlite3.connect(path)) as app:
         with pytest.raises(sqlite3.OperationalError):
@@ -196,7 +279,10 @@ def test_sqlite3s_own_arguments_are_passed_on(replica: walcast.Replica) -> None:
         pass
 
     with closing(replica.connect(timeout=1, factory=Connection, check_same_thread=False)) as db:
-        assert isinstance(db, Connection)
+        assert type(db) is Connection
+        with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database") as caught:
+            db.execute("INSERT INTO t VALUES (2)")
+        assert not isinstance(caught.value, walcast.WalcastError)
     with pytest.raises(TypeError):
         replica.connect(uri=False)
 
@@ -228,6 +314,32 @@ def test_lag_counts_from_when_the_replica_was_level(replica: walcast.Replica, wr
     assert 250 <= lag.ms < 250 + PATIENCE_S * 1000
     writer.write(replace(status, state=State.BOOTSTRAPPING, level_ns=0))
     assert replica.lag().ms == math.inf
+
+
+def test_a_primary_does_not_lag(replica: walcast.Replica, writer: StatusWriter) -> None:
+    writer.write(replace(streaming(10), state=State.PRIMARY, level_ns=time.time_ns() - 900_000_000))
+    assert replica.lag() == walcast.Lag(txids=0, ms=0.0)
+
+
+def test_lag_does_not_count_what_lies_between_two_terms(
+    replica: walcast.Replica, writer: StatusWriter, path: Path
+) -> None:
+    folder = path.with_name("app.db-walcast")
+    ended, behind = walcast.Position(1000, 1 << 63), 40
+    history = []
+    for term in (2, 3):
+        first = first_txid(ended.txid)
+        history.append(TermStart(term, ended, first))
+        ended = walcast.Position(first + 5, 1 << 63)
+    writer.write(streaming(1000 - behind, term=1, primary_txid=ended.txid))
+    assert replica.lag().txids > 1 << 20  # nobody said why
+    write_standing(folder, Standing(FOLLOWER, 3, history=tuple(history)))
+    # What was left of term 1, and in each of two terms the transactions after its first TXID, which is none.
+    assert replica.lag().txids == behind + 5 + 5
+    writer.write(streaming(history[0].first_txid + 2, term=2, primary_txid=ended.txid))
+    assert replica.lag().txids == 3 + 5
+    (folder / "role").write_text("not what it was")
+    assert replica.lag().txids > 1 << 20
 
 
 def test_a_follower_that_was_killed_is_stopped_at_once(path: Path, replica: walcast.Replica) -> None:
