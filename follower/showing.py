@@ -47,7 +47,9 @@ class Showing:
             return
         now = time.time_ns()
         old = self.status
-        level = now if state is State.STREAMING and position.txid >= facts.get("primary_txid", 0) else old.level_ns
+        # Only the primary's word counts, not that nothing was heard of it.
+        newest = facts.get("primary_txid")
+        level = now if state is State.STREAMING and newest is not None and position.txid >= newest else old.level_ns
         self.status = replace(
             old,
             state=state,

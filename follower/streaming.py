@@ -46,6 +46,7 @@ class Streaming:
         self._acks = Acknowledger(stream, applier)
         self._newest = stream.welcome.position.txid
         self._round_trip_us = 0
+        self._lag_us = 0
         self._level = self._newest == applier.position.txid
 
     async def run(self) -> None:
@@ -69,7 +70,7 @@ class Streaming:
         self._newest = max(self._newest, chunk.position_txid)
         if not chunk.ends:
             return
-        lag_us = chunk.age_us + self._round_trip_us // 2 + (time.monotonic_ns() - began_ns) // 1000
+        self._lag_us = lag_us = chunk.age_us + self._round_trip_us // 2 + (time.monotonic_ns() - began_ns) // 1000
         await self._acks.applied(lag_us)
         self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us)
         self._keeper.checkpoint_when_due()
@@ -77,7 +78,10 @@ class Streaming:
     async def _answer(self, beat: pb.Heartbeat) -> None:
         self._newest, self._round_trip_us = beat.position.txid, beat.round_trip_us
         await self._acks.heartbeat(beat.clock_us)
-        self._show(self._phase(), primary_txid=self._newest)
+        if self._round_trip_us and self._newest == self._applier.position.txid:
+            # What is here was the newest there was half a round trip ago.
+            self._lag_us = min(self._lag_us, self._round_trip_us // 2)
+        self._show(self._phase(), primary_txid=self._newest, lag_us=self._lag_us)
 
     def _phase(self) -> State:
         """A replica that is level streams; one that was level stays so unless it falls far behind."""

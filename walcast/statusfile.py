@@ -25,6 +25,7 @@ from walcast.statedir import in_use, state_dir
 SIZE = 1024
 VERSION = 2
 STALE_AFTER_S = 5.0
+QUIET_S = 4.0  # a primary sends a heartbeat every three seconds at least; without one nobody knows what it has
 READ_TRIES = 100
 TEXTS = 4
 TEXT_BYTES = 230  # four of them fit
@@ -107,7 +108,8 @@ class Status:
 
     def lag_ms(self, now_ns: int) -> float:
         """How old this replica's newest state may be: the measured lag while it is level, else the time since then."""
-        if self.state is State.STREAMING and self.is_live(now_ns) and self.position.txid >= self.primary_txid:
+        heard = now_ns - self.level_ns < QUIET_S * 1e9
+        if heard and self.state in (State.STREAMING, State.PRIMARY) and self.position.txid >= self.primary_txid:
             return self.lag_us / 1000
         return max(0, now_ns - self.level_ns) / 1e6
 

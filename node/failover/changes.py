@@ -112,6 +112,7 @@ async def on_air(member: Member) -> None:
         stand(member, Standing(PRIMARY, term, before, member.standing.history, member.keeper is not None))
     await member.host.put_on_air(serving)
     serving.database.loop.let_writers_go()
+    member.shown.show()
     member.settled.set()
     if member.report is not None:
         facts = {"database": member.name, **{key: member.report[key] for key in ("term", "position", "missing")}}
@@ -258,6 +259,7 @@ def fence(member: Member) -> None:
         serving.database.loop.hold_writers().add_done_callback(lambda future: future.exception())
     except WalcastError as error:
         log.error("cannot hold writers", extra={"database": member.name, "error": str(error)})  # noqa: TRY400
+    member.shown.show()
     if member.name in member.host.names:
         serving.served.wake()  # streams end
         member.spawn(member.host.set_fenced(member.name))

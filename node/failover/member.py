@@ -67,6 +67,7 @@ class Member:
         self.serving: Serving | None = None
         self.following: Following | None = None
         self.leasing = Leasing(self)
+        self.shown = Shown(self)
         self.changing = asyncio.Lock()
         self.handing: asyncio.Future[bool] | None = None
         self.archiving = False
@@ -137,7 +138,7 @@ class Member:
             self._follower_task.cancel()
             await asyncio.wait([self._follower_task])
         if self.serving is not None:
-            Shown(self).stopped()
+            self.shown.stopped()
             self.host.forget(self.name)
             await self.serving.close(self.host.inodes, patience_s=1.0)
         self.leasing.close()
@@ -195,7 +196,7 @@ class Member:
         }
         self._local = LocalService(self.path, answers, lambda: self.serving.database if self.serving else None)
         await self._local.start()
-        self.spawn(Shown(self).run())
+        self.spawn(self.shown.run())
 
     # What was decided
 

@@ -40,8 +40,8 @@ class Options:
 
     Reads: `read_wait_s` is the longest that a request waits for its token; then `on_stale`: to the "primary", or 503 as
     "unavailable". A replica further behind than `max_lag_s` sends reads to the "primary" (`on_lag`), or answers "stale"
-    with a header. `monotonic_reads`: every read's answer carries a token, so that a visitor who changes from one edge
-    to another never goes back in time.
+    with a header; that a primary has fallen silent is noticed within four seconds. `monotonic_reads`: every read's
+    answer carries a token, so that a visitor who changes from one edge to another never goes back in time.
 
     Writes: `writes(method, path)` says which requests those are. `primary_wait_s`: for how long a request that
     nothing was sent of yet waits for a primary while there is none. `followers`: the answer to a write waits, at most
