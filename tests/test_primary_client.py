@@ -350,6 +350,14 @@ def test_a_refusal_is_translated_by_its_kind(kind: Any, expected: type[walcast.W
         assert str(caught.value) == f"{address}: because"
 
 
+def test_who_is_not_the_primary_says_where_it_is() -> None:
+    with playing(Elsewhere("")) as address, walcast.Primary(address) as primary:
+        with pytest.raises(walcast.NotPrimary, match="not the primary") as caught:
+            primary.barrier()
+        assert caught.value.primary == ""
+        assert isinstance(caught.value, walcast.Unavailable)
+
+
 def test_a_server_without_the_call_is_no_primary() -> None:
     class Other(rpc.ReplicationServicer):
         pass
@@ -370,6 +378,87 @@ def test_plain_text_beyond_this_machine_must_be_asked_for(tmp_path: Path) -> Non
         walcast.Primary("db.example.com:7420").barrier()
     with pytest.raises(walcast.ConfigError, match="No such file"):
         walcast.Primary("db.example.com:7420", tls_ca=tmp_path / "ca.pem").barrier()
+
+
+# Several addresses
+
+
+class Elsewhere(rpc.ReplicationServicer):
+    """A node that is not the primary; `primary`, where that is."""
+
+    def __init__(self, primary: str) -> None:
+        self.primary = primary
+        self.asked = 0
+
+    async def Barrier(self, request: pb.BarrierRequest, context: object) -> pb.BarrierReply:  # noqa: N802
+        self.asked += 1
+        kind = pb.REFUSAL_KIND_NOT_PRIMARY
+        return pb.BarrierReply(refusal=pb.Refusal(kind=kind, detail="not the primary", primary=self.primary))
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nobody listens."""
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_one_that_cannot_be_reached_leads_to_the_next_and_is_not_asked_again_first(
+    primary: walcast.Primary, server: Server, nobody: str
+) -> None:
+    other = Elsewhere("")
+    with playing(other) as address, walcast.Primary(f"{nobody}, {address},{server.address}", "app") as several:
+        for _ in range(3):
+            assert several.barrier() == primary.barrier()
+        assert other.asked == 1
+        assert several.status()["databases"][0]["name"] == "app"
+
+
+def test_one_that_says_where_the_primary_is_leads_there(primary: walcast.Primary, server: Server) -> None:
+    other = Elsewhere(server.address)
+    with playing(other) as address, walcast.Primary(address) as led:
+        for _ in range(2):
+            assert led.barrier() == primary.barrier()
+        assert other.asked == 1
+        server.tell("stop")
+        with pytest.raises(walcast.NotPrimary):  # back to what was given, which still says the same
+            led.barrier()
+        server.tell("start")
+        assert other.asked == 2
+
+
+def test_nodes_that_point_at_each_other_are_asked_once_each(nobody: str) -> None:
+    one, two = Elsewhere(""), Elsewhere("")
+    with playing(one) as first, playing(two) as second, walcast.Primary(f"{first},{nobody},{second}") as several:
+        one.primary, two.primary = second, first
+        with pytest.raises(walcast.NotPrimary) as caught:
+            several.barrier()
+        assert (one.asked, two.asked) == (1, 1)
+        assert all(address in str(caught.value) for address in (first, second, nobody))
+        assert "\n" not in str(caught.value)
+
+
+def test_one_that_takes_connections_and_says_nothing_leaves_time_for_the_next(
+    primary: walcast.Primary, server: Server
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        with walcast.Primary(f"{address},{server.address}", "app") as several:
+            assert several.barrier() == primary.barrier()
+
+
+def test_nobody_is_told_anything_in_plain_text_because_another_node_says_so() -> None:
+    with playing(Elsewhere("db.example.com:7420")) as address, walcast.Primary(address) as primary:
+        with pytest.raises(walcast.NotPrimary) as caught:
+            primary.barrier()
+        assert caught.value.primary == "db.example.com:7420"
+
+
+def test_what_is_wrong_for_good_is_said_at_once(server: Server, nobody: str) -> None:
+    several = walcast.Primary(f"{server.address},{nobody}", "other")
+    with several, pytest.raises(walcast.ConfigError, match="no database 'other' here"):
+        several.barrier()
 
 
 # Life
