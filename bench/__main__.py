@@ -27,6 +27,7 @@ NAMES = [
     "compaction",
     "failover",
     "web",
+    "waiting",
     "peers",
 ]
 
