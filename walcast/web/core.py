@@ -159,12 +159,13 @@ class Core:
         return found
 
     def _token_headers(self, *, writes: bool, primary: bool, secure: bool) -> h.Headers:
-        """None when there is no token to be had: what was done is done."""
+        """Without a token when there is none to be had: what was done is done, and no follower is known to have it."""
         try:
             token, more = self._token(writes=writes, primary=primary)
         except WalcastError as error:
             log.warning("an answer goes without a token", extra={"error": str(error)})
-            return []
+            wanted = self.options.followers
+            return [(h.UNCONFIRMED, f"0/{wanted}")] if writes and primary and wanted else []
         options = self.options
         text = token_text(token, options.secret)
         found = h.token_headers(text, cookie=options.cookie, max_age_s=options.cookie_s, secure=secure) + more
