@@ -219,15 +219,16 @@ class ASGIMiddleware:
         gone = asyncio.ensure_future(body.wait_until_gone())
         try:
             headers = _raw(answer_headers(response.headers))
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            assert isinstance(response.stream, AsyncIterable)
-            async for chunk in response.stream:
-                if gone.done():
-                    return
-                if time.monotonic() > body.until:
-                    raise ConnectionError("the primary's answer takes too long")
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async with asyncio.timeout(body.until - time.monotonic()):  # also of a client that does not read
+                await send({"type": "http.response.start", "status": response.status, "headers": headers})
+                assert isinstance(response.stream, AsyncIterable)
+                async for chunk in response.stream:
+                    if gone.done():
+                        return
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            raise ConnectionError("the answer takes too long") from None
         except FAILED as error:
             raise ConnectionError(f"the primary's answer broke off: {error}") from error
         finally:

@@ -133,6 +133,11 @@ def says_not_primary(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() == h.NOT_PRIMARY.encode() for name, _ in headers)
 
 
+def is_answer(status: int) -> bool:
+    """Is it one that the client can be given? No other protocol was asked for."""
+    return 200 <= status < 600
+
+
 def answer_headers(headers: list[tuple[bytes, bytes]]) -> h.Headers:
     """What the client gets of them."""
     return h.to_answer((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import httpcore
 
+from walcast.web.deadline import DeadlineBackend, no_longer_than
 from walcast.web.forwarding import (
     CHUNK_BYTES,
     FAILED,
@@ -21,6 +22,7 @@ from walcast.web.forwarding import (
     Head,
     MaybeSent,
     NotSent,
+    is_answer,
     request_to,
     tls_context,
     too_large,
@@ -100,13 +102,18 @@ class Sender:
         BadRequest."""
         request = request_to(url, head, body, time.time(), self._options)
         try:
-            return self._pool().handle_request(request)
+            with no_longer_than(body.until):
+                response = self._pool().handle_request(request)
         except httpcore.LocalProtocolError as error:
             raise BadRequest(400, "not a request that can be sent on") from error
         except NOT_SENT as error:
             raise NotSent(f"{url}: {error}") from error
         except FAILED as error:
             raise MaybeSent(f"{url}: {type(error).__name__} {error}") from error
+        if not is_answer(response.status):
+            response.close()
+            raise MaybeSent(f"{url}: it answers with status {response.status}")
+        return response
 
     def _pool(self) -> httpcore.ConnectionPool:
         pid = os.getpid()
@@ -114,7 +121,10 @@ class Sender:
         if pool is None:
             most = self._options.max_connections
             made = httpcore.ConnectionPool(
-                ssl_context=tls_context(self._options), max_connections=most, keepalive_expiry=KEEP_ALIVE_S
+                ssl_context=tls_context(self._options),
+                max_connections=most,
+                keepalive_expiry=KEEP_ALIVE_S,
+                network_backend=DeadlineBackend(),
             )
             pool = self._pools.setdefault(pid, made)
         return pool

@@ -20,6 +20,7 @@ from walcast.web.forwarding import (
     Head,
     MaybeSent,
     NotSent,
+    is_answer,
     request_to,
     tls_context,
     too_large,
@@ -109,13 +110,18 @@ class AsyncSender:
         BadRequest."""
         request = request_to(url, head, body, time.time(), self._options)
         try:
-            return await self._pool().handle_async_request(request)
+            async with asyncio.timeout(body.until - time.monotonic()):
+                response = await self._pool().handle_async_request(request)
         except httpcore.LocalProtocolError as error:
             raise BadRequest(400, "not a request that can be sent on") from error
         except NOT_SENT as error:
             raise NotSent(f"{url}: {error}") from error
-        except FAILED as error:
+        except (*FAILED, TimeoutError) as error:
             raise MaybeSent(f"{url}: {type(error).__name__} {error}") from error
+        if not is_answer(response.status):
+            await response.aclose()
+            raise MaybeSent(f"{url}: it answers with status {response.status}")
+        return response
 
     async def close(self) -> None:
         """The connections of this loop."""

@@ -20,6 +20,7 @@ from walcast.errors import StaleReplica
 from walcast.web import answers
 from walcast.web import headers as h
 from walcast.web.core import HOLD_EVERY_S, Core, Incoming, Request, with_token
+from walcast.web.deadline import no_longer_than
 from walcast.web.forwarding import (
     FAILED,
     BadRequest,
@@ -279,10 +280,9 @@ class _Passing:
         return self
 
     def __next__(self) -> bytes:
-        if time.monotonic() > self._until:
-            raise ConnectionError("the primary's answer takes too long")
         try:
-            return next(self._chunks)
+            with no_longer_than(self._until):
+                return next(self._chunks)
         except FAILED as error:
             raise ConnectionError(f"the primary's answer broke off: {error}") from error
 
