@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from primary.served import Refused, Served
@@ -25,6 +26,7 @@ class Reached:
 async def barrier(served: Served, followers: int, timeout_s: float) -> Reached:
     """Waits for `followers` of them, up to `timeout_s`; fewer is no error. Refused when it cannot be captured."""
     timeout_s = min(timeout_s or BARRIER_TIMEOUT_S, BARRIER_TIMEOUT_S)
+    until_s = time.monotonic() + timeout_s
     served.check_tenure()
     try:
         async with asyncio.timeout(timeout_s):
@@ -35,7 +37,8 @@ async def barrier(served: Served, followers: int, timeout_s: float) -> Reached:
     position = captured.position
     applied = served.followers.applied(position.txid)
     if followers:
-        waiting = asyncio.create_task(served.followers.wait_applied(position.txid, followers, timeout_s))
+        left_s = until_s - time.monotonic()
+        waiting = asyncio.create_task(served.followers.wait_applied(position.txid, followers, left_s))
         await asyncio.sleep(0)
         served.wake()  # have the streams ask for a reply
         applied = await waiting

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 from support.nodes import LOOPBACK, PATIENCE_S, Node
 
 import walcast
+from walcast import local
+from walcast.statedir import state_dir
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,6 +135,53 @@ def test_many_threads_ask_at_once(primary: walcast.Primary, app: sqlite3.Connect
     with ThreadPoolExecutor(64) as pool:
         tokens = set(pool.map(lambda _: primary.barrier(), range(300)))
     assert tokens == {primary.barrier()}
+
+
+def test_who_finds_no_room_asks_again(tmp_path: Path) -> None:
+    """To connect to a Unix socket whose queue is full fails at once, however much time there is."""
+    path = tmp_path / "app.db"
+    make_database(path)
+    state_dir(path).mkdir()
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        server = stack.enter_context(local.listen(path))
+        server.listen(0)
+        server.settimeout(PATIENCE_S)
+        full = False
+        while not full:
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            try:
+                with local._short_path(path) as short:
+                    filler.connect(short)
+            except BlockingIOError:
+                full = True
+        asking = pool.submit(walcast.Primary(path).barrier, timeout=PATIENCE_S)
+        assert not asking.done()
+        answered = None
+        while answered is None:
+            taken = stack.enter_context(server.accept()[0])
+            taken.settimeout(0.05)
+            with suppress(TimeoutError):
+                answered = taken.recv(1000)
+        assert json.loads(answered) == {"want": "barrier", "followers": 0, "within_s": 30.0}
+        taken.sendall(b'{"term": 3, "position": "00000000000000ff/8000000000000000", "followers": 0}\n')
+        assert asking.result(PATIENCE_S) == "3-ff"
+
+
+def test_what_is_no_answer_is_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    make_database(path)
+    state_dir(path).mkdir()
+    with local.listen(path) as server, ThreadPoolExecutor(1) as pool:
+        server.settimeout(PATIENCE_S)
+        for answer in (b'{"term": "x", "position": 5}\n', b"[]\n", b"no\n", b'{"te', b""):
+            asking = pool.submit(walcast.Primary(path).barrier)
+            with server.accept()[0] as taken:
+                taken.settimeout(PATIENCE_S)
+                taken.recv(1000)
+                taken.sendall(answer)
+            with pytest.raises(walcast.Unavailable):
+                asking.result(PATIENCE_S)
 
 
 def test_a_fork_asks_for_itself(primary: walcast.Primary, folder: Path) -> None:

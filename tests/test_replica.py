@@ -316,6 +316,18 @@ def test_lag_counts_from_when_the_replica_was_level(replica: walcast.Replica, wr
     assert replica.lag().ms == math.inf
 
 
+def test_a_link_to_the_database_leads_to_its_status(path: Path, writer: StatusWriter, tmp_path: Path) -> None:
+    writer.write(streaming(7))
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    replica = walcast.Replica(link)
+    assert replica.position().txid == 7
+    replica.wait_for("1-7", timeout=0)
+    with closing(replica.connect()) as db:
+        assert db.execute("SELECT x FROM t").fetchone() == (1,)
+
+
 def test_a_primary_does_not_lag(replica: walcast.Replica, writer: StatusWriter) -> None:
     writer.write(replace(streaming(10), state=State.PRIMARY, level_ns=time.time_ns() - 900_000_000))
     assert replica.lag() == walcast.Lag(txids=0, ms=0.0)

@@ -11,7 +11,7 @@ from typing import Any
 from walcast import local
 from walcast.errors import Unavailable
 from walcast.position import Position
-from walcast.statedir import state_dir
+from walcast.statedir import behind_link
 from walcast.token import Token
 
 
@@ -24,20 +24,11 @@ class BySocket:
     def __str__(self) -> str:
         return str(self._path)
 
-    @property
-    def _database(self) -> Path:
-        """A primary serves the file that a link leads to; its state is beside that."""
-        path = self._path
-        return path.resolve() if path.is_symlink() and not state_dir(path).exists() else path
-
     def barrier(self, followers: int, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
         """Token, position, and how many followers have applied it."""
-        # 0 would ask for the primary's own bound.
-        within_s = max(0.001, timeout_s)
-        with local.ask(self._database, "barrier", timeout_s=answer_s, followers=followers, within_s=within_s) as (
-            answer,
-            _,
-        ):
+        within_s = max(0.001, timeout_s)  # 0 would ask for the primary's own bound
+        asked: dict[str, Any] = {"followers": followers, "within_s": within_s}
+        with local.ask(behind_link(self._path), "barrier", timeout_s=answer_s, **asked) as (answer, _):
             try:
                 position = Position.parse(answer["position"])
                 return Token.of(answer["term"], position.txid), position, int(answer["followers"])
@@ -46,7 +37,7 @@ class BySocket:
 
     def status(self, answer_s: float) -> dict[str, Any]:
         """As data."""
-        with local.ask(self._database, "status", timeout_s=answer_s) as (answer, _):
+        with local.ask(behind_link(self._path), "status", timeout_s=answer_s) as (answer, _):
             return answer
 
     def close(self) -> None:

@@ -63,8 +63,11 @@ def ask(
             made.sendall(json.dumps({"want": want} | arguments).encode() + b"\n")
             with made.makefile("rb") as stream:
                 line = stream.readline(LINE_BYTES)
-                answer = json.loads(line) if line.endswith(b"\n") else None
-                if answer is None:
+                try:
+                    answer = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    answer = None
+                if not isinstance(answer, dict):
                     raise Unavailable(f"{database}: the process that serves it hung up")
                 if "error" in answer:
                     raise _refused(answer)

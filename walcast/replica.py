@@ -21,7 +21,7 @@ from walcast.connection import ReplicaConnection
 from walcast.errors import ConfigError, Unavailable
 from walcast.goals import Applied, At, Goal, Level
 from walcast.position import Position
-from walcast.statedir import state_dir
+from walcast.statedir import behind_link, state_dir
 from walcast.statusfile import State, Status, read_status
 from walcast.terms import TERM_TXIDS, gaps_between, read_standing
 from walcast.token import StaleReplica, Token
@@ -49,6 +49,7 @@ class Replica:
         self.path = Path(path).absolute()
         # Three slashes: what follows is a path in all cases. Bytes: names need not be UTF-8.
         self._uri = f"file://{quote(os.fsencode(self.path))}?mode=ro"
+        self._database = behind_link(self.path)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -86,7 +87,7 @@ class Replica:
             # Refuses CREATE TEMP TABLE and the like, too, which mode=ro alone would let pass.
             connection.execute("PRAGMA query_only = ON")
             if isinstance(connection, ReplicaConnection):
-                connection.database = self.path
+                connection.database = self._database
         except BaseException:
             connection.close()
             raise
@@ -94,19 +95,19 @@ class Replica:
 
     def position(self) -> Position:
         """What this host has applied. Unavailable when no follower ever ran here."""
-        return read_status(self.path).position
+        return read_status(self._database).position
 
     def term(self) -> int:
         """The term of the newest transaction applied; promotions raise it."""
-        return read_status(self.path).term
+        return read_status(self._database).term
 
     def state(self) -> str:
         """What the follower is doing, one of `walcast.statusfile.State`; "stopped" also when it died without a word."""
-        return _state(read_status(self.path))
+        return _state(read_status(self._database))
 
     def lag(self) -> Lag:
         """How far behind this replica is, as far as this host knows."""
-        status = read_status(self.path)
+        status = read_status(self._database)
         if _is_primary(status):
             return Lag(0, 0.0)
         ms = status.lag_ms(time.time_ns()) if status.level_ns else math.inf
@@ -118,7 +119,7 @@ class Replica:
             # A promotion may lie between, with TXIDs that no transaction had. The follower wrote down which, before it
             # took the first transaction of the new term.
             try:
-                standing = read_standing(state_dir(self.path))
+                standing = read_standing(state_dir(self._database))
             except (OSError, ConfigError):
                 standing = None
             if standing is not None:
@@ -136,32 +137,35 @@ class Replica:
         Blocks the thread, or under gevent the greenlet, without using the processor; a thousand may wait at once.
         """
         goal = _goal(token)
-        if not self._has(goal) and not waiting_for(self.path).wait(goal, time.monotonic() + timeout):
+        if not self._has(goal) and not waiting_for(self._database).wait(goal, time.monotonic() + timeout):
             raise self._not_applied(goal, timeout)
 
     async def wait_for_async(self, token: str | Token | Position, timeout: float = 2.0) -> None:
         """`wait_for` for coroutines, on asyncio's event loop or uvloop. Uses no thread; may be cancelled."""
         goal = _goal(token)
-        if not self._has(goal) and not await waiting_for(self.path).wait_async(goal, time.monotonic() + timeout):
+        if not self._has(goal) and not await waiting_for(self._database).wait_async(goal, time.monotonic() + timeout):
             raise self._not_applied(goal, timeout)
 
-    def wait_caught_up(self, max_lag_ms: float = 1000.0, timeout: float = 2.0) -> None:
+    def wait_caught_up(self, max_lag_ms: float = 1000.0, timeout: float = 5.0) -> None:
         """Return once the follower streams from its primary and `lag().ms` is at most `max_lag_ms`: for an app that
         starts, or a check whether this host may have requests. On the primary itself at once. StaleReplica when it did
-        not come so far within `timeout` seconds."""
+        not come so far within `timeout` seconds.
+
+        A replica that has just caught up while nobody writes hears from its primary within three seconds that what it
+        has is new; hence the default."""
         goal = Level(max_lag_ms)
-        if not self._has(goal) and not waiting_for(self.path).wait(goal, time.monotonic() + timeout):
+        if not self._has(goal) and not waiting_for(self._database).wait(goal, time.monotonic() + timeout):
             raise self._not_caught_up(goal, timeout)
 
-    async def wait_caught_up_async(self, max_lag_ms: float = 1000.0, timeout: float = 2.0) -> None:
+    async def wait_caught_up_async(self, max_lag_ms: float = 1000.0, timeout: float = 5.0) -> None:
         """`wait_caught_up` for coroutines."""
         goal = Level(max_lag_ms)
-        if not self._has(goal) and not await waiting_for(self.path).wait_async(goal, time.monotonic() + timeout):
+        if not self._has(goal) and not await waiting_for(self._database).wait_async(goal, time.monotonic() + timeout):
             raise self._not_caught_up(goal, timeout)
 
     def _has(self, goal: Goal) -> bool:
         try:
-            return goal.is_reached(read_status(self.path), time.time_ns())
+            return goal.is_reached(read_status(self._database), time.time_ns())
         except Unavailable:
             return False
 
@@ -175,7 +179,7 @@ class Replica:
     def _stale(self, what: str, token: Token | Position | None, timeout: float) -> StaleReplica:
         position, term, state = Position(), 0, "missing"
         try:
-            status = read_status(self.path)
+            status = read_status(self._database)
             position, term, state = status.position, status.term, _state(status)
             where = f"it is at {position} of term {term}, its follower is {state}"
         except Unavailable as error:

@@ -14,6 +14,11 @@ def state_dir(database: Path) -> Path:
     return database.with_name(database.name + "-walcast")
 
 
+def behind_link(database: Path) -> Path:
+    """The database itself, where that is what a link leads to: as SQLite's own side files, the folder is beside it."""
+    return database.resolve() if database.is_symlink() and not state_dir(database).exists() else database
+
+
 def in_use(database: Path) -> bool | None:
     """Does a process hold the state of this database? None when that cannot be told: another user's file."""
     try:
