@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 import walcast
+from walcast import by_grpc
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
@@ -440,8 +441,9 @@ def test_nodes_that_point_at_each_other_are_asked_once_each(nobody: str) -> None
 
 
 def test_one_that_takes_connections_and_says_nothing_leaves_time_for_the_next(
-    primary: walcast.Primary, server: Server
+    primary: walcast.Primary, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(by_grpc, "CONNECT_MS", 200)
     with closing(socket.create_server(("127.0.0.1", 0))) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with walcast.Primary(f"{address},{server.address}", "app") as several:

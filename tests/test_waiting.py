@@ -192,9 +192,9 @@ def test_a_hundred_that_wait_cost_next_to_nothing(replica: walcast.Replica, writ
         crowd.wait(txid)
     crowd.asleep(100)
     began_s = time.process_time()
-    time.sleep(1.0)
+    time.sleep(0.5)
     used_ms = (time.process_time() - began_s) * 1e3
-    print(f"{used_ms:.2f} ms of processor time in a second")
+    print(f"{used_ms:.2f} ms of processor time in half a second")
     writer.write(status(100))
     crowd.join()
     assert used_ms < 5
@@ -477,14 +477,14 @@ def test_a_hundred_coroutines_that_wait_cost_next_to_nothing(replica: walcast.Re
         tasks = [asyncio.create_task(replica.wait_for_async(f"1-{txid:x}", LONG_S)) for txid in range(1, 101)]
         await asyncio.sleep(0.1)
         began_s = time.process_time()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
         used_ms = (time.process_time() - began_s) * 1e3
         writer.write(status(100))
         await asyncio.gather(*tasks)
         return used_ms
 
     used_ms = asyncio.run(main())
-    print(f"{used_ms:.2f} ms of processor time in half a second")
+    print(f"{used_ms:.2f} ms of processor time in 0.3 s")
     assert used_ms < 5
 
 
@@ -560,6 +560,7 @@ def test_without_inotify_coroutines_poll(
 
     run(main())
     assert idle(replica)
+    assert waiting.waiting_for(replica.path)._idle == []  # the next one may find one
 
 
 # Greenlets and forks

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 LOOK_S = 1.0  # whatever is told or not
 POLL_FIRST_S = 0.001  # where there is no inotify
 POLL_MOST_S = 0.005
-LONGEST_S = 3600.0  # of one sleep
+LONGEST_S = 3600.0  # of one sleep of a thread
+FOREVER_S = 1e9  # for an event loop
 CHAINS = 2  # of threads that wake each other: more than that only fight for the interpreter
 KEPT = 64  # replicas that are remembered
 
@@ -83,8 +84,9 @@ class Waiting:
         return watch
 
     def give_back(self, watch: StatusWatch) -> None:
-        """For the next one."""
-        self._idle.append(watch)
+        """For the next one, unless that may have a better one by then."""
+        if watch.fd is not None:
+            self._idle.append(watch)
 
 
 class _Process:
@@ -260,7 +262,7 @@ class _Loop:
             left_s = until_s - time.monotonic()
             if future.done() or not left_s > 0:
                 return future.done()
-            timer = self._loop.call_later(min(left_s, LONGEST_S), _answer, future, False)
+            timer = self._loop.call_later(min(left_s, FOREVER_S), _answer, future, False)
             try:
                 return await future
             finally:
