@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 from support.nodes import ENVIRONMENT, TESTS
 
 PATIENCE_S = 20.0
+SILENCE_S = 0.5  # of a server that waits for more
 # What a client says of itself is believed by none of them.
 NOBODY = ["--forwarded-allow-ips", "192.0.2.1"]
 GUNICORN = [
@@ -110,13 +112,20 @@ class Server:
     def post(self, target: str = "/", body: Any = b"", *, host: str = "", **headers: str) -> Answer:
         return self.ask("POST", target, {k.replace("_", "-"): v for k, v in headers.items()}, body, host=host)
 
-    def raw(self, data: bytes) -> bytes:
-        """What comes back for these bytes until the server hangs up, or has nothing more to say."""
-        with self.connect() as made:
+    def raw(self, data: bytes, answers: int = 1) -> bytes:
+        """What comes back for these bytes: so many answers, and whatever else is said by the time the server hears that
+        nothing more comes. Some servers drop everything when they hear that."""
+        with self.connect(SILENCE_S) as made, suppress(ConnectionError):
             made.sendall(data)
-            with suppress(ConnectionError):
+            found = b""
+            with suppress(TimeoutError):
+                while len(split(found)) < answers and (more := made.recv(1 << 16)):
+                    found += more
+            made.settimeout(PATIENCE_S)
+            with suppress(OSError):
                 made.shutdown(socket.SHUT_WR)
-            return read_all(made)
+            return found + read_all(made)
+        return b""
 
     @property
     def workers(self) -> list[int]:
@@ -147,7 +156,20 @@ def answer_of(data: bytes) -> Answer:
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-    return Answer(int(first.split()[1]), headers, body)
+    return Answer(int(first.split()[1]) if first else 0, headers, body)
+
+
+def split(data: bytes) -> list[Answer]:
+    """The answers that are whole in what a server said; those without a length go on to its end."""
+    found = []
+    while b"\r\n\r\n" in data:
+        answer = answer_of(data)
+        size = int(answer["content-length"]) if answer["content-length"] else len(answer.body)
+        if len(answer.body) < size:
+            break
+        answer.body, data = answer.body[:size], answer.body[size:]
+        found.append(answer)
+    return found
 
 
 def listening() -> socket.socket:
@@ -180,7 +202,7 @@ def served(
     try:
         yield Server(kind, port, process, said)
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # gunicorn would let SIGTERM wait for idle connections
         try:
             process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:

@@ -30,12 +30,12 @@ from walcast.web.forwarding import (
     NotSent,
     answer_headers,
     body_length,
+    check_target,
     says_not_primary,
 )
 from walcast.web.proof import Origin
-from walcast.web.routing import Forward, Local, Refuse, Wait
+from walcast.web.routing import NOT_PRIMARY_STATUS, Forward, Local, Refuse, Wait
 from walcast.web.sending_async import AsyncBody, AsyncSender, Message, Receive
-from walcast.web.target import is_doubtful
 
 log = logging.getLogger("walcast.web")
 
@@ -68,7 +68,7 @@ class ASGIMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = self._incoming(scope)
-        scope = _restored(scope, incoming)
+        scope = self._restored(scope, incoming)
         found = self._core.route(incoming.asked)
         if isinstance(found, Wait):
             await self._wait(found)
@@ -113,6 +113,21 @@ class ASGIMiddleware:
             cookie=";".join(value for name, value in headers if name == "cookie"),
             upgrade=scope["type"] == "websocket",
         )
+
+    def _restored(self, scope: Scope, incoming: Incoming) -> Scope:
+        """A request that an edge of ours has sent on looks to the app as it did to the edge."""
+        if not incoming.asked.forwarded:
+            return scope
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != h.FORWARDED.encode()]
+        origin = incoming.origin
+        if origin is None:
+            return {**scope, "headers": headers}
+        if not self._core.options.trust_forwarded:  # else the app at the edge saw them, too
+            headers = [pair for pair in headers if not pair[0].lower().startswith(b"x-forwarded-")]
+        if origin.host:
+            headers = [pair for pair in headers if pair[0].lower() != b"host"]
+            headers.insert(0, (b"host", origin.host.encode("latin-1")))
+        return {**scope, "headers": headers, "scheme": origin.proto, "client": (origin.client, 0)}
 
     async def _wait(self, wait: Wait) -> None:
         with self._core.waiting.enter() as inside:
@@ -160,10 +175,13 @@ class ASGIMiddleware:
         options = self._core.options
         until = time.monotonic() + options.longest_s
         headers = _headers(scope)
-        sent = dict(headers)
+        sent: dict[str, str] = {}
+        for name, value in headers:  # servers let some come twice: then they are not what they must be
+            sent[name] = f"{sent[name]}, {value}" if name in sent else value
         try:
-            if is_doubtful(incoming.path):
-                raise BadRequest(400, "a path with dots, backslashes or no slash is not sent on")
+            if sum(name == "host" for name, _ in headers) > 1:
+                raise BadRequest(400, "there are two hosts")
+            check_target(incoming.method, incoming.path)
             length = body_length(sent.get("content-length"), sent.get("transfer-encoding"), options.max_body)
             head = Head(incoming.method, incoming.path, incoming.query, headers, _origin(scope, sent), length)
             body = AsyncBody(receive, options.max_body, options.answer_s, until)
@@ -237,23 +255,10 @@ class ASGIMiddleware:
 
     async def _refuse(self, send: Send, incoming: Incoming, refuse: Refuse) -> None:
         headers, body = answers.answer(refuse.status, refuse.why, self._core.options, refuse.retry_s)
-        if incoming.asked.forwarded:
+        if incoming.asked.forwarded and refuse.status == NOT_PRIMARY_STATUS:
             headers.append((h.NOT_PRIMARY, "1"))
         await send({"type": "http.response.start", "status": refuse.status, "headers": _raw(headers)})
         await send({"type": "http.response.body", "body": b"" if incoming.method == "HEAD" else body})
-
-
-def _restored(scope: Scope, incoming: Incoming) -> Scope:
-    """A request that an edge of ours has sent on looks to the app as it did to the edge."""
-    headers = [(name, value) for name, value in scope["headers"] if name.lower() != h.FORWARDED.encode()]
-    origin = incoming.origin
-    if origin is None:
-        return {**scope, "headers": headers}
-    headers = [pair for pair in headers if not pair[0].lower().startswith(b"x-forwarded-")]
-    if origin.host:
-        headers = [pair for pair in headers if pair[0].lower() != b"host"]
-        headers.insert(0, (b"host", origin.host.encode("latin-1")))
-    return {**scope, "headers": headers, "scheme": origin.proto, "client": (origin.client, 0)}
 
 
 def _headers(scope: Scope) -> h.Headers:

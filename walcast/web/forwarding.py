@@ -16,7 +16,7 @@ import httpcore
 from walcast.web import headers as h
 from walcast.web.options import Options
 from walcast.web.proof import Origin, forwarded_text
-from walcast.web.target import target_of
+from walcast.web.target import is_doubtful, target_of
 
 # Servers close idle connections after two seconds (gunicorn) or more; one that closes just as a request is on its way
 # cannot be told from one that fails after it was executed.
@@ -59,6 +59,14 @@ class Head:
     headers: h.Headers
     origin: Origin
     length: int | None
+
+
+def check_target(method: str, path: str) -> None:
+    """BadRequest for what is not sent on: it could be another path elsewhere, or a tunnel."""
+    if is_doubtful(path):
+        raise BadRequest(400, "a path with dots, backslashes or no slash is not sent on")
+    if method.upper() == "CONNECT":
+        raise BadRequest(501, "there are no tunnels")
 
 
 def body_length(content_length: str | None, transfer_encoding: str | None, most: int) -> int | None:

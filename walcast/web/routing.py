@@ -16,6 +16,7 @@ from walcast.web.options import PRIMARY, Options
 
 APPLYING = (State.STREAMING, State.CATCHING_UP)
 NOTHING_HERE = (State.BOOTSTRAPPING,)
+NOT_PRIMARY_STATUS = 503  # with it a host says to an edge that it did nothing, and that another one may be the primary
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,10 @@ def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
     if primary and (asked.token is None or has(status, asked.token, now_ns)):
         return Local(primary=True)
     if asked.forwarded:
-        return Refuse(503, "this host is not the primary now; nothing was done", 1)
+        return Refuse(NOT_PRIMARY_STATUS, "this host is not the primary now; nothing was done", 1)
     if asked.writes:
         if primary:  # a token of a later term: another one is the primary, and this one does not know it yet
-            return Refuse(503, "this host is not the primary any more; nothing was done", 1)
+            return Refuse(NOT_PRIMARY_STATUS, "this host is not the primary any more; nothing was done", 1)
         return _forward(asked, status, options)
     if asked.upgrade:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)

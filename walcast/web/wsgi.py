@@ -30,12 +30,12 @@ from walcast.web.forwarding import (
     NotSent,
     answer_headers,
     body_length,
+    check_target,
     says_not_primary,
 )
 from walcast.web.proof import Origin
-from walcast.web.routing import Forward, Local, Refuse, Wait
+from walcast.web.routing import NOT_PRIMARY_STATUS, Forward, Local, Refuse, Wait
 from walcast.web.sending import Body, Sender
-from walcast.web.target import is_doubtful
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -88,8 +88,9 @@ class WSGIMiddleware:
         origin = incoming.origin
         if origin is None:
             return
-        for key in [key for key in environ if key.startswith("HTTP_X_FORWARDED_")]:
-            del environ[key]
+        if not self._core.options.trust_forwarded:  # else the app at the edge saw them, too
+            for key in [key for key in environ if key.startswith("HTTP_X_FORWARDED_")]:
+                del environ[key]
         environ["REMOTE_ADDR"] = origin.client
         environ["wsgi.url_scheme"] = origin.proto
         if origin.host:
@@ -133,8 +134,7 @@ class WSGIMiddleware:
         options = self._core.options
         until = time.monotonic() + options.longest_s
         try:
-            if is_doubtful(incoming.path):
-                raise BadRequest(400, "a path with dots, backslashes or no slash is not sent on")
+            check_target(incoming.method, incoming.path)
             length = body_length(
                 environ.get("CONTENT_LENGTH") or None, environ.get("HTTP_TRANSFER_ENCODING"), options.max_body
             )
@@ -183,7 +183,11 @@ class WSGIMiddleware:
     def _pass_on(self, start_response: StartResponse, response: httpcore.Response, body: Body) -> Iterable[bytes]:
         """The primary's answer, as it comes."""
         reason = response.extensions.get("reason_phrase", b"").decode("latin-1")
-        start_response(answers.status_line(response.status, reason), answer_headers(response.headers))
+        try:
+            start_response(answers.status_line(response.status, reason), answer_headers(response.headers))
+        except BaseException:
+            response.close()
+            raise
         return _Passing(response, body.until)
 
     def _hold(self, until: float) -> bool:
@@ -198,7 +202,7 @@ class WSGIMiddleware:
 
     def _refuse(self, start_response: StartResponse, incoming: Incoming, refuse: Refuse) -> Iterable[bytes]:
         headers, body = answers.answer(refuse.status, refuse.why, self._core.options, refuse.retry_s)
-        if incoming.asked.forwarded:
+        if incoming.asked.forwarded and refuse.status == NOT_PRIMARY_STATUS:
             headers.append((h.NOT_PRIMARY, "1"))
         start_response(answers.status_line(refuse.status), headers)
         return [] if incoming.method == "HEAD" else [body]
