@@ -20,7 +20,7 @@ import httpcore
 from walcast.errors import StaleReplica
 from walcast.web import answers
 from walcast.web import headers as h
-from walcast.web.core import HOLD_EVERY_S, Core, Incoming, Request, with_token
+from walcast.web.core import Core, Incoming, Request, Trying, with_token
 from walcast.web.forwarding import (
     FAILED,
     BadRequest,
@@ -194,7 +194,7 @@ class ASGIMiddleware:
     async def _send(self, scope: Scope, send: Send, incoming: Incoming, head: Head, body: AsyncBody) -> None:
         """Until a primary answers, as long as no app has seen the request; while there is none, for a bounded time."""
         core = self._core
-        until = time.monotonic() + core.options.primary_wait_s
+        trying = Trying(core.options.primary_wait_s)
         again = not incoming.asked.writes  # once, also when it may have been seen
         while True:
             found = core.route(incoming.asked, waited=True)
@@ -202,33 +202,35 @@ class ASGIMiddleware:
                 return await self._refuse(send, incoming, found)
             if isinstance(found, Local):  # promoted meanwhile, or level again
                 return await self._local(scope, body.for_the_app(), send, incoming, found)
-            if isinstance(found, Forward) and found.url:
+            if isinstance(found, Forward) and found.url and trying.may_ask(found.url):
                 try:
                     response = await self._sender.send(found.url, head, body)
                     if not says_not_primary(response.headers):
                         return await self._pass_on(send, response, body)
                     await response.aclose()
+                    trying.in_vain(found.url)
                     if not body.is_whole:
                         return await self._refuse(send, incoming, Refuse(503, answers.NO_PRIMARY, 1))
                 except NotSent as error:
                     log.info("the primary's app cannot be reached", extra={"error": str(error)})
+                    trying.in_vain(found.url)
                 except MaybeSent as error:
                     log.warning("the primary's app failed", extra={"error": str(error)})
                     if not again or not body.is_whole:
                         why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
                         return await self._refuse(send, incoming, Refuse(502, why))
                     again = False
-            if not await self._hold(until):
+            if not await self._hold(trying):
                 return await self._refuse(send, incoming, Refuse(503, answers.NO_PRIMARY, 1))
 
-    async def _hold(self, until: float) -> bool:
+    async def _hold(self, trying: Trying) -> bool:
         """Some time later it may be otherwise; False: there is no more time, or no more room."""
-        left = until - time.monotonic()
-        if left <= 0:
+        pause_s = trying.pause_s
+        if pause_s <= 0:
             return False
         with self._core.waiting.enter() as inside:
             if inside:
-                await asyncio.sleep(min(HOLD_EVERY_S, left))
+                await asyncio.sleep(pause_s)
         return inside
 
     async def _pass_on(self, send: Send, response: httpcore.Response, body: AsyncBody) -> None:

@@ -27,7 +27,8 @@ from walcast.web.target import is_below, target_of
 log = logging.getLogger("walcast.web")
 
 KNOWN_FOR_S = 0.05  # how old may be what is known of the replica, for reads that ask for no token
-HOLD_EVERY_S = 0.05
+HOLD_EVERY_S = 0.05  # how often a request that waits for a primary looks whether there is one
+ASK_MOST_S = 0.5  # and how often, at least, it asks one that was none
 
 
 @dataclass(slots=True)
@@ -78,6 +79,34 @@ class Room:
         finally:
             with self._lock:
                 self._inside -= inside
+
+
+class Trying:
+    """A request that nobody has done anything about: for how long it is tried, and when again.
+
+    Elsewhere at once, at the same place less and less often: there may be many that wait, and who made up a token must
+    not have an edge ask for him all the time.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self._until_s = time.monotonic() + most_s
+        self._asked = ""
+        self._again_s = 0.0
+        self._pause_s = HOLD_EVERY_S
+
+    @property
+    def pause_s(self) -> float:
+        """Until it is looked again; not positive when there is no more time."""
+        return min(HOLD_EVERY_S, self._until_s - time.monotonic())
+
+    def may_ask(self, url: str) -> bool:
+        """Now?"""
+        return url != self._asked or time.monotonic() >= self._again_s
+
+    def in_vain(self, url: str) -> None:
+        """It was asked, and it was not the primary, or nobody was there."""
+        self._asked, self._again_s = url, time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, ASK_MOST_S)
 
 
 class Core:

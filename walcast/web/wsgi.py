@@ -19,7 +19,7 @@ import httpcore
 from walcast.errors import StaleReplica
 from walcast.web import answers
 from walcast.web import headers as h
-from walcast.web.core import HOLD_EVERY_S, Core, Incoming, Request, with_token
+from walcast.web.core import Core, Incoming, Request, Trying, with_token
 from walcast.web.deadline import no_longer_than
 from walcast.web.forwarding import (
     FAILED,
@@ -152,7 +152,7 @@ class WSGIMiddleware:
     ) -> Iterable[bytes]:
         """Until a primary answers, as long as no app has seen the request; while there is none, for a bounded time."""
         core = self._core
-        until = time.monotonic() + core.options.primary_wait_s
+        trying = Trying(core.options.primary_wait_s)
         again = not incoming.asked.writes  # once, also when it may have been seen
         while True:
             found = core.route(incoming.asked, waited=True)
@@ -161,23 +161,25 @@ class WSGIMiddleware:
             if isinstance(found, Local):  # promoted meanwhile, or level again
                 environ["wsgi.input"] = body.for_the_app()
                 return self._local(environ, start_response, incoming, found)
-            if isinstance(found, Forward) and found.url:
+            if isinstance(found, Forward) and found.url and trying.may_ask(found.url):
                 try:
                     response = self._sender.send(found.url, head, body)
                     if not says_not_primary(response.headers):
                         return self._pass_on(start_response, response, body)
                     response.close()
+                    trying.in_vain(found.url)
                     if not body.is_whole:
                         return self._refuse(start_response, incoming, Refuse(503, answers.NO_PRIMARY, 1))
                 except NotSent as error:
                     log.info("the primary's app cannot be reached", extra={"error": str(error)})
+                    trying.in_vain(found.url)
                 except MaybeSent as error:
                     log.warning("the primary's app failed", extra={"error": str(error)})
                     if not again or not body.is_whole:
                         why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
                         return self._refuse(start_response, incoming, Refuse(502, why))
                     again = False
-            if not self._hold(until):
+            if not self._hold(trying):
                 return self._refuse(start_response, incoming, Refuse(503, answers.NO_PRIMARY, 1))
 
     def _pass_on(self, start_response: StartResponse, response: httpcore.Response, body: Body) -> Iterable[bytes]:
@@ -190,14 +192,14 @@ class WSGIMiddleware:
             raise
         return _Passing(response, body.until)
 
-    def _hold(self, until: float) -> bool:
+    def _hold(self, trying: Trying) -> bool:
         """Some time later it may be otherwise; False: there is no more time, or no more room."""
-        left = until - time.monotonic()
-        if left <= 0:
+        pause_s = trying.pause_s
+        if pause_s <= 0:
             return False
         with self._core.waiting.enter() as inside:
             if inside:
-                time.sleep(min(HOLD_EVERY_S, left))
+                time.sleep(pause_s)
         return inside
 
     def _refuse(self, start_response: StartResponse, incoming: Incoming, refuse: Refuse) -> Iterable[bytes]:
