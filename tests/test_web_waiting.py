@@ -24,8 +24,8 @@ from walcast.web.proof import token_text
 
 SECRET = "of all hosts"
 LONG_S = 20.0
-WAIT_S = 0.2
-HOLD_S = 1.0
+WAIT_S = 0.1
+HOLD_S = 0.5
 AT_ONCE_S = 5.0  # with room for a machine that is busy, and none for who waits
 HERE, NEXT, NEVER = "2-64", "2-65", "2-ffffffff"
 
@@ -201,7 +201,7 @@ def test_a_token_of_no_term_yet_is_not_asked_for_without_end(server: Server, pri
     answer = read(server, "short", "ffffffff-1", "/never-primary")
     assert (answer.status, answer["retry-after"]) == (503, "1")
     assert time.monotonic() - began_s < WAIT_S + HOLD_S + AT_ONCE_S
-    assert 1 < len(primary.seen) < 8
+    assert 1 < len(primary.seen) < 7
 
 
 # Behind

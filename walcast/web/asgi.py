@@ -31,6 +31,7 @@ from walcast.web.forwarding import (
     answer_headers,
     body_length,
     check_target,
+    is_framed,
     says_not_primary,
 )
 from walcast.web.proof import Origin
@@ -99,8 +100,8 @@ class ASGIMiddleware:
 
     def _incoming(self, scope: Scope) -> Incoming:
         path = _as_wsgi(scope["path"])
-        root = _as_wsgi(scope.get("root_path", ""))
-        below = path[len(root) :] if root and (path + "/").startswith(root.rstrip("/") + "/") else path
+        root = _as_wsgi(scope.get("root_path", "")).rstrip("/")
+        below = path[len(root) :] if (path + "/").startswith(root + "/") else path
         headers = _headers(scope)
         forwarded = [value for name, value in headers if name == h.FORWARDED]
         return self._core.incoming(
@@ -150,7 +151,7 @@ class ASGIMiddleware:
         async def sending(message: Message) -> None:
             """Lets the answer begin when the app has done its work, unless it is to be forwarded after all."""
             nonlocal start
-            if request.forward and not local.primary:
+            if request.is_sent_on:
                 return
             if message["type"] == "http.response.start":
                 start = message
@@ -166,7 +167,7 @@ class ASGIMiddleware:
             await send(message)
 
         await self._app(scope, receive, sending)
-        if request.forward and not local.primary:
+        if request.is_sent_on:
             await self._forward(scope, receive, send, incoming.that_writes())
 
     # The primary's app
@@ -182,9 +183,14 @@ class ASGIMiddleware:
             if sum(name == "host" for name, _ in headers) > 1:
                 raise BadRequest(400, "there are two hosts")
             check_target(incoming.method, incoming.path)
-            length = body_length(sent.get("content-length"), sent.get("transfer-encoding"), options.max_body)
+            length = body_length(
+                sent.get("content-length"),
+                sent.get("transfer-encoding"),
+                options.max_body,
+                framed=is_framed(incoming.method, scope.get("http_version", "1.1")),
+            )
             head = Head(incoming.method, incoming.path, incoming.query, headers, _origin(scope, sent), length)
-            body = AsyncBody(receive, options.max_body, options.answer_s, until)
+            body = AsyncBody(receive, length, options.max_body, options.answer_s, until)
             await self._send(scope, send, incoming, head, body)
         except BadRequest as error:
             await self._refuse(send, incoming, Refuse(error.status, str(error)))

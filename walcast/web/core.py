@@ -16,7 +16,7 @@ from typing import Any
 from walcast.errors import Unavailable, WalcastError
 from walcast.primary import Primary
 from walcast.replica import Replica
-from walcast.statusfile import Status, read_status
+from walcast.statusfile import Status, read_status, status_path
 from walcast.token import NotEnoughFollowers, Token
 from walcast.web import headers as h
 from walcast.web.options import Options
@@ -43,6 +43,11 @@ class Request:
     writes: bool
     primary: bool
     forward: bool = False
+
+    @property
+    def is_sent_on(self) -> bool:
+        """Does somebody else answer it?"""
+        return self.forward and not self.primary
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,8 @@ class Core:
         try:
             known = read_status(self.replica.path)
         except Unavailable:
-            known = None
+            # A file that cannot be read tells of a node all the same: nobody is alone here.
+            known = Status() if self.options.standalone and status_path(self.replica.path).exists() else None
         self._known = (now, known)
         return known
 
@@ -189,13 +195,12 @@ class Core:
 
     def _token_headers(self, *, writes: bool, primary: bool, secure: bool) -> h.Headers:
         """Without a token when there is none to be had: what was done is done, and no follower is known to have it."""
+        options = self.options
         try:
             token, more = self._token(writes=writes, primary=primary)
-        except WalcastError as error:
+        except (WalcastError, OSError, ValueError) as error:
             log.warning("an answer goes without a token", extra={"error": str(error)})
-            wanted = self.options.followers
-            return [(h.UNCONFIRMED, f"0/{wanted}")] if writes and primary and wanted else []
-        options = self.options
+            return [(h.UNCONFIRMED, f"0/{options.followers}")] if writes and primary and options.followers else []
         text = token_text(token, options.secret)
         found = h.token_headers(text, cookie=options.cookie, max_age_s=options.cookie_s, secure=secure) + more
         # What is set for one visitor is kept by no cache for others.

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpcore
 
 from walcast.web import headers as h
-from walcast.web.options import Options
+from walcast.web.options import SAFE_METHODS, Options
 from walcast.web.proof import Origin, forwarded_text
 from walcast.web.target import is_doubtful, target_of
 
@@ -69,12 +69,16 @@ def check_target(method: str, path: str) -> None:
         raise BadRequest(501, "there are no tunnels")
 
 
-def body_length(content_length: str | None, transfer_encoding: str | None, most: int) -> int | None:
+def body_length(
+    content_length: str | None, transfer_encoding: str | None, most: int, *, framed: bool = True
+) -> int | None:
     """Of a request's body: 0 without one, None when its end will be seen. BadRequest when that is not clear, or it is
-    too long."""
+    too long. `framed`: without a word of it there is none, as in HTTP/1; not so in HTTP/2."""
     if transfer_encoding:
         if content_length is not None or transfer_encoding.strip(_WHITE).lower() != "chunked":
             raise BadRequest(400, "the length of the body is not clear")
+        return None
+    if content_length is None and not framed:
         return None
     text = (content_length or "0").strip(_WHITE)
     if not text.isascii() or not text.isdigit():
@@ -82,6 +86,11 @@ def body_length(content_length: str | None, transfer_encoding: str | None, most:
     if len(text) > 18 or int(text) > most:
         raise too_large(most)
     return int(text)
+
+
+def is_framed(method: str, version: str) -> bool:
+    """Does a request of this version of HTTP, as in "HTTP/1.1", say whether it has a body? One that reads has none."""
+    return method in SAFE_METHODS or version.removeprefix("HTTP/").startswith(("0", "1"))
 
 
 def too_large(most: int) -> BadRequest:

@@ -115,6 +115,12 @@ class Sender:
             raise MaybeSent(f"{url}: it answers with status {response.status}")
         return response
 
+    def close(self) -> None:
+        """The connections of this process."""
+        pool = self._pools.pop(os.getpid(), None)
+        if pool is not None:
+            pool.close()
+
     def _pool(self) -> httpcore.ConnectionPool:
         pid = os.getpid()
         pool = self._pools.get(pid)

@@ -34,14 +34,16 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 class AsyncBody:
     """A request's body, received when it is asked for, and kept while it is short, so that it can be sent again."""
 
-    def __init__(self, receive: Receive, most: int, silence_s: float, until: float) -> None:
-        """`most` bytes, no silence longer than `silence_s`, no longer than `until` on the monotonic clock."""
+    def __init__(self, receive: Receive, length: int | None, most: int, silence_s: float, until: float) -> None:
+        """`length` bytes, None: not known; `most` at most. No silence longer than `silence_s`, and no longer than
+        `until` on the monotonic clock."""
         self.until = until
         self._receive = receive
+        self._length = length
         self._most = most
         self._silence_s = silence_s
         self._taken = 0
-        self._ended = False
+        self._ended = length == 0  # then an app that was asked before may have received its end
         self._kept: list[bytes] | None = []
 
     @property
@@ -73,6 +75,8 @@ class AsyncBody:
         self._taken += len(chunk)
         if self._taken > self._most:
             raise too_large(self._most)
+        if self._length is not None and (self._taken > self._length or (self._ended and self._taken < self._length)):
+            raise BadRequest(400, "the body has not the length that was said")
         if self._kept is not None:
             self._kept.append(chunk)
             if self._taken > REPLAY_BYTES:

@@ -31,6 +31,7 @@ from walcast.web.forwarding import (
     answer_headers,
     body_length,
     check_target,
+    is_framed,
     says_not_primary,
 )
 from walcast.web.proof import Origin
@@ -66,6 +67,10 @@ class WSGIMiddleware:
             return self._forward(environ, start_response, incoming)
         assert isinstance(found, Refuse)
         return self._refuse(start_response, incoming, found)
+
+    def close(self) -> None:
+        """Let go of the connections to the primary's app; a later request makes new ones."""
+        self._sender.close()
 
     # What is asked
 
@@ -114,16 +119,12 @@ class WSGIMiddleware:
         core = self._core
         request = environ[ENVIRON_KEY] = Request(writes=incoming.asked.writes, primary=local.primary)
         secure = environ.get("wsgi.url_scheme") == "https"
-
-        def more() -> h.Headers:
-            return core.answer_headers(incoming, local, request, secure=secure)
-
-        if core.wants_token(incoming, local, request):
-            return _after(self._app, environ, start_response, more)
-        answer = _Answer(start_response, request, more)
+        answer = _Answer(start_response, request, lambda: core.answer_headers(incoming, local, request, secure=secure))
+        answer.held = core.wants_token(incoming, local, request)
         body = self._app(environ, answer.start)
-        if not request.forward or local.primary:
-            return body
+        rest = body if answer.begun or request.is_sent_on else answer.begin(body)
+        if not request.is_sent_on:
+            return rest
         if hasattr(body, "close"):
             body.close()
         return self._forward(environ, start_response, incoming.that_writes())
@@ -136,7 +137,10 @@ class WSGIMiddleware:
         try:
             check_target(incoming.method, incoming.path)
             length = body_length(
-                environ.get("CONTENT_LENGTH") or None, environ.get("HTTP_TRANSFER_ENCODING"), options.max_body
+                environ.get("CONTENT_LENGTH") or None,
+                environ.get("HTTP_TRANSFER_ENCODING"),
+                options.max_body,
+                framed=is_framed(incoming.method, environ.get("SERVER_PROTOCOL") or "HTTP/1.1"),
             )
             head = Head(incoming.method, incoming.path, incoming.query, _headers(environ), _origin(environ), length)
             body = Body(environ["wsgi.input"], length, options.max_body, until)
@@ -211,43 +215,47 @@ class WSGIMiddleware:
 
 
 class _Answer:
-    """Lets an answer begin, unless the request is to be forwarded after all."""
+    """Lets an answer begin, unless the request is to be forwarded after all. One that is `held` begins only when the
+    app has done its work, with the headers that are known then."""
 
     def __init__(self, start_response: StartResponse, request: Request, more: Callable[[], h.Headers]) -> None:
+        self.begun = False
+        self.held = False
         self._start_response = start_response
         self._request = request
         self._more = more
+        self._told: tuple[str, list[tuple[str, str]], Any] | None = None
+        self._written: list[bytes] = []
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-        if self._request.forward:
+        """What the app calls."""
+        if self._request.is_sent_on:
             return lambda data: None
+        if self.held and not self.begun:
+            self._told = (status, headers, exc_info)
+            return self._written.append
+        self.begun = True
         return self._start_response(status, with_token(headers, self._more()), exc_info)
 
-
-def _after(
-    app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse, more: Callable[[], h.Headers]
-) -> Iterable[bytes]:
-    """The app's answer, begun only when the app has done its work, with the headers that are known then."""
-    begun: list[tuple[str, list[tuple[str, str]], Any]] = []
-    written: list[bytes] = []
-
-    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-        begun[:] = [(status, headers, exc_info)]
-        return written.append
-
-    body = app(environ, start)
-    chunks = iter(body)
-    try:
-        first = next((chunk for chunk in chunks if chunk), b"")  # a generator begins its answer with its first chunk
-        status, headers, exc_info = begun[0]
-        write = start_response(status, with_token(headers, more()), exc_info)
-        for data in written:
-            write(data)
-    except BaseException:
-        if hasattr(body, "close"):
-            body.close()
-        raise
-    return _Rest(first, chunks, body)
+    def begin(self, body: Iterable[bytes]) -> Iterable[bytes]:
+        """What is held back, or was not begun yet: a generator begins its answer with its first chunk, and may find out
+        until then that it is to be forwarded."""
+        self.held = True
+        chunks = iter(body)
+        try:
+            first = next((chunk for chunk in chunks if chunk), b"")
+            if not self._request.is_sent_on:
+                if self._told is None:
+                    raise AssertionError("the app has not called start_response")
+                self.held = False
+                write = self.start(*self._told)
+                for data in self._written:
+                    write(data)
+        except BaseException:
+            if hasattr(body, "close"):
+                body.close()
+            raise
+        return _Rest(first, chunks, body)
 
 
 class _Rest:
