@@ -241,7 +241,7 @@ def test_objects_are_read_at_the_replica_with_their_relations(project: Project) 
 
 
 def test_a_write_at_the_replica_is_refused_and_changes_nothing(project: Project) -> None:
-    where = f"{project.replica} is a replica; write on the primary, at {project.primary.address}"
+    where = f"{project.replica} is a replica; write at the primary, which is at {project.primary.address}"
     refused = f"OperationalError: attempt to write a readonly database: {where}"
     assert project.error("Author.objects.using('replica').create(name='x')") == refused
     assert project.error("Author.objects.using('replica').all().delete()") == refused

@@ -416,9 +416,11 @@ def test_one_that_cannot_be_reached_leads_to_the_next_and_is_not_asked_again_fir
         assert several.status()["databases"][0]["name"] == "app"
 
 
-def test_one_that_says_where_the_primary_is_leads_there(primary: walcast.Primary, server: Server) -> None:
+def test_one_of_several_that_says_where_the_primary_is_leads_there(
+    primary: walcast.Primary, server: Server, nobody: str
+) -> None:
     other = Elsewhere(server.address)
-    with playing(other) as address, walcast.Primary(address) as led:
+    with playing(other) as address, walcast.Primary(f"{address},{nobody}") as led:
         for _ in range(2):
             assert led.barrier() == primary.barrier()
         assert other.asked == 1

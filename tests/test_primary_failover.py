@@ -27,6 +27,9 @@ def test_barriers_follow_the_primary_and_their_tokens_stay_in_order(tmp_path: Pa
             with pytest.raises(walcast.NotPrimary) as caught:
                 on_b.barrier()
             assert caught.value.primary == a.gate
+            # A token of `a` would say nothing of what an app has written, or believes to have written, beside `b`.
+            with walcast.Primary(b.gate) as there, pytest.raises(walcast.NotPrimary, match="not the primary"):
+                there.barrier()
 
             b.promote()
             write(b)

@@ -247,7 +247,6 @@ def test_when_the_leader_is_done_another_one_leads(replica: walcast.Replica, wri
 
 
 @pytest.mark.usefixtures("only_told")
-@pytest.mark.parametrize("seed", [random.randrange(1 << 30)])
 def test_nobody_is_forgotten_whatever_the_order(replica: walcast.Replica, writer: StatusWriter, seed: int) -> None:
     """Threads and coroutines with short and long times, tokens and positions, while the replica moves on."""
     print(f"seed {seed}")

@@ -82,12 +82,16 @@ class ByGrpc:
 
     def _find(self, ask: Callable[[str, float], T], answer_s: float) -> T:
         """The answer of the node that is the primary: each address once, from where it was last, and first where a node
-        says that it is. What is wrong for good is raised at once."""
+        says that it is. What is wrong for good is raised at once.
+
+        Of a single address only that node's answer counts: an app that writes there asks whether what it has written is
+        covered, and another primary's token says nothing of it.
+        """
         until_s = time.monotonic() + answer_s
         first = self._last
         left = [first, *(address for address in self._given if address != first)]
         tried: dict[str, Unavailable] = {}
-        follow = FOLLOW_MOST
+        follow = FOLLOW_MOST if len(self._given) > 1 else 0
         while left and (left_s := until_s - time.monotonic()) > 0:
             address = left.pop(0)
             try:

@@ -35,11 +35,12 @@ class Primary:
 
         Primary("/srv/app.db")                          a Path, or a string with a "/": by a socket beside the database
         Primary("10.0.0.1:7420", name="app")            HOST:PORT; `name` is needed when it serves several databases
-        Primary("10.0.0.1:7420,10.0.0.2:7420")          whichever is the primary; also where one of them says it is
+        Primary("10.0.0.1:7420,10.0.0.2:7420")          whichever is the primary now; also where one of them says it is
 
     The first one is the shortest way, for an app on the primary's host: it needs no gRPC, no name and no certificate,
     but must run as the user that walcast runs as. With several addresses a client outlives a failover: one that cannot
-    be reached, or is not the primary, leads to the next.
+    be reached, or is not the primary, leads to the next. An app that writes to a database itself asks that one, by its
+    path or its one address: a token of the primary that took its place says nothing of what was written here.
 
     Beyond this machine an address takes TLS, given as PEM files (`tls_ca` to trust the primary by, `tls_cert` and
     `tls_key` to show it), or `insecure=True` for plain text. Threads may share one. ConfigError, from the first call
