@@ -37,7 +37,8 @@ class App:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body"})
         elif path == "/notes" and scope["method"] == "GET":
-            await answer(send, {"notes": await asyncio.to_thread(lambda: notes(Replica(self.database).connect()))})
+            found = await asyncio.to_thread(lambda: notes(Replica(self.database).connect()))
+            await answer(send, {"notes": found, "region": self.name})
         elif path == "/visit":
             await self.visit(scope, send)
         elif path == "/notes":

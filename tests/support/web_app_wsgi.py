@@ -38,7 +38,8 @@ class App:
             start_response("200 OK", [("Content-Type", "application/octet-stream")])
             return zeros(int(path.rpartition("/")[2]))
         if path == "/notes" and environ["REQUEST_METHOD"] == "GET":
-            return self.answer(start_response, {"notes": notes(Replica(self.database).connect())})
+            found = notes(Replica(self.database).connect())
+            return self.answer(start_response, {"notes": found, "region": self.name})
         if path == "/visit":
             return self.visit(environ, start_response)
         size, digest = drained(environ["wsgi.input"])
