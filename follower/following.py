@@ -309,7 +309,7 @@ class Following:
         self.term = max(self.term, welcome.term)
         self.database = welcome.database
         self.history = wire.history_of(welcome.history) or self.history
-        self.showing.connected(welcome.app_url)
+        self.showing.connected(welcome.database, welcome.app_url)
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}
         log.info("streaming", extra=facts)

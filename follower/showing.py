@@ -28,8 +28,8 @@ class Showing:
             level_ns=before.level_ns,
             primary_txid=before.primary_txid,
             primary=str(client.primary),
-            app_url=before.app_url,
-            name=client.database,
+            app_url="" if before.is_own else before.app_url,
+            name=before.name or client.database,
             follower_id=client.follower_id,
             pid=os.getpid(),
         )
@@ -63,9 +63,10 @@ class Showing:
         )
         self._writer.write(self.status)
 
-    def connected(self, app_url: str) -> None:
-        """To a primary, beside which the app answers at `app_url`. Shown with what is shown next."""
-        self.status = replace(self.status, app_url=app_url)
+    def connected(self, name: str, app_url: str) -> None:
+        """To a primary, which calls the database so, and beside which the app answers at `app_url`. Shown with what is
+        shown next."""
+        self.status = replace(self.status, name=name, app_url=app_url)
 
     def hear(self) -> None:
         """The primary was heard of."""

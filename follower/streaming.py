@@ -71,8 +71,8 @@ class Streaming:
         if not chunk.ends:
             return
         self._lag_us = lag_us = chunk.age_us + self._round_trip_us // 2 + (time.monotonic_ns() - began_ns) // 1000
+        self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us)  # readers see it already
         await self._acks.applied(lag_us)
-        self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us)
         self._keeper.checkpoint_when_due()
 
     async def _answer(self, beat: pb.Heartbeat) -> None:

@@ -8,18 +8,23 @@ from pathlib import Path
 from node.config import DatabaseConfig, FolderConfig
 from primary.archiving.levels import ArchivePolicy
 from walcast import wire
+from walcast.statedir import behind_link
 from walcast.store import StoreSpec
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """One database to serve. With `restore` a missing file is made from the archive first, if that has any."""
+    """One database to serve. With `restore` a missing file is made from the archive first, if that has any. A link
+    stands for the file behind it, as it does for SQLite: `-wal`, `-shm` and walcast's folder are beside that."""
 
     path: Path
     name: str
     archive: str | StoreSpec | None = None
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     restore: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", behind_link(self.path))
 
 
 def settings_of(config: DatabaseConfig) -> DatabaseSettings:

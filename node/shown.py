@@ -13,10 +13,14 @@ from walcast.statusfile import State, Status, StatusWriter
 SHOW_S = 1.0
 
 
-def show_primary(serving: Serving, state: State, address: wire.Address, node_id: str, app_url: str) -> None:
-    """That the database is the primary's, or was; to be repeated every `SHOW_S`, so that it is seen to be alive."""
+def show_primary(
+    serving: Serving, state: State, address: wire.Address, node_id: str, app_url: str, *, over: bool = False
+) -> None:
+    """That the database is the primary's, or was; to be repeated every `SHOW_S`, so that it is seen to be alive.
+    `over`: this is the last word."""
     now, log = time.time_ns(), serving.served.log
-    writer = StatusWriter(state_dir(serving.settings.path))
+    left_ms = serving.database.tenure.left_ms
+    writer = StatusWriter(state_dir(serving.database.path))
     try:
         writer.write(
             Status(
@@ -25,7 +29,8 @@ def show_primary(serving: Serving, state: State, address: wire.Address, node_id:
                 position=log.position,
                 primary_txid=log.position.txid,
                 level_ns=now,
-                written_ns=now,
+                written_ns=0 if over else now,
+                until_ns=now + left_ms * 10**6 if left_ms else 0,
                 pid=os.getpid(),
                 primary=str(address),
                 name=serving.settings.name,

@@ -5,11 +5,13 @@ again.
 
     crc32 u32 · version u32 · pid u32 · state u32 · term u32 · lag µs u32 · TXID u64 · checksum u64
     newest TXID of the primary known here u64 · written at, ns since the epoch u64 · level with the primary at, ns u64
+    end of a primary's tenure, ns u64, 0: none
     primary's address, name of the database, follower's id, URL of the app at the primary: a length byte and UTF-8 each
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import time
@@ -27,10 +29,11 @@ VERSION = 2
 STALE_AFTER_S = 5.0
 QUIET_S = 4.0  # a primary sends a heartbeat every three seconds at least; without one nobody knows what it has
 READ_TRIES = 100
+AHEAD_S = 2.0  # what is of the future, by more than that, was written before the clock was set back
 TEXTS = 4
 TEXT_BYTES = 230  # four of them fit
 
-_FIXED = struct.Struct("<IIIIIIQQQQQ")
+_FIXED = struct.Struct("<IIIIIIQQQQQQ")
 
 
 class State(IntEnum):
@@ -52,7 +55,9 @@ class State(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Status:
     """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there is;
-    `app_url`: where the app answers HTTP on the primary's host, empty when nobody said."""
+    `app_url`: where the app answers HTTP on the primary's host, empty when nobody said. `until_ns`: when a primary's
+    tenure ends, if it was not renewed; 0: it has no end. `was`, never written: what a process that is gone said last.
+    """
 
     state: State = State.STOPPED
     term: int = 0
@@ -66,6 +71,8 @@ class Status:
     name: str = ""
     follower_id: str = ""
     app_url: str = ""
+    until_ns: int = 0
+    was: State | None = None
 
     def encode(self) -> bytes:
         """1024 bytes."""
@@ -81,6 +88,7 @@ class Status:
             self.primary_txid,
             self.written_ns,
             self.level_ns,
+            self.until_ns,
         )
         texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id, self.app_url))
         body = (fixed[4:] + texts).ljust(SIZE - 4, b"\0")
@@ -91,7 +99,7 @@ class Status:
         """None when it is torn, or of another version."""
         if len(data) != SIZE or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
             return None
-        _, version, pid, state, term, lag_us, txid, checksum, newest, written, level = _FIXED.unpack_from(data)
+        _, version, pid, state, term, lag_us, txid, checksum, newest, written, level, until = _FIXED.unpack_from(data)
         if version != VERSION:
             return None
         at, texts = _FIXED.size, []
@@ -100,18 +108,31 @@ class Status:
             texts.append(data[at + 1 : at + 1 + size].decode(errors="replace"))
             at += 1 + size
         position = Position(txid, checksum)
-        return cls(State(state), term, position, newest, lag_us, level, written, pid, *texts)
+        primary, name, follower, app = texts
+        return cls(
+            State(state), term, position, newest, lag_us, level, written, pid, primary, name, follower, app, until
+        )
 
     def is_live(self, now_ns: int) -> bool:
-        """Is the process that wrote it still at it?"""
-        return self.state is not State.STOPPED and now_ns - self.written_ns < STALE_AFTER_S * 1e9
+        """Is the process that wrote it still at it? A primary that hangs is not, from the end of its tenure on."""
+        age_ns = now_ns - self.written_ns
+        recent = -AHEAD_S * 1e9 < age_ns < STALE_AFTER_S * 1e9
+        return self.state is not State.STOPPED and recent and (not self.until_ns or now_ns < self.until_ns)
+
+    @property
+    def is_own(self) -> bool:
+        """Was this node itself the primary when it last said something? Then `primary` and `app_url` are its own."""
+        return (self.was or self.state) in (State.PRIMARY, State.FENCED)
 
     def lag_ms(self, now_ns: int) -> float:
         """How old this replica's newest state may be: the measured lag while it is level, else the time since then."""
-        heard = now_ns - self.level_ns < QUIET_S * 1e9
+        since_ns = now_ns - self.level_ns
+        if since_ns < -AHEAD_S * 1e9:
+            return math.inf
+        heard = since_ns < QUIET_S * 1e9
         if heard and self.state in (State.STREAMING, State.PRIMARY) and self.position.txid >= self.primary_txid:
             return self.lag_us / 1000
-        return max(0, now_ns - self.level_ns) / 1e6
+        return max(0, since_ns) / 1e6
 
 
 def _text(text: str) -> bytes:
@@ -156,7 +177,9 @@ def read_status(database: Path) -> Status:
         status = Status.decode(data)
         if status is not None:
             # A follower that was killed cannot say so: its lock is gone.
-            return status if in_use(database) is not False else replace(status, state=State.STOPPED)
+            if in_use(database) is False:
+                return replace(status, state=State.STOPPED, was=status.state)
+            return status
         time.sleep(0.0002)
     raise Unavailable(f"{path}: unreadable, or written by another version")
 

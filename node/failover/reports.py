@@ -15,6 +15,7 @@ from walcast.statusfile import State
 if TYPE_CHECKING:
     from node.failover.member import Member
 
+SHOWS = 5  # in a lease's time
 FENCED = "fenced"
 
 
@@ -77,7 +78,7 @@ class Shown:
         """Until cancelled."""
         while True:
             self.show()
-            await asyncio.sleep(SHOW_S)
+            await asyncio.sleep(min(SHOW_S, self._member.leasing.lease_s / SHOWS))  # what is left is told by it, too
 
     def show(self) -> None:
         """Now."""
@@ -86,9 +87,9 @@ class Shown:
 
     def stopped(self) -> None:
         """The last word."""
-        self._write(State.STOPPED)
+        self._write(State.PRIMARY, over=True)
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State, *, over: bool = False) -> None:
         member = self._member
         assert member.serving is not None
-        show_primary(member.serving, state, member.address, member.id, member.host.settings.app_url)
+        show_primary(member.serving, state, member.address, member.id, member.host.settings.app_url, over=over)
