@@ -408,6 +408,7 @@ def test_who_is_alone_is_so_where_no_node_ever_ran(
     make: Make, here: Place, tmp_path: Path, found: str, status: str
 ) -> None:
     """A file that cannot be read is no reason to write to what may be a replica."""
+    here.leave()
     file = Path(f"{here.database}-walcast/status")
     file.unlink() if found == "missing" else file.write_bytes(b"of another version")
     assert call(make(standalone=True, primary_url="http://127.0.0.1:1"), "POST").status == status
