@@ -9,6 +9,7 @@ from walcast.web.options import Options
 
 BUSY = "too many requests wait already"
 NO_PRIMARY = "there is no primary now; nothing was changed"
+MOVED = "the primary has just moved; nothing was done"
 MAYBE = "the primary did not answer in time: what you asked for may have been done, or not; look before you repeat it"
 READ_FAILED = "the primary did not answer in time"
 

@@ -20,7 +20,7 @@ import httpcore
 from walcast.errors import StaleReplica
 from walcast.web import answers
 from walcast.web import headers as h
-from walcast.web.core import Core, Incoming, Request, Trying, with_token
+from walcast.web.core import Core, Incoming, InDoubt, Request, Trying, with_token
 from walcast.web.forwarding import (
     FAILED,
     BadRequest,
@@ -36,7 +36,7 @@ from walcast.web.forwarding import (
 )
 from walcast.web.proof import Origin
 from walcast.web.routing import NOT_PRIMARY_STATUS, Forward, Local, Refuse, Wait
-from walcast.web.sending_async import AsyncBody, AsyncSender, Message, Receive
+from walcast.web.sending_async import AsyncBody, AsyncSender, Kept, Message, Receive
 
 log = logging.getLogger("walcast.web")
 
@@ -45,6 +45,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 SCOPE_KEY = "walcast.request"
+MANY = 1000  # that may wait at once
+HELD_S = 0.1  # of an answer, for its app to return
 TRY_AGAIN_LATER = 1013  # a WebSocket close code
 
 
@@ -53,7 +55,7 @@ class ASGIMiddleware:
 
     def __init__(self, app: App, database: str | os.PathLike[str], **options: Any) -> None:
         self._app = app
-        self._core = Core(database, **options)
+        self._core = Core(database, MANY, options)
         self._sender = AsyncSender(self._core.options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,33 +144,26 @@ class ASGIMiddleware:
         if incoming.asked.private:
             await self._app(scope, receive, send)
             return
-        core = self._core
         request = Request(writes=incoming.asked.writes, primary=local.primary)
         scope = {**scope, SCOPE_KEY: request}
         secure = scope.get("scheme") == "https"
-        start: Message | None = None
-
-        async def sending(message: Message) -> None:
-            """Lets the answer begin when the app has done its work, unless it is to be forwarded after all."""
-            nonlocal start
-            if request.is_sent_on:
-                return
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            if start is not None:
-                begun, start = start, None
-                headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in begun.get("headers", [])]
-                if core.wants_token(incoming, local, request):
-                    more = await asyncio.to_thread(core.answer_headers, incoming, local, request, secure=secure)
-                else:
-                    more = core.answer_headers(incoming, local, request, secure=secure)
-                await send({**begun, "headers": _raw(with_token(headers, more))})
-            await send(message)
-
-        await self._app(scope, receive, sending)
-        if request.is_sent_on:
+        kept = Kept(receive)
+        answer = _Answer(self._core, send, incoming, local, request, secure=secure)
+        try:
+            await answer.of(self._app(scope, kept.receive if local.primary else receive, answer.sending))
+        except InDoubt:
+            await self._refuse(send, incoming, Refuse(502, answers.MAYBE))
+            return
+        if answer.begun or not request.forward:
+            return
+        if not local.primary:
             await self._forward(scope, receive, send, incoming.that_writes())
+            return
+        again = kept.again()
+        if again is None or local.alone or incoming.asked.forwarded or incoming.moved:
+            await self._refuse(send, incoming, Refuse(NOT_PRIMARY_STATUS, answers.MOVED, 1))
+        else:
+            await self._forward(scope, again, send, incoming.that_moved())
 
     # The primary's app
 
@@ -189,7 +184,8 @@ class ASGIMiddleware:
                 options.max_body,
                 framed=is_framed(incoming.method, scope.get("http_version", "1.1")),
             )
-            head = Head(incoming.method, incoming.path, incoming.query, headers, _origin(scope, sent), length)
+            origin = _origin(scope, sent)
+            head = Head(incoming.method, incoming.path, incoming.query, headers, origin, length, self._core.name)
             body = AsyncBody(receive, length, options.max_body, options.answer_s, until)
             await self._send(scope, send, incoming, head, body)
         except BadRequest as error:
@@ -267,6 +263,87 @@ class ASGIMiddleware:
             headers.append((h.NOT_PRIMARY, "1"))
         await send({"type": "http.response.start", "status": refuse.status, "headers": _raw(headers)})
         await send({"type": "http.response.body", "body": b"" if incoming.method == "HEAD" else body})
+
+
+class _Answer:
+    """Lets an app's answer begin when the app has done its work, unless the request is to be forwarded after all.
+
+    One that came in one piece, of a request that writes, is held back until the app returns, for a moment at most: apps
+    may commit after they have said all, and what they do in the background takes its time.
+    """
+
+    def __init__(
+        self, core: Core, send: Send, incoming: Incoming, local: Local, request: Request, *, secure: bool
+    ) -> None:
+        self.begun = False
+        self._core = core
+        self._send = send
+        self._incoming = incoming
+        self._local = local
+        self._request = request
+        self._secure = secure
+        self._holds = local.primary and request.writes
+        self._start: Message | None = None
+        self._whole: Message | None = None
+        self._said_all = asyncio.Event()
+
+    async def of(self, app: Awaitable[None]) -> None:
+        """Until the app has returned. InDoubt."""
+        if not self._holds:
+            await app
+            return
+        working = asyncio.ensure_future(app)
+        saying = asyncio.ensure_future(self._said_all.wait())
+        try:
+            await asyncio.wait([working, saying], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working], timeout=HELD_S)
+            if not working.done() or working.exception() is None:
+                await self._finish()
+            await working
+        except InDoubt:
+            raise  # what the app still does in the background it may end
+        except BaseException:
+            working.cancel()
+            await asyncio.wait([working])
+            raise
+        finally:
+            saying.cancel()
+
+    async def sending(self, message: Message) -> None:
+        """What the app calls."""
+        if self._request.forward and not self.begun:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        whole = not self.begun and message["type"] == "http.response.body" and not message.get("more_body", False)
+        if whole and self._holds:
+            self._whole = message
+            self._said_all.set()
+            return
+        await self._begin()
+        await self._send(message)
+        if not message.get("more_body", False):
+            self._said_all.set()
+
+    async def _finish(self) -> None:
+        whole, self._whole = self._whole, None
+        if whole is not None and not self._request.forward:
+            await self._begin()
+            await self._send(whole)
+
+    async def _begin(self) -> None:
+        if self._start is None:
+            return
+        start, self._start = self._start, None
+        core, incoming, local, request = self._core, self._incoming, self._local, self._request
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in start.get("headers", [])]
+        if core.wants_token(incoming, local, request):
+            more = await asyncio.to_thread(core.answer_headers, incoming, local, request, secure=self._secure)
+        else:
+            more = core.answer_headers(incoming, local, request, secure=self._secure)
+        self.begun = True
+        await self._send({**start, "headers": _raw(with_token(headers, more))})
 
 
 def _headers(scope: Scope) -> h.Headers:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +17,27 @@ from typing import Any
 from walcast.errors import Unavailable, WalcastError
 from walcast.primary import Primary
 from walcast.replica import Replica
-from walcast.statusfile import Status, read_status, status_path
+from walcast.statedir import behind_link
+from walcast.statusfile import State, Status, read_status, status_path
 from walcast.token import NotEnoughFollowers, Token
 from walcast.web import headers as h
 from walcast.web.options import Options
-from walcast.web.proof import Origin, newest_token, proven_origin, token_text
+from walcast.web.proof import Origin, forwarded_name, newest_token, proven_origin, token_text
 from walcast.web.routing import Asked, Local, Route, route
 from walcast.web.target import is_below, target_of
 
 log = logging.getLogger("walcast.web")
 
+_NOT_IN_COOKIE = re.compile(r"[^A-Za-z0-9_-]")
+
+ASK_AGAIN_S = 0.05  # for a token, while the node is being started again
 KNOWN_FOR_S = 0.05  # how old may be what is known of the replica, for reads that ask for no token
 HOLD_EVERY_S = 0.05  # how often a request that waits for a primary looks whether there is one
 ASK_MOST_S = 0.5  # and how often, at least, it asks one that was none
+
+
+class InDoubt(Exception):
+    """The app has done what it was asked for, but this host is not the primary any more: it may be lost, or not."""
 
 
 @dataclass(slots=True)
@@ -38,31 +47,35 @@ class Request:
     For requests that turn out to write, whatever their method, both set before the answer begins: `writes = True`
     where this host answers as the `primary`, so that the answer carries a token; else `forward = True`, and the request
     goes to the primary instead. Its body must not have been read then.
+
+    `forward = True` where this host answers as the primary: nothing was written, since the database is locked for good.
+    The primary's place has moved, and the request follows it, with its body if that is short.
     """
 
     writes: bool
     primary: bool
     forward: bool = False
 
-    @property
-    def is_sent_on(self) -> bool:
-        """Does somebody else answer it?"""
-        return self.forward and not self.primary
-
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A request, as far as it matters here. `origin`: whom it is for, when an edge has proved that."""
+    """A request, as far as it matters here. `origin`: whom it is for, when an edge has proved that. `moved`: it was
+    here already, and the primary's place moved away under it."""
 
     method: str
     path: str
     query: str
     asked: Asked
     origin: Origin | None
+    moved: bool = False
 
     def that_writes(self) -> Incoming:
         """The same, once it is known to write."""
         return replace(self, asked=replace(self.asked, writes=True))
+
+    def that_moved(self) -> Incoming:
+        """The same, once it has found the database locked."""
+        return replace(self, asked=replace(self.asked, writes=True), moved=True)
 
 
 class Room:
@@ -117,11 +130,13 @@ class Trying:
 class Core:
     """For the database at `path`. Used by many threads at once, and after a fork."""
 
-    def __init__(self, path: str | os.PathLike[str], **told: Any) -> None:
+    def __init__(self, path: str | os.PathLike[str], room: int, told: Mapping[str, Any]) -> None:
+        """`room`: how many may wait at once, unless `told` otherwise."""
         self.options = Options.of(**told)
-        self.replica = Replica(path)
-        self.primary = Primary(Path(path).absolute())
-        self.waiting = Room(self.options.max_waiting)
+        self.path = behind_link(Path(path).absolute())
+        self.replica = Replica(self.path)
+        self.primary = Primary(self.path)
+        self.waiting = Room(room if self.options.max_waiting is None else self.options.max_waiting)
         self._known: tuple[float, Status | None] = (-KNOWN_FOR_S, None)
 
     # What is asked, and what is known
@@ -140,18 +155,24 @@ class Core:
     ) -> Incoming:
         """`app_path`: below where the app is mounted, `full_path`: all of it; the rest are headers."""
         options = self.options
-        if options.cookie in cookie:
-            tokens = [*tokens, *h.cookies(cookie, options.cookie)]
+        name = ""
+        if tokens or options.cookie in cookie:
+            name = self.name
+            for known in self._cookies(name):
+                tokens = [*tokens, *h.cookies(cookie, known)]
         asked = Asked(
             writes=options.writes(method, app_path),
             private=bool(options.private) and is_below(app_path, options.private),
             forwarded=forwarded is not None,
             upgrade=upgrade,
-            token=newest_token(tokens, options.secret) if tokens else None,
+            token=newest_token(tokens, name, options.secrets) if tokens else None,
+            database=forwarded_name(forwarded) if forwarded is not None else "",
         )
         origin = None
         if forwarded is not None:
-            origin = proven_origin(forwarded, method, target_of(full_path, query), time.time(), options.secret)
+            origin = proven_origin(forwarded, method, target_of(full_path, query), time.time(), options.secrets)
+            if origin is None and options.secrets:
+                log.warning("a forwarded request is not proven: has every host the same secret, and the time of day?")
         return Incoming(method, full_path, query, asked, origin)
 
     def route(self, asked: Asked, *, waited: bool = False) -> Route:
@@ -166,12 +187,24 @@ class Core:
         if not fresh and 0 <= now - at < KNOWN_FOR_S:
             return known
         try:
-            known = read_status(self.replica.path)
+            known = read_status(self.path)
         except Unavailable:
             # A file that cannot be read tells of a node all the same: nobody is alone here.
-            known = Status() if self.options.standalone and status_path(self.replica.path).exists() else None
+            known = Status() if self.options.standalone and status_path(self.path).exists() else None
         self._known = (now, known)
         return known
+
+    @property
+    def name(self) -> str:
+        """What the primary calls the database; "" while no node has said it."""
+        status = self.status(fresh=False)
+        return status.name if status is not None else ""
+
+    def _cookies(self, name: str) -> tuple[str, str]:
+        """Of what a visitor has written, and of what he has seen: the answer to a slow read must not take back what the
+        answer to a write has set meanwhile. Cookies are every app's on a host, whatever its port."""
+        base = f"{self.options.cookie}-{_NOT_IN_COOKIE.sub('-', name)}" if name else self.options.cookie
+        return base, f"{base}-seen"
 
     # Which token an answer carries
 
@@ -185,7 +218,7 @@ class Core:
         return self.options.monotonic_reads
 
     def answer_headers(self, incoming: Incoming, local: Local, request: Request, *, secure: bool) -> h.Headers:
-        """More of them, for what the app has just done, or has just read. Blocks while a token is fetched."""
+        """More of them, for what the app has just done, or has just read. Blocks while a token is fetched. InDoubt."""
         found: h.Headers = []
         if local.stale_s is not None:
             found.append((h.STALE, f"{local.stale_s:.1f}" if local.stale_s < math.inf else "unknown"))
@@ -194,33 +227,47 @@ class Core:
         return found
 
     def _token_headers(self, *, writes: bool, primary: bool, secure: bool) -> h.Headers:
-        """Without a token when there is none to be had: what was done is done, and no follower is known to have it."""
-        options = self.options
+        options, name = self.options, self.name
         try:
             token, more = self._token(writes=writes, primary=primary)
         except (WalcastError, OSError, ValueError) as error:
             log.warning("an answer goes without a token", extra={"error": str(error)})
-            return [(h.UNCONFIRMED, f"0/{options.followers}")] if writes and primary and options.followers else []
-        text = token_text(token, options.secret)
-        found = h.token_headers(text, cookie=options.cookie, max_age_s=options.cookie_s, secure=secure) + more
-        # What is set for one visitor is kept by no cache for others.
-        return found if writes else [*found, ("cache-control", "private")]
+            if not (writes and primary):
+                return []
+            status = self.status()
+            if status is None or status.state is not State.PRIMARY or not status.is_live(time.time_ns()):
+                raise InDoubt from error
+            return [(h.UNCONFIRMED, f"0/{options.followers}" if options.followers else "no token")]
+        cookie = self._cookies(name)[0 if writes else 1]
+        text = token_text(token, name, options.secrets)
+        return h.token_headers(text, cookie=cookie, max_age_s=options.cookie_s, secure=secure) + more
 
     def _token(self, *, writes: bool, primary: bool) -> tuple[Token, h.Headers]:
         if not primary:
             status = self.status()
             if status is None:
-                raise Unavailable(f"{self.replica.path}: nothing says how far it is")
+                raise Unavailable(f"{self.path}: nothing says how far it is")
             return Token.of(status.term, status.position.txid), []
-        try:
-            followers = self.options.followers if writes else 0
-            return self.primary.barrier(followers=followers, timeout=self.options.barrier_s), []
-        except NotEnoughFollowers as error:
-            log.warning("too few followers have a write", extra={"error": str(error)})
-            return error.token, [(h.UNCONFIRMED, f"{error.applied}/{error.wanted}")]
+        until_s = time.monotonic() + self.options.barrier_s
+        while True:
+            left_s = max(0.0, until_s - time.monotonic())
+            try:
+                return self.primary.barrier(followers=self.options.followers if writes else 0, timeout=left_s), []
+            except NotEnoughFollowers as error:
+                log.warning("too few followers have a write", extra={"error": str(error)})
+                return error.token, [(h.UNCONFIRMED, f"{error.applied}/{error.wanted}")]
+            except Unavailable:
+                if left_s <= ASK_AGAIN_S:
+                    raise
+                time.sleep(ASK_AGAIN_S)  # a node that is started again is the primary again
 
 
 def with_token(headers: h.Headers, more: h.Headers) -> h.Headers:
-    """The answer's headers with those of the token; a Cache-Control of the app's own stays as it is."""
-    has = any(name.lower() == "cache-control" for name, _ in headers)
-    return headers + [(name, value) for name, value in more if not (has and name == "cache-control")]
+    """The answer's headers with those of the token. What is set for one visitor is kept by no cache for others."""
+    if not any(name == "set-cookie" for name, _ in more):
+        return headers + more
+    told = [value for name, value in headers if name.lower() == "cache-control"]
+    rest = [(name, value) for name, value in headers if name.lower() != "cache-control"]
+    parts = [part.strip() for value in told for part in value.split(",") if part.strip()]
+    kept = [part for part in parts if part.partition("=")[0].strip().lower() not in ("public", "s-maxage", "private")]
+    return [*rest, *more, ("cache-control", ", ".join(["private", *kept]))]

@@ -51,7 +51,8 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """All of a request but its body. `length`: of the body; None: not known before its end, 0: there is none."""
+    """All of a request but its body. `length`: of the body; None: not known before its end, 0: there is none.
+    `database`: its name at the primary."""
 
     method: str
     path: str
@@ -59,6 +60,7 @@ class Head:
     headers: h.Headers
     origin: Origin
     length: int | None
+    database: str = ""
 
 
 def check_target(method: str, path: str) -> None:
@@ -108,7 +110,7 @@ def request_to(url: str, head: Head, content: Any, now_s: float, options: Option
     pairs = [(b"Host", authority)]
     pairs += [(name.encode("ascii"), value.encode("latin-1")) for name, value in passed]
     pairs += [(name.encode("ascii"), value.encode("latin-1")) for name, value in _who(head, passed)]
-    proof = forwarded_text(head.origin, head.method, target, now_s, options.secret)
+    proof = forwarded_text(head.origin, head.database, head.method, target, now_s, options.secrets)
     pairs.append((h.FORWARDED.encode("ascii"), proof.encode("ascii")))
     if head.length is None:
         pairs.append((b"Transfer-Encoding", b"chunked"))

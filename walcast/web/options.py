@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from walcast.appurl import check_app_url
 from walcast.errors import ConfigError
@@ -16,6 +16,8 @@ UNAVAILABLE = "unavailable"
 STALE = "stale"
 
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
+
+Secret: TypeAlias = str | bytes | None
 
 _COOKIE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -58,10 +60,12 @@ class Options:
     `max_body`: of a request that is forwarded. `connect_s`: to connect with the primary's app. `answer_s`: longest
     silence of the primary's app, and, with ASGI, of a client that sends a body. `longest_s`: for all of a forwarded
     request and its answer, after which it is cut off. `max_waiting`: requests of one process that may wait at
-    once; more are answered as if they had waited. `max_connections`: to the primary's app, by process.
+    once; more are answered as if they had waited. None: 4 with threads, so that some are left for others, 1000 with
+    gevent or ASGI. `max_connections`: to the primary's app, by process. `cookie`: how its name begins; the database's
+    name follows.
     """
 
-    secret: bytes = b""
+    secrets: tuple[bytes, ...] = ()
     primary_url: str | None = None
     read_wait_s: float = 1.0
     on_stale: str = PRIMARY
@@ -79,7 +83,7 @@ class Options:
     connect_s: float = 2.0
     answer_s: float = 30.0
     longest_s: float = 600.0
-    max_waiting: int = 100
+    max_waiting: int | None = None
     max_connections: int = 100
     cookie: str = "walcast"
     cookie_s: int = 60
@@ -87,18 +91,20 @@ class Options:
     error_page: Callable[[int, str], tuple[str, bytes]] = field(default=plain_page)
 
     @classmethod
-    def of(cls, *, secret: str | bytes | None = None, private: Sequence[str] = (), **told: Any) -> Options:
-        """ConfigError for what cannot be."""
-        known = {found.name for found in fields(cls)}
+    def of(cls, *, secret: Secret | Sequence[Secret] = None, private: Sequence[str] = (), **told: Any) -> Options:
+        """ConfigError for what cannot be. Of several secrets the first one signs and all are believed, so that they can
+        be changed on one host after the other."""
+        known = {found.name for found in fields(cls)} - {"secrets"}
         for name in told:
             if name not in known:
                 raise ConfigError(f"unknown option {name!r}; known: {', '.join(sorted(known))}")
         if isinstance(private, str):
             raise ConfigError(f"private={private!r}: a sequence of path prefixes belongs there")
-        raw = secret.encode() if isinstance(secret, str) else secret or b""
+        given = [secret] if secret is None or isinstance(secret, str | bytes) else secret
+        raw = [one.encode() if isinstance(one, str) else one for one in given if one]
         # Whatever else the app signs with the same secret is of no use here, nor the other way round.
-        derived = hashlib.sha256(b"walcast.web\0" + raw).digest() if raw else b""
-        options = cls(secret=derived, private=tuple(private), **told)
+        derived = tuple(hashlib.sha256(b"walcast.web\0" + one).digest() for one in raw)
+        options = cls(secrets=derived, private=tuple(private), **told)
         options._check()
         return options
 
@@ -111,6 +117,8 @@ class Options:
                 raise ConfigError(f"{name}={value!r}: 0 to 3600 seconds belong there")
         for name in ("followers", "max_body", "max_waiting", "max_connections", "cookie_s"):
             value = getattr(self, name)
+            if name == "max_waiting" and value is None:
+                continue
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name}={value!r}: a number belongs there, 0 or more")
         for name in ("monotonic_reads", "trust_forwarded", "standalone"):

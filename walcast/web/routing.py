@@ -21,14 +21,15 @@ NOT_PRIMARY_STATUS = 503  # with it a host says to an edge that it did nothing, 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What matters of a request. `forwarded`: an edge sent it on; it must not go on from here. `upgrade`: it asks for
-    another protocol, as WebSockets do."""
+    """What matters of a request. `forwarded`: an edge sent it on; it must not go on from here; `database`: for the app
+    of which one, "" when it does not say. `upgrade`: it asks for another protocol, as WebSockets do."""
 
     writes: bool
     private: bool
     forwarded: bool
     upgrade: bool
     token: Token | None
+    database: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
         return Refuse(404, "not here") if asked.forwarded else Local()
     if status is None and options.standalone:
         return Local(primary=True, alone=True)
+    if asked.database and status is not None and status.name not in ("", asked.database):
+        return Refuse(421, f"the app that answers here is not that of the database {asked.database!r}: see --app-url")
     live = status is not None and status.is_live(now_ns)
     primary = live and status is not None and status.state is State.PRIMARY
     if primary and (asked.token is None or has(status, asked.token, now_ns)):
@@ -107,7 +110,7 @@ def _read(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
 def _forward(asked: Asked, status: Status | None, options: Options) -> Route:
     if asked.upgrade:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
-    if status is not None and status.state in (State.FENCED, State.PRIMARY) and options.primary_url is None:
+    if status is not None and status.is_own:
         return Forward("")  # the last known primary is this host, and its workers would wait for each other
     return Forward(options.primary_url if options.primary_url is not None else status.app_url if status else "")
 

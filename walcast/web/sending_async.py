@@ -31,6 +31,39 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 
 
+class Kept:
+    """What an app receives, kept while it is short, so that it can be sent on once the app has received it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: list[Message] = []
+        self._taken = 0
+
+    async def receive(self) -> Message:
+        """For the app."""
+        message = await self._receive()
+        self._taken += len(message.get("body", b""))
+        if self._taken > REPLAY_BYTES or message["type"] != "http.request":
+            self._messages.clear()
+            self._taken = REPLAY_BYTES + 1  # for good
+        else:
+            self._messages.append(message)
+        return message
+
+    def again(self) -> Receive | None:
+        """From its beginning; None when that is not there any more."""
+        if self._taken > REPLAY_BYTES:
+            return None
+        coming = iter(self._messages)
+
+        async def receive() -> Message:
+            for message in coming:
+                return message
+            return await self._receive()
+
+        return receive
+
+
 class AsyncBody:
     """A request's body, received when it is asked for, and kept while it is short, so that it can be sent again."""
 

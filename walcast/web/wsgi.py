@@ -8,8 +8,10 @@ corrects the client's address (ProxyFix), outside of everything else.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,10 +21,11 @@ import httpcore
 from walcast.errors import StaleReplica
 from walcast.web import answers
 from walcast.web import headers as h
-from walcast.web.core import Core, Incoming, Request, Trying, with_token
+from walcast.web.core import Core, Incoming, InDoubt, Request, Trying, with_token
 from walcast.web.deadline import no_longer_than
 from walcast.web.forwarding import (
     FAILED,
+    REPLAY_BYTES,
     BadRequest,
     ClientGone,
     Head,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("walcast.web")
 
 ENVIRON_KEY = "walcast.request"
+FEW, MANY = 4, 1000  # that may wait at once: threads, greenlets
 
 
 class WSGIMiddleware:
@@ -51,7 +55,7 @@ class WSGIMiddleware:
 
     def __init__(self, app: WSGIApplication, database: str | os.PathLike[str], **options: Any) -> None:
         self._app = app
-        self._core = Core(database, **options)
+        self._core = Core(database, MANY if _is_green() else FEW, options)
         self._sender = Sender(self._core.options)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -120,14 +124,24 @@ class WSGIMiddleware:
         request = environ[ENVIRON_KEY] = Request(writes=incoming.asked.writes, primary=local.primary)
         secure = environ.get("wsgi.url_scheme") == "https"
         answer = _Answer(start_response, request, lambda: core.answer_headers(incoming, local, request, secure=secure))
-        answer.held = core.wants_token(incoming, local, request)
+        # At the primary any request may turn out to write, up to its teardown.
+        answer.held = local.primary or core.wants_token(incoming, local, request)
+        kept = _keep(environ) if local.primary else b""
         body = self._app(environ, answer.start)
-        rest = body if answer.begun or request.is_sent_on else answer.begin(body)
-        if not request.is_sent_on:
+        try:
+            rest = body if answer.begun or request.forward else answer.begin(body)
+        except InDoubt:
+            return self._refuse(start_response, incoming, Refuse(502, answers.MAYBE))
+        if answer.begun:
             return rest
         if hasattr(body, "close"):
             body.close()
-        return self._forward(environ, start_response, incoming.that_writes())
+        if not local.primary:
+            return self._forward(environ, start_response, incoming.that_writes())
+        if kept is None or local.alone or incoming.asked.forwarded or incoming.moved:
+            return self._refuse(start_response, incoming, Refuse(NOT_PRIMARY_STATUS, answers.MOVED, 1))
+        environ["wsgi.input"] = io.BytesIO(kept)
+        return self._forward(environ, start_response, incoming.that_moved())
 
     # The primary's app
 
@@ -142,7 +156,15 @@ class WSGIMiddleware:
                 options.max_body,
                 framed=is_framed(incoming.method, environ.get("SERVER_PROTOCOL") or "HTTP/1.1"),
             )
-            head = Head(incoming.method, incoming.path, incoming.query, _headers(environ), _origin(environ), length)
+            head = Head(
+                incoming.method,
+                incoming.path,
+                incoming.query,
+                _headers(environ),
+                _origin(environ),
+                length,
+                self._core.name,
+            )
             body = Body(environ["wsgi.input"], length, options.max_body, until)
             return self._send(environ, start_response, incoming, head, body)
         except BadRequest as error:
@@ -229,7 +251,7 @@ class _Answer:
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
         """What the app calls."""
-        if self._request.is_sent_on:
+        if self._request.forward and not self.begun:
             return lambda data: None
         if self.held and not self.begun:
             self._told = (status, headers, exc_info)
@@ -239,12 +261,18 @@ class _Answer:
 
     def begin(self, body: Iterable[bytes]) -> Iterable[bytes]:
         """What is held back, or was not begun yet: a generator begins its answer with its first chunk, and may find out
-        until then that it is to be forwarded."""
+        until then that it is to be forwarded. One that writes may do so until then. InDoubt."""
+        if self._told is not None and not self._request.writes and not self._request.forward:
+            self.held = False
+            write = self.start(*self._told)
+            for data in self._written:
+                write(data)
+            return body
         self.held = True
         chunks = iter(body)
         try:
             first = next((chunk for chunk in chunks if chunk), b"")
-            if not self._request.is_sent_on:
+            if not self._request.forward:
                 if self._told is None:
                     raise AssertionError("the app has not called start_response")
                 self.held = False
@@ -302,6 +330,24 @@ class _Passing:
 
     def close(self) -> None:
         self._response.close()
+
+
+def _keep(environ: WSGIEnvironment) -> bytes | None:
+    """A short body, so that it can be sent on once the app has read it; None: it is too long, or may be."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if environ.get("HTTP_TRANSFER_ENCODING") or not length.isdecimal() or len(length) > 9 or int(length) > REPLAY_BYTES:
+        return None
+    if int(length) == 0:
+        return b""
+    data: bytes = environ["wsgi.input"].read(int(length))
+    environ["wsgi.input"] = io.BytesIO(data)
+    return data if len(data) == int(length) else None
+
+
+def _is_green() -> bool:
+    """Are threads gevent's here?"""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def _headers(environ: WSGIEnvironment) -> h.Headers:
