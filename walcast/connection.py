@@ -33,10 +33,16 @@ class ReadOnlyReplica(sqlite3.OperationalError, WalcastError):
         self.here = here
 
 
+class PrimaryMoved(sqlite3.OperationalError, WalcastError):
+    """A write on a `WritingConnection` that found the database locked, and this host not the primary any more: the
+    statement did nothing, and nothing will be written here for now."""
+
+
 class ReplicaConnection(sqlite3.Connection):
     """What `Replica.connect` gives; `database` is where the replica is. All methods are as sqlite3's."""
 
     database = Path()
+    writes = False
 
     def cursor(self, factory: Any = None) -> Any:
         return _cursor(self, ReplicaCursor if factory is None else factory)
@@ -73,6 +79,12 @@ class ReplicaConnection(sqlite3.Connection):
             raise
 
 
+class WritingConnection(ReplicaConnection):
+    """For an app on the primary's host, which may cease to be that at any time."""
+
+    writes = True
+
+
 class ReplicaCursor(sqlite3.Cursor):
     """A cursor of such a connection. All methods are as sqlite3's."""
 
@@ -101,13 +113,28 @@ class ReplicaCursor(sqlite3.Cursor):
 
 
 def _explain(error: sqlite3.OperationalError, connection: sqlite3.Connection) -> None:
-    """Raise ReadOnlyReplica when it was a write."""
+    """Raise ReadOnlyReplica when it was a write, or PrimaryMoved."""
+    assert isinstance(connection, ReplicaConnection)
+    if connection.writes:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and not _is_primary(connection.database):
+            moved = PrimaryMoved(f"{error}: {connection.database} is not the primary's any more")
+            moved.sqlite_errorcode, moved.sqlite_errorname = error.sqlite_errorcode, error.sqlite_errorname
+            raise moved from error
+        return
     # The plain code alone: the extended ones tell of files that cannot be opened for reading.
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
-        assert isinstance(connection, ReplicaConnection)
         told = _told(str(error), connection.database)
         told.sqlite_errorcode, told.sqlite_errorname = error.sqlite_errorcode, error.sqlite_errorname
         raise told from error
+
+
+def _is_primary(database: Path) -> bool:
+    """Or without a node?"""
+    try:
+        status = read_status(database)
+    except Unavailable:
+        return True
+    return status.state is State.PRIMARY and status.is_live(time.time_ns())
 
 
 def _told(what: str, database: Path) -> ReadOnlyReplica:

@@ -18,11 +18,12 @@ from dataclasses import fields
 from typing import Any
 
 from flask import Flask, current_app, g, has_request_context, request
-from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wrappers import Response
 
+from walcast.connection import PrimaryMoved, ReadOnlyReplica, WritingConnection
 from walcast.errors import ConfigError, Unavailable
 from walcast.replica import Replica
+from walcast.statedir import behind_link
 from walcast.web.core import Request
 from walcast.web.options import Options
 from walcast.web.wsgi import ENVIRON_KEY, WSGIMiddleware
@@ -47,9 +48,9 @@ class Walcast:
             raise ConfigError("WALCAST_DATABASE is not set: the path of the database, or of its replica, on this host")
         app.extensions[NAME] = Replica(database)
         app.wsgi_app = WSGIMiddleware(app.wsgi_app, database, **options)  # type: ignore[method-assign]
-        app.after_request(_notice)
         app.teardown_appcontext(_close)
-        app.register_error_handler(sqlite3.OperationalError, _refused_write)
+        app.register_error_handler(ReadOnlyReplica, _follow)
+        app.register_error_handler(PrimaryMoved, _follow)
 
     @property
     def replica(self) -> Replica:
@@ -75,19 +76,21 @@ class Walcast:
     def connect(self) -> sqlite3.Connection:
         """A new connection that can write, where this host is the primary. To be closed by the caller."""
         # Every app waits for the primary's checkpoints, as for any other writer.
-        connection = sqlite3.connect(self.replica.path, timeout=BUSY_S)
+        connection = sqlite3.connect(self.replica.path, timeout=BUSY_S, factory=WritingConnection)
+        connection.database = behind_link(self.replica.path)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
 
 def _options(app: Flask) -> dict[str, Any]:
-    known = {found.name for found in fields(Options)} | {"database"}
+    known = {found.name for found in fields(Options)} - {"secrets"} | {"secret", "database"}
     told = {key[len(PREFIX) :].lower(): value for key, value in app.config.items() if key.startswith(PREFIX)}
     for name in told:
         if name not in known:
             raise ConfigError(f"{PREFIX}{name.upper()}: no such option; known: {', '.join(sorted(known))}")
-    return {"secret": app.config.get("SECRET_KEY")} | told
+    secrets = [app.config.get("SECRET_KEY"), *(app.config.get("SECRET_KEY_FALLBACKS") or [])]
+    return {"secret": secrets} | told
 
 
 def _is_primary(replica: Replica) -> bool:
@@ -101,32 +104,22 @@ def _asked() -> Request | None:
     return request.environ.get(ENVIRON_KEY) if has_request_context() else None
 
 
-def _notice(response: Response) -> Response:
-    """A request that wrote, whatever its method: its answer carries a token."""
-    asked, connection = _asked(), g.get(NAME)
-    if asked is not None and connection is not None and connection.total_changes:
-        asked.writes = True
-    return response
-
-
 def _close(error: BaseException | None) -> None:
-    connection = g.pop(NAME, None)
-    if connection is not None:
-        connection.close()
+    connection, asked = g.pop(NAME, None), _asked()
+    if connection is None:
+        return
+    if asked is not None and connection.total_changes:  # whatever its method, and up to here
+        asked.writes = True
+    connection.close()
 
 
-def _refused_write(error: sqlite3.OperationalError) -> Response:
-    """A write that met a replica: here it was none when the request began, or the request should not have written."""
-    asked = _asked()
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if asked is None or code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY):
+def _follow(error: sqlite3.OperationalError) -> Response:
+    """A write that met a replica: the request turned out to write, or the primary's place has moved. It goes there, if
+    nothing was written before."""
+    asked, connection = _asked(), g.get(NAME)
+    if asked is None or (connection is not None and connection.total_changes):
         raise error
-    if asked.primary:
-        if code == sqlite3.SQLITE_BUSY and not _is_primary(current_app.extensions[NAME]):
-            # The primary's place was handed over while this request waited for it; nothing of it was committed.
-            raise ServiceUnavailable("The primary has just moved; try again.", retry_after=1)
-        raise error
-    if code == sqlite3.SQLITE_READONLY and not request.content_length:
-        asked.forward = True
-        return Response(status=503)  # nobody sees it
-    raise error
+    if isinstance(error, ReadOnlyReplica) and (asked.primary or request.content_length):
+        raise error  # a connection of the app's own choice, or a body that has been read
+    asked.forward = True
+    return Response(status=503)  # nobody sees it
