@@ -663,3 +663,22 @@ os._exit(0)
         writer.write(status(1))
         writer.write(status(2))
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_leader_that_was_ended_at_the_worst_moment_is_replaced(
+    replica: walcast.Replica, writer: StatusWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's exception may come between any two steps, also where the leader hands on."""
+    writer.write(status(1))
+    threads = walcast.waiting.waiting_for(replica.path)._threads
+    monkeypatch.setattr(walcast.waiting, "LOST_S", 0.2)
+    with monkeypatch.context() as broken:
+        broken.setattr(walcast.waiting._Threads, "_leave", lambda self, goal, me: None)
+        with pytest.raises(walcast.StaleReplica):
+            replica.wait_for("1-2", timeout=0.01)
+    assert not threads.is_idle
+    crowd = threading.Timer(0.5, lambda: writer.write(status(2)))
+    until(lambda: time.monotonic() - threads._looked_s > 0.2)
+    crowd.start()
+    replica.wait_for("1-2", timeout=5)
+    crowd.join()

@@ -31,6 +31,7 @@ POLL_FIRST_S = 0.001  # where there is no inotify
 POLL_MOST_S = 0.005
 LONGEST_S = 3600.0  # of one sleep of a thread
 FOREVER_S = 1e9  # for an event loop
+LOST_S = 3.0  # a leader that has not looked for so long was ended by a signal, at the worst moment
 CHAINS = 2  # of threads that wake each other: more than that only fight for the interpreter
 KEPT = 64  # replicas that are remembered
 
@@ -147,6 +148,7 @@ class _Threads:
         self._waiters: Waiters[_Sleeper] = Waiters()
         self._sleepers: dict[_Sleeper, None] = {}
         self._leader: _Sleeper | None = None
+        self._looked_s = 0.0  # when the leader did
         self._watch: StatusWatch | None = None
         self._seen: Status | None = None  # by the leader, the last time; None: there is none, or nothing to be seen
 
@@ -158,12 +160,13 @@ class _Threads:
         me = _Sleeper()
         try:
             with self._lock:
+                lost = self._leader is not None and time.monotonic() - self._looked_s > LOST_S
                 # What the leader has not seen by now it is still to be told, and this thread by it.
-                if self._seen is not None and goal.is_reached(self._seen, time.time_ns()):
+                if not lost and self._seen is not None and goal.is_reached(self._seen, time.time_ns()):
                     return True
                 self._waiters.add(goal, me)
-                if self._leader is None:
-                    self._leader = me
+                if self._leader is None or lost:
+                    self._leader, self._looked_s = me, time.monotonic()
                 else:
                     self._sleepers[me] = None
             if self._leader is me or (me.sleep(until_s) and not me.reached):
@@ -174,25 +177,26 @@ class _Threads:
 
     def _lead(self, me: _Sleeper, until_s: float) -> None:
         """Until it has what it waits for, or its time is over."""
-        if self._watch is None:
-            self._watch = self._waiting.take_watch()
-        wait, pause_s = _waiter(self._watch), POLL_FIRST_S
+        watch = self._watch
+        if watch is None:
+            watch = self._watch = self._waiting.take_watch()
+        wait, pause_s = _waiter(watch), POLL_FIRST_S
         self._look(me)
         while not me.reached and (left_s := until_s - time.monotonic()) > 0:
             if wait is None:
                 time.sleep(min(left_s, pause_s))
                 pause_s = min(pause_s * 1.5, POLL_MOST_S)
             elif wait(min(left_s, LOOK_S)):
-                self._watch.clear()
+                watch.clear()
             else:
-                self._watch.arm()
+                watch.arm()
             self._look(me)
 
     def _look(self, me: _Sleeper) -> None:
         """See who has what it waits for, and wake it: the first ones, which wake the others."""
         seen = self._waiting.look()
         with self._lock:
-            self._seen = seen
+            self._seen, self._looked_s = seen, time.monotonic()
             reached = self._waiters.pop_reached(seen, time.time_ns()) if seen is not None else []
             for sleeper in reached:
                 sleeper.reached = True
