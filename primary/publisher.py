@@ -16,12 +16,13 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.log import TransactionLog
 from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term
 from walcast import wire
-from walcast.errors import Corrupt, WalcastError
+from walcast.errors import Corrupt
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
@@ -31,7 +32,6 @@ CHUNK_BYTES = 256 << 10
 MAX_FOLLOWERS = 1000
 MAX_COPIES = 8
 CHECKSUMS_S = 60.0
-BARRIER_TIMEOUT_S = 30.0
 
 _NEAR = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
@@ -222,27 +222,12 @@ class Publisher(rpc.ReplicationServicer):
         """A position that covers every commit made before the call, and who has applied it."""
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
+            reached = await barrier(served, request.followers, request.timeout_ms / 1000)
         except Refused as refused:
             return pb.BarrierReply(refusal=refused.refusal)
-        timeout_s = min(request.timeout_ms / 1000, BARRIER_TIMEOUT_S) if request.timeout_ms else BARRIER_TIMEOUT_S
-        try:
-            async with asyncio.timeout(timeout_s):
-                captured = await asyncio.wrap_future(served.database.loop.barrier())
-        except (WalcastError, TimeoutError) as error:
-            detail = str(error) or "the primary could not capture in time"
-            return pb.BarrierReply(refusal=pb.Refusal(kind=pb.REFUSAL_KIND_STOPPING, detail=detail))
-        position = captured.position
-        applied = served.followers.applied(position.txid)
-        if request.followers:
-            waiting = asyncio.create_task(served.followers.wait_applied(position.txid, request.followers, timeout_s))
-            await asyncio.sleep(0)
-            served.wake()  # have the streams ask for a reply
-            applied = await waiting
-        try:
-            served.check_tenure()  # who has it counts only while this node is the primary
-        except Refused as refused:
-            return pb.BarrierReply(refusal=refused.refusal)
-        return pb.BarrierReply(position=wire.position_message(position, served.log.term), followers=applied)
+        return pb.BarrierReply(
+            position=wire.position_message(reached.position, reached.term), followers=reached.applied
+        )
 
     # Changes of role
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0
 LOOK_S = 0.2
 FORGETFUL = "forgetful"  # the cookie of visitors who want to see what happens without read-your-writes
-TOKEN_COOKIE = "walcast"
+TOKEN_COOKIES = "walcast-"  # how their names begin
 
 Facts = dict[str, Any]
 
@@ -93,9 +93,9 @@ class Forgetful:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Leave the token's cookie out."""
         cookies = parse_cookie(environ)
-        if FORGETFUL in cookies and TOKEN_COOKIE in cookies:
+        if FORGETFUL in cookies:
             parts = (part.strip() for part in environ["HTTP_COOKIE"].split(";"))
-            kept = "; ".join(part for part in parts if not part.startswith(f"{TOKEN_COOKIE}="))
+            kept = "; ".join(part for part in parts if not part.startswith(TOKEN_COOKIES))
             environ = {**environ, "HTTP_COOKIE": kept}
         return self._app(environ, start_response)
 
