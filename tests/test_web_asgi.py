@@ -18,6 +18,7 @@ from support.web_scripted import Scripted, scripted
 from walcast.errors import Unavailable
 from walcast.statusfile import State
 from walcast.web import ASGIMiddleware
+from walcast.web.answers import MAYBE
 from walcast.web.asgi import SCOPE_KEY
 from walcast.web.options import Options
 from walcast.web.proof import Origin, forwarded_text
@@ -198,13 +199,28 @@ def test_over_https_the_cookie_is_for_https_alone(call: Call, primary_here: Plac
 
 def test_what_was_done_is_done_without_a_token(call: Call, primary_here: Place, fake: FakePrimary) -> None:
     fake.error = Unavailable("not now")
-    got = call(method="POST", followers=1)
+    got = call(method="POST", followers=1, barrier_s=0)
     assert (got.status, got.all("set-cookie"), got.all("walcast-unconfirmed")) == (200, [], ["0/1"])
+
+
+@pytest.mark.parametrize("state", [State.STREAMING, State.FENCED, State.STOPPED])
+def test_what_was_done_where_the_primary_is_no_more_is_in_doubt(
+    call: Call, here: Place, fake: FakePrimary, state: State
+) -> None:
+    async def losing(got: Got, scope: Any, receive: Any, send: Any) -> None:
+        here.show(state)
+        await plain(got, scope, receive, send)
+
+    here.show(State.PRIMARY)
+    fake.error = Unavailable("not now")
+    got = call(losing, "POST", barrier_s=0)
+    assert (got.status, got.body.decode().strip()) == (502, MAYBE)
+    assert got.all("set-cookie") == []
 
 
 def test_readers_may_carry_tokens_wherever_they_read(call: Call, here: Place) -> None:
     got = call(monotonic_reads=True)
-    assert got.all("set-cookie") == [COOKIE]
+    assert got.all("set-cookie") == [COOKIE.replace("walcast", "walcast-seen")]
     assert got.all("cache-control") == ["private"]
 
 
@@ -299,12 +315,61 @@ def test_a_host_that_becomes_the_primary_gives_its_app_the_whole_body(call: Call
     assert got.all("set-cookie") == [COOKIE]
 
 
+# A primary whose place moves away under a request
+
+
+def locked(moves: Callable[[], object]) -> App:
+    """Finds its database locked, as the primary's place moves."""
+
+    async def made(got: Got, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        got.log.append("read")
+        moves()
+        scope[SCOPE_KEY].forward = True
+        await plain(got, scope, receive, send)
+
+    return made
+
+
+@pytest.mark.parametrize("parts", [(b"",), (b"hel", b"lo")])
+def test_a_write_follows_the_primary_that_moves(
+    call: Call, here: Place, home: Scripted, parts: tuple[bytes, ...]
+) -> None:
+    here.show(State.PRIMARY)
+    got = call(locked(here.show), "POST", "/ok", parts)
+    assert got.status == 200
+    assert (home.one.size, home.one.whole) == (len(b"".join(parts)), True)
+    assert got.log.count("response.start") == 1
+
+
+def test_an_edge_is_told_to_follow_it(call: Call, here: Place, home: Scripted) -> None:
+    here.show(State.PRIMARY)
+    got = call(locked(here.show), "POST", "/ok", headers={"walcast-forwarded": "t=1"})
+    assert (got.status, got.all("walcast-not-primary")) == (503, ["1"])
+    assert home.seen == []
+
+
+def test_a_long_body_does_not_follow(call: Call, here: Place, home: Scripted) -> None:
+    here.show(State.PRIMARY)
+    got = call(locked(here.show), "POST", "/ok", (bytes(60_000), bytes(10_000)))
+    assert (got.status, got.all("retry-after")) == (503, ["1"])
+    assert home.seen == []
+
+
+def test_a_database_that_stays_locked_is_not_tried_for_ever(call: Call, primary_here: Place, home: Scripted) -> None:
+    got = call(locked(lambda: None), "POST", "/ok", (b"hello",))
+    assert got.status == 503
+    assert got.log.count("read") == 2
+    assert home.seen == []
+
+
 # What the app sees
 
 
 def test_a_forwarded_request_looks_as_it_did_at_the_edge(call: Call, primary_here: Place) -> None:
     origin = Origin("2001:db8::7", "shop.example", "https")
-    proof = forwarded_text(origin, "POST", "/x%20y", time.time(), Options.of(secret=SECRET).secret)
+    proof = forwarded_text(origin, "", "POST", "/x%20y", time.time(), Options.of(secret=SECRET).secrets)
     headers = {"walcast-forwarded": proof, "x-forwarded-for": "10.0.0.9", "x-forwarded-host": "x", "host": "home"}
     got = call(method="POST", path="/x y", headers=headers, secret=SECRET)
     assert (got.scope["client"], got.scope["scheme"]) == (("2001:db8::7", 0), "https")

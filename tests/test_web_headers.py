@@ -85,7 +85,7 @@ def test_what_goes_out_is_one_request_that_says_what_the_edge_says(
         assert framing == ([] if bodyless else [("content-length", str(length))])
     target = request.url.target.decode("ascii")
     assert target.startswith("/shop/")
-    assert proven_origin(told["WALCAST_FORWARDED"], method, target[len("/shop") :], NOW_S, SECRET.secret) == CLIENT
+    assert proven_origin(told["WALCAST_FORWARDED"], method, target[len("/shop") :], NOW_S, SECRET.secrets) == CLIENT
     try:
         sent = h11.Connection(h11.CLIENT).send(
             h11.Request(method=request.method, target=request.url.target, headers=request.headers)
@@ -251,7 +251,7 @@ def test_a_token_is_given_as_a_cookie_that_no_script_reads() -> None:
     [
         {"read_wait_s": -1}, {"read_wait_s": float("nan")}, {"read_wait_s": float("inf")}, {"read_wait_s": "1"},
         {"max_lag_s": -0.1}, {"followers": -1}, {"followers": "1"}, {"followers": 1.5}, {"standalone": "no"},
-        {"monotonic_reads": 1}, {"max_body": None}, {"max_connections": 0}, {"on_stale": "stale"},
+        {"monotonic_reads": 1}, {"max_waiting": -1}, {"max_body": None}, {"max_connections": 0}, {"on_stale": "stale"},
         {"on_lag": "unavailable"}, {"cookie": "a b"}, {"cookie": ""}, {"cookie": "a;b"}, {"private": "/admin"},
         {"private": ["admin"]}, {"private": [7]}, {"primary_url": "home:80"}, {"primary_url": ""}, {"max_lag": 3},
         {"primary_url": "http://a@home"},

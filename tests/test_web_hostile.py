@@ -262,14 +262,14 @@ def test_a_client_that_plays_an_edge_gets_nothing_at_an_edge(server: Server, pri
         LIES["Walcast-Forwarded"],
         "",
         ";mac=",
-        forwarded_text(Origin("10.9.9.9", "admin.example", "https"), "POST", "/x?y", time.time(), b""),
+        forwarded_text(Origin("10.9.9.9", "admin.example", "https"), "", "POST", "/x?y", time.time(), ()),
         forwarded_text(
-            Origin("10.9.9.9", "x", "https"), "POST", "/x?y", time.time(), Options.of(secret="other").secret
+            Origin("10.9.9.9", "x", "https"), "", "POST", "/x?y", time.time(), Options.of(secret="other").secrets
         ),
         forwarded_text(
-            Origin("10.9.9.9", "x", "https"), "POST", "/other", time.time(), Options.of(secret=SECRET).secret
+            Origin("10.9.9.9", "x", "https"), "", "POST", "/other", time.time(), Options.of(secret=SECRET).secrets
         ),
-        forwarded_text(Origin("10.9.9.9", "x", "https"), "POST", "/x?y", 1, Options.of(secret=SECRET).secret),
+        forwarded_text(Origin("10.9.9.9", "x", "https"), "", "POST", "/x?y", 1, Options.of(secret=SECRET).secrets),
     ],
 )
 def test_a_client_that_plays_an_edge_is_not_believed_at_the_primary(server: Server, text: str) -> None:

@@ -11,10 +11,22 @@ from hypothesis import strategies as st
 
 from walcast.token import Token
 from walcast.web.options import Options
-from walcast.web.proof import FRESH_S, Origin, forwarded_text, newest_token, proven_origin, token_text
+from walcast.web.proof import (
+    FRESH_S,
+    Origin,
+    Secrets,
+    forwarded_name,
+    forwarded_text,
+    newest_token,
+    proven_origin,
+    token_text,
+)
 
-SECRET = Options.of(secret="of all hosts").secret
-OTHER = Options.of(secret="of somebody else").secret
+NAME = "app"
+SECRET = Options.of(secret="of all hosts").secrets
+OTHER = Options.of(secret="of somebody else").secrets
+BOTH = Options.of(secret=["of somebody else", "of all hosts"]).secrets
+NONE: tuple[bytes, ...] = ()
 NOW_S = 1_700_000_000.9
 
 ANY = st.text(st.characters(), max_size=60)  # also lone surrogates, and digits that int() takes
@@ -28,58 +40,58 @@ NO_INT = ["", " ", "+5", "-5", "5_0", "0x5", "1,5", "\u0663", "\xb2", "NaN", "1"
 
 
 def test_what_an_options_secret_signs_is_not_what_the_app_signs_with_it() -> None:
-    assert Options.of(secret="of all hosts").secret == Options.of(secret=b"of all hosts").secret == SECRET
-    assert b"of all hosts" not in SECRET
-    assert Options.of().secret == Options.of(secret="").secret == b""
+    assert Options.of(secret="of all hosts").secrets == Options.of(secret=[b"of all hosts"]).secrets == SECRET
+    assert b"of all hosts" not in SECRET[0]
+    assert Options.of().secrets == Options.of(secret="").secrets == Options.of(secret=["", b""]).secrets == NONE
 
 
 # Tokens
 
 
-@given(TOKENS, st.sampled_from([b"", SECRET]))
-def test_a_token_comes_back_as_it_was(token: Token, secret: bytes) -> None:
-    text = token_text(token, secret)
-    assert newest_token([text], secret) == newest_token([f" {text}\t"], secret) == token
+@given(TOKENS, st.sampled_from([NONE, SECRET, BOTH]))
+def test_a_token_comes_back_as_it_was(token: Token, secret: Secrets) -> None:
+    text = token_text(token, NAME, secret)
+    assert newest_token([text], NAME, secret) == newest_token([f" {text}\t"], NAME, secret) == token
     assert not set(text) - set("0123456789abcdef-."), "safe in a cookie and a header"
 
 
 @given(TOKENS)
 def test_a_token_of_other_hosts_is_none(token: Token) -> None:
-    text = token_text(token, SECRET)
-    assert newest_token([token_text(token, OTHER), str(token), f"{token}.", f".{text}"], SECRET) is None
+    text = token_text(token, NAME, SECRET)
+    assert newest_token([token_text(token, NAME, OTHER), str(token), f"{token}.", f".{text}"], NAME, SECRET) is None
     changed = Token.of(token.term ^ 1, token.txid)
-    assert newest_token([text.replace(str(token), str(changed), 1)], SECRET) is None
+    assert newest_token([text.replace(str(token), str(changed), 1)], NAME, SECRET) is None
 
 
 @pytest.mark.parametrize("end", [-1, 0])
 def test_a_token_with_its_mac_cut_or_lengthened_is_none(end: int) -> None:
-    text = token_text(Token("3-1f4a"), SECRET)
-    assert newest_token([text[:-1] if end else text + "0"], SECRET) is None
-    assert newest_token([text.upper()], SECRET) is None
+    text = token_text(Token("3-1f4a"), NAME, SECRET)
+    assert newest_token([text[:-1] if end else text + "0"], NAME, SECRET) is None
+    assert newest_token([text.upper()], NAME, SECRET) is None
 
 
-@given(st.lists(TOKENS, max_size=6), st.sampled_from([b"", SECRET]))
-def test_the_newest_of_several_tokens_counts(tokens: list[Token], secret: bytes) -> None:
-    texts = [token_text(token, secret) for token in tokens]
-    assert newest_token(["", *texts, "no token"], secret) == max(tokens, default=None)
+@given(st.lists(TOKENS, max_size=6), st.sampled_from([NONE, SECRET, BOTH]))
+def test_the_newest_of_several_tokens_counts(tokens: list[Token], secret: Secrets) -> None:
+    texts = [token_text(token, NAME, secret) for token in tokens]
+    assert newest_token(["", *texts, "no token"], NAME, secret) == max(tokens, default=None)
 
 
-@given(st.lists(ANY | ODD, max_size=6), st.sampled_from([b"", SECRET]))
-def test_anything_may_come_as_a_token(texts: list[str], secret: bytes) -> None:
-    found = newest_token(texts, secret)
+@given(st.lists(ANY | ODD, max_size=6), st.sampled_from([NONE, SECRET, BOTH]))
+def test_anything_may_come_as_a_token(texts: list[str], secret: Secrets) -> None:
+    found = newest_token(texts, NAME, secret)
     assert found is None or not secret
 
 
 @pytest.mark.parametrize("number", NO_INT)
-@pytest.mark.parametrize("secret", [b"", SECRET])
-def test_what_only_python_takes_for_a_number_makes_no_token(number: str, secret: bytes) -> None:
-    assert newest_token([f"{number}-5", f"5-{number}", number], secret) is None
+@pytest.mark.parametrize("secret", [NONE, SECRET])
+def test_what_only_python_takes_for_a_number_makes_no_token(number: str, secret: Secrets) -> None:
+    assert newest_token([f"{number}-5", f"5-{number}", number], NAME, secret) is None
 
 
 def test_no_more_than_a_few_texts_are_looked_at() -> None:
-    good = token_text(Token("3-1f4a"), SECRET)
-    assert newest_token([*["no token"] * 7, good], SECRET) == Token("3-1f4a")
-    assert newest_token([*["no token"] * 1000, good], SECRET) is None
+    good = token_text(Token("3-1f4a"), NAME, SECRET)
+    assert newest_token([*["no token"] * 7, good], NAME, SECRET) == Token("3-1f4a")
+    assert newest_token([*["no token"] * 1000, good], NAME, SECRET) is None
 
 
 # Forwarded requests
@@ -87,23 +99,25 @@ def test_no_more_than_a_few_texts_are_looked_at() -> None:
 
 @given(ORIGINS, st.sampled_from(["GET", "POST", "PROPFIND"]), LATIN1)
 def test_an_edge_of_ours_is_believed(origin: Origin, method: str, target: str) -> None:
-    text = forwarded_text(origin, method, target, NOW_S, SECRET)
+    text = forwarded_text(origin, NAME, method, target, NOW_S, SECRET)
     assert text.isascii()
     assert text.isprintable()
     assert " " not in text
     assert "," not in text, "or servers would see two headers where there is one"
     assert proven_origin(text, method, target, NOW_S, SECRET) == origin
-    assert proven_origin(forwarded_text(origin, method, target, NOW_S, OTHER), method, target, NOW_S, SECRET) is None
+    assert (
+        proven_origin(forwarded_text(origin, NAME, method, target, NOW_S, OTHER), method, target, NOW_S, SECRET) is None
+    )
 
 
 def sign(
     method: str = "POST",
     target: str = "/pay?to=1",
     at_s: float = NOW_S,
-    secret: bytes = SECRET,
+    secret: Secrets = SECRET,
     origin: Origin = ORIGIN,
 ) -> str:
-    return forwarded_text(origin, method, target, at_s, secret)
+    return forwarded_text(origin, NAME, method, target, at_s, secret)
 
 
 def proven(text: str) -> Origin | None:
@@ -112,7 +126,7 @@ def proven(text: str) -> Origin | None:
 
 LIES: dict[str, str] = {
     "of another secret": sign(secret=OTHER),
-    "of no secret": sign(secret=b""),
+    "of no secret": sign(secret=NONE),
     "for another path": sign(target="/pay"),
     "for another query": sign(target="/pay?to=2"),
     "for another method": sign(method="PUT"),
@@ -163,8 +177,8 @@ def test_clocks_may_differ_a_little(off_s: float) -> None:
     assert proven(sign(at_s=NOW_S + off_s)) == ORIGIN
 
 
-@given(ANY | ODD, ANY, ANY, st.sampled_from([b"", SECRET]))
-def test_anything_may_come_as_proof(text: str, method: str, target: str, secret: bytes) -> None:
+@given(ANY | ODD, ANY, ANY, st.sampled_from([NONE, SECRET, BOTH]))
+def test_anything_may_come_as_proof(text: str, method: str, target: str, secret: Secrets) -> None:
     assert proven_origin(text, method, target, NOW_S, secret) is None
     assert proven_origin(f"t={text};for=a;host=b;proto=http;mac={text}", method, target, NOW_S, secret) is None
 
@@ -175,9 +189,9 @@ def test_a_time_that_is_none_proves_nothing(seconds: str) -> None:
 
 
 def test_without_a_secret_nobody_is_believed() -> None:
-    text = forwarded_text(ORIGIN, "GET", "/", NOW_S, b"")
+    text = forwarded_text(ORIGIN, NAME, "GET", "/", NOW_S, NONE)
     assert "mac" not in text
-    assert proven_origin(text, "GET", "/", NOW_S, b"") is None
+    assert proven_origin(text, "GET", "/", NOW_S, NONE) is None
 
 
 NASTY = ["a;mac=0", "a;host=b", "10.0.0.1,127.0.0.1", "a b", "a%3Bb", "ü", "=;=;", "\r\nX: y", ""]
@@ -187,14 +201,53 @@ NASTY = ["a;mac=0", "a;host=b", "10.0.0.1,127.0.0.1", "a b", "a%3Bb", "ü", "=;=
 @pytest.mark.parametrize("host", NASTY)
 def test_what_a_client_calls_itself_stays_in_its_field(client: str, host: str) -> None:
     origin = Origin(client, host, "http")
-    text = forwarded_text(origin, "GET", "/", NOW_S, SECRET)
-    assert text.count(";") == 4
+    text = forwarded_text(origin, NAME, "GET", "/", NOW_S, SECRET)
+    assert text.count(";") == 5
     assert proven_origin(text, "GET", "/", NOW_S, SECRET) == origin
+
+
+# Several databases, several secrets
+
+
+@given(st.text(), st.text(), TOKENS)
+def test_a_token_is_of_one_database(name: str, other: str, token: Token) -> None:
+    found = newest_token([token_text(token, name, SECRET)], other, SECRET)
+    assert found == (token if name == other else None)
+
+
+@pytest.mark.parametrize("name", ["app", "", "a;b=c", "naïve 日本", "a,b", "mac=0;mac=1"])
+@pytest.mark.parametrize("secrets", [NONE, SECRET])
+def test_a_host_is_told_which_database_is_meant(name: str, secrets: Secrets) -> None:
+    text = forwarded_text(ORIGIN, name, "GET", "/", NOW_S, secrets)
+    assert forwarded_name(text) == name
+    assert proven_origin(text, "GET", "/", NOW_S, secrets) == (ORIGIN if secrets else None)
+
+
+@given(ANY | ODD)
+def test_anything_may_come_where_a_name_belongs(text: str) -> None:
+    assert isinstance(forwarded_name(text), str)
+
+
+def test_a_secret_can_be_changed_on_one_host_after_the_other() -> None:
+    """The first one signs, all are believed."""
+    token, changing = Token("3-1f4a"), (*OTHER, *SECRET)
+    assert changing == BOTH
+    for signing, believing, believed in [
+        (SECRET, BOTH, True),
+        (BOTH, BOTH, True),
+        (BOTH, SECRET, False),
+        (BOTH, OTHER, True),
+        (OTHER, SECRET, False),
+    ]:
+        found = newest_token([token_text(token, NAME, signing)], NAME, believing)
+        text = forwarded_text(ORIGIN, NAME, "GET", "/", NOW_S, signing)
+        origin = proven_origin(text, "GET", "/", NOW_S, believing)
+        assert (found, origin) == ((token, ORIGIN) if believed else (None, None))
 
 
 def test_a_token_and_a_proof_cannot_stand_for_each_other() -> None:
     """Both are macs of one secret: of different things."""
-    text = forwarded_text(ORIGIN, "GET", "/", NOW_S, SECRET)
+    text = forwarded_text(ORIGIN, NAME, "GET", "/", NOW_S, SECRET)
     plain, _, mac = text.rpartition(";mac=")
-    assert newest_token([f"{plain}.{mac[:16]}"], SECRET) is None
-    assert not mac.startswith(token_text(Token("3-1"), SECRET).partition(".")[2])
+    assert newest_token([f"{plain}.{mac[:16]}"], NAME, SECRET) is None
+    assert not mac.startswith(token_text(Token("3-1"), NAME, SECRET).partition(".")[2])

@@ -137,7 +137,7 @@ def test_or_is_told_to_come_again(server: Server, primary: Scripted) -> None:
 
 
 def test_a_made_up_token_is_none_where_there_is_a_secret(server: Server, primary: Scripted) -> None:
-    theirs = token_text(Token(NEVER), Options.of(secret="of somebody else").secret)
+    theirs = token_text(Token(NEVER), "", Options.of(secret="of somebody else").secrets)
     began_s = time.monotonic()
     for token in (NEVER, theirs, f"{NEVER}.", f"{NEVER}.{'0' * 16}", "no token", "", "\xff\xfe", "9" * 4000):
         assert is_local(read(server, "signed", token))
@@ -146,7 +146,7 @@ def test_a_made_up_token_is_none_where_there_is_a_secret(server: Server, primary
 
 
 def test_a_signed_one_is_waited_for(server: Server, edge: Place, threads: ThreadPoolExecutor) -> None:
-    token = token_text(Token(NEXT), Options.of(secret=SECRET).secret)
+    token = token_text(Token(NEXT), "", Options.of(secret=SECRET).secrets)
     asked = threads.submit(read, server, "signed", token)
     edge.show(txid=0x65)
     assert is_local(asked.result(PATIENCE_S))
@@ -171,7 +171,6 @@ NOT_APPLYING: dict[str, dict[str, Any]] = {
     "diverged": {"state": State.DIVERGED},
     "stopped": {"state": State.STOPPED},
     "bootstrapping": {"state": State.BOOTSTRAPPING},
-    "fenced": {"state": State.FENCED},
     "hung": {"written_ns": 1},
 }
 

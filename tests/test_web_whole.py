@@ -233,7 +233,6 @@ def test_without_a_primary_reads_go_on_and_nothing_is_written(world: World) -> N
     wait_level(nodes.primary.address, nodes.replica)
 
 
-@pytest.mark.xfail(strict=True, reason="the status file of a primary that stopped still names the app on its own host")
 def test_a_host_whose_primary_stopped_does_not_ask_its_own_app(tmp_path: Path) -> None:
     """The one worker of its server would wait for itself."""
     create(tmp_path / "app.db")

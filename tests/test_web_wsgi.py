@@ -20,12 +20,14 @@ from walcast.position import Position
 from walcast.statusfile import State
 from walcast.token import NotEnoughFollowers, Token
 from walcast.web import WSGIMiddleware
+from walcast.web.answers import MAYBE
 from walcast.web.options import Options
 from walcast.web.proof import Origin, forwarded_text, token_text
 from walcast.web.wsgi import ENVIRON_KEY
 
 SECRET = "of all hosts"
 COOKIE = "walcast=2-64; Path=/; Max-Age=60; HttpOnly; SameSite=Lax"
+SEEN = COOKIE.replace("walcast", "walcast-seen")
 
 
 @dataclass
@@ -194,7 +196,7 @@ def test_the_answer_to_a_write_carries_a_token_of_after_it(make: Make, primary_h
     assert got.body == b"ab"
     assert got.all("set-cookie") == [COOKIE]
     assert got.all("walcast-token") == ["2-64"]
-    assert got.all("cache-control") == []
+    assert got.all("cache-control") == ["private"]
     assert got.log.count("barrier 0") == 1
     assert got.log.count("closed") == 1
     assert got.log[-1] == "closed"
@@ -236,7 +238,7 @@ def test_over_https_the_cookie_is_for_https_alone(make: Make, primary_here: Plac
 
 def test_a_token_is_signed_and_named_as_wanted(make: Make, primary_here: Place) -> None:
     got = call(make(secret=SECRET, cookie="mine", cookie_s=5), "POST")
-    signed = token_text(Token("2-64"), Options.of(secret=SECRET).secret)
+    signed = token_text(Token("2-64"), "", Options.of(secret=SECRET).secrets)
     assert got.all("set-cookie")[0].startswith(f"mine={signed}; Path=/; Max-Age=5;")
     assert got.all("walcast-token") == [signed]
 
@@ -247,14 +249,37 @@ def test_a_private_path_carries_none(make: Make, primary_here: Place) -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("not now"), OSError(24, "too many files"), ValueError("nonsense")])
-@pytest.mark.parametrize("followers", [0, 2])
-def test_what_was_done_is_done_without_a_token(
-    make: Make, primary_here: Place, fake: FakePrimary, error: Exception, followers: int
+@pytest.mark.parametrize(("followers", "said"), [(0, "no token"), (2, "0/2")])
+def test_what_was_done_without_a_token_is_not_confirmed(
+    make: Make, primary_here: Place, fake: FakePrimary, error: Exception, followers: int, said: str
 ) -> None:
     fake.error = error
-    got = call(make(followers=followers), "POST")
+    got = call(make(followers=followers, barrier_s=0), "POST")
     assert (got.status, got.body, got.all("set-cookie"), got.all("walcast-token")) == ("200 OK", b"ab", [], [])
-    assert got.all("walcast-unconfirmed") == ([] if followers == 0 else ["0/2"]), "nobody said that they have it"
+    assert got.all("walcast-unconfirmed") == [said]
+
+
+@pytest.mark.parametrize("state", [State.STREAMING, State.FENCED, State.STOPPED])
+def test_what_was_done_where_the_primary_is_no_more_is_in_doubt(
+    make: Make, here: Place, fake: FakePrimary, state: State
+) -> None:
+    def losing(got: Got, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        here.show(state)
+        return plain(got, environ, start)
+
+    here.show(State.PRIMARY)
+    fake.error = Unavailable("not now")
+    got = call(make(losing, barrier_s=0), "POST")
+    assert (got.status, got.body.decode().strip()) == ("502 Bad Gateway", MAYBE)
+    assert (got.all("set-cookie"), got.all("content-type")) == ([], ["text/plain; charset=utf-8"])
+    assert got.log.count("closed") == 1
+    here.show(State.PRIMARY)
+    assert call(make(losing, barrier_s=0)).body == b"ab", "a read is in no doubt"
+
+
+def test_a_node_that_is_started_again_is_waited_for(make: Make, primary_here: Place, fake: FakePrimary) -> None:
+    fake.error, fake.errors = Unavailable("not now"), 3
+    assert call(make(barrier_s=20), "POST").all("set-cookie") == [COOKIE]
 
 
 def test_it_is_said_when_too_few_followers_have_a_write(make: Make, primary_here: Place, fake: FakePrimary) -> None:
@@ -271,20 +296,49 @@ def test_it_is_said_when_too_few_followers_have_a_write(make: Make, primary_here
 def test_readers_may_carry_tokens_wherever_they_read(make: Make, here: Place) -> None:
     middleware = make(monotonic_reads=True)
     got = call(middleware)
-    assert got.all("set-cookie") == [COOKIE]
+    assert got.all("set-cookie") == [SEEN]
     assert got.all("cache-control") == ["private"]
     here.show(State.PRIMARY)
     got = call(make(monotonic_reads=True, followers=2))
-    assert got.all("set-cookie") == [COOKIE]
+    assert got.all("set-cookie") == [SEEN]
     assert "barrier 0" in got.log, "a read waits for no follower"
 
 
-def test_what_an_app_says_of_caches_stays(make: Make, here: Place) -> None:
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (["no-cache"], "private, no-cache"),
+        (["public, max-age=60", "s-maxage=9"], "private, max-age=60"),
+        (["PRIVATE , No-Store"], "private, No-Store"),
+        ([""], "private"),
+    ],
+)
+def test_an_answer_for_one_visitor_is_kept_by_no_cache_for_others(
+    make: Make, here: Place, told: list[str], expected: str
+) -> None:
     def cached(got: Got, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        start("200 OK", [("Cache-Control", "no-cache")])
+        start("200 OK", [("Cache-Control", value) for value in told])
         return [b"a"]
 
-    assert call(make(cached, monotonic_reads=True)).all("cache-control") == ["no-cache"]
+    assert call(make(cached, monotonic_reads=True)).all("cache-control") == [expected]
+    assert call(make(cached)).all("cache-control") == told, "without a token it is the app's own"
+
+
+@pytest.mark.parametrize(("name", "cookie"), [("app", "walcast-app"), ("a.b c/ü", "walcast-a-b-c--"), ("", "walcast")])
+def test_each_database_has_a_cookie_of_its_own(make: Make, here: Place, name: str, cookie: str) -> None:
+    """Cookies of one host are every app's there, on whatever port."""
+    here.show(State.PRIMARY, name=name)
+    got = call(make(secret=SECRET), "POST")
+    token = token_text(Token("2-64"), name, Options.of(secret=SECRET).secrets)
+    assert got.all("set-cookie")[0].startswith(f"{cookie}={token};")
+
+
+@pytest.mark.parametrize("ending", ["", "-seen"])
+def test_both_cookies_count(make: Make, here: Place, home: Scripted, ending: str) -> None:
+    here.show(name="app")
+    middleware = make(read_wait_s=0)
+    assert b"target" in call(middleware, HTTP_COOKIE=f"walcast-app{ending}=2-65").body
+    assert call(middleware, HTTP_COOKIE=f"walcast-app{ending}=2-64; walcast=2-ff; walcast-b=2-ff").body == b"ab"
 
 
 # Errors
@@ -342,12 +396,52 @@ def test_it_is_not_sent_twice(make: Make, here: Place, home: Scripted) -> None:
     assert len(home.seen) == 1
 
 
-def test_at_the_primary_there_is_nobody_to_send_it_to(make: Make, primary_here: Place, home: Scripted) -> None:
-    def counting(got: Got, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+# A primary whose place moves away under a request
+
+
+def locked(moves: Callable[[], object]) -> App:
+    """Finds its database locked once, as the primary's place moves."""
+
+    def made(got: Got, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        got.log.append(f"read {environ['wsgi.input'].read().decode()}")
+        moves()
         environ[ENVIRON_KEY].forward = True
         return plain(got, environ, start)
 
-    assert call(make(counting)).body == b"ab"
+    return made
+
+
+@pytest.mark.parametrize("body", [b"", b"hello"])
+def test_a_write_follows_the_primary_that_moves(make: Make, here: Place, home: Scripted, body: bytes) -> None:
+    here.show(State.PRIMARY)
+    got = call(make(locked(here.show)), "POST", "/ok", body)
+    assert got.status == "200 OK"
+    assert b'"target": "/ok"' in got.body
+    assert (home.one.size, home.one.whole) == (len(body), True)
+    assert got.log[0] == f"read {body.decode()}"
+    assert got.log.count("closed") == 1
+
+
+def test_an_edge_is_told_to_follow_it(make: Make, here: Place, home: Scripted) -> None:
+    here.show(State.PRIMARY)
+    got = call(make(locked(here.show)), "POST", "/ok", b"hello", HTTP_WALCAST_FORWARDED="t=1")
+    assert (got.status, got.all("walcast-not-primary")) == ("503 Service Unavailable", ["1"])
+    assert home.seen == []
+
+
+@pytest.mark.parametrize("told", [{"CONTENT_LENGTH": "70000"}, {"HTTP_TRANSFER_ENCODING": "chunked"}])
+def test_a_long_body_does_not_follow(make: Make, here: Place, home: Scripted, told: dict[str, str]) -> None:
+    here.show(State.PRIMARY)
+    got = call(make(locked(here.show)), "POST", "/ok", bytes(70_000), **told)
+    assert got.status == "503 Service Unavailable"
+    assert got.all("retry-after") == ["1"]
+    assert home.seen == []
+
+
+def test_a_database_that_stays_locked_is_not_tried_for_ever(make: Make, primary_here: Place, home: Scripted) -> None:
+    got = call(make(locked(lambda: None)), "POST", "/ok", b"hello")
+    assert got.status == "503 Service Unavailable"
+    assert got.log.count("read hello") == 2
     assert home.seen == []
 
 
@@ -356,7 +450,7 @@ def test_at_the_primary_there_is_nobody_to_send_it_to(make: Make, primary_here: 
 
 def test_a_forwarded_request_looks_as_it_did_at_the_edge(make: Make, primary_here: Place) -> None:
     origin = Origin("2001:db8::7", "shop.example", "https")
-    proof = forwarded_text(origin, "POST", "/x%20y?z", time.time(), Options.of(secret=SECRET).secret)
+    proof = forwarded_text(origin, "", "POST", "/x%20y?z", time.time(), Options.of(secret=SECRET).secrets)
     told = {"HTTP_WALCAST_FORWARDED": proof, "HTTP_X_FORWARDED_FOR": "10.0.0.9", "HTTP_X_FORWARDED_HOST": "x"}
     got = call(make(secret=SECRET), "POST", "/x y", QUERY_STRING="z", **told)
     environ = got.environ
@@ -371,7 +465,7 @@ def test_a_forwarded_request_looks_as_it_did_at_the_edge(make: Make, primary_her
 
 def test_the_answer_to_a_read_that_was_sent_on_carries_a_token(make: Make, primary_here: Place) -> None:
     """Its visitor reads at an edge again the next time."""
-    assert call(make(), HTTP_WALCAST_FORWARDED="t=1").all("set-cookie") == [COOKIE]
+    assert call(make(), HTTP_WALCAST_FORWARDED="t=1").all("set-cookie") == [SEEN]
 
 
 @pytest.mark.parametrize("path", ["", "/", "/x"])

@@ -68,6 +68,8 @@ class App:
 
     async def add(self, scope: Any, send: Any) -> None:
         row = await asyncio.to_thread(added, self.database, scope["query_string"].decode())
+        if row is None:
+            scope["walcast.request"].forward = True
         await answer(send, {"id": row, "region": self.name}, 201)
 
     async def visit(self, scope: Any, send: Any) -> None:

@@ -22,6 +22,7 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")  # tests wait for 
 
 SITES: dict[str, dict[str, Any]] = json.loads(os.environ["WEB_SITES"])
 CHUNK = 64 << 10
+BUSY_S = 2.0
 SHOWN = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "REMOTE_ADDR", "CONTENT_TYPE")
 
 
@@ -58,6 +59,10 @@ class App:
     def add(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """One more note, of the name in the query."""
         row = added(self.database, environ["QUERY_STRING"])
+        if row is None:
+            environ["walcast.request"].forward = True
+            start_response("500 Never Seen", [])
+            return [b"never seen"]
         return self.answer(start_response, {"id": row, "region": self.name}, "201 Created")
 
     def visit(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -85,16 +90,18 @@ def zeros(count: int) -> Iterator[bytes]:
         yield bytes(min(CHUNK, count - begin))
 
 
-def added(database: str, name: str) -> int:
-    """The id of one more note."""
-    db = sqlite3.connect(database, timeout=5.0)
+def added(database: str, name: str) -> int | None:
+    """The id of one more note; None when the database is locked for good."""
+    db = sqlite3.connect(database, timeout=BUSY_S)
     try:
         with db:
-            row = db.execute("INSERT INTO notes (name) VALUES (?)", [name]).lastrowid
+            return db.execute("INSERT INTO notes (name) VALUES (?)", [name]).lastrowid
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return None
     finally:
         db.close()
-    assert row is not None
-    return row
 
 
 def notes(db: sqlite3.Connection) -> list[str]:

@@ -38,6 +38,7 @@ SERVERS = {
     "gthread": [*GUNICORN, "--worker-class", "gthread", "--threads", "16", "support.web_app_wsgi:app"],
     "gevent": [*GUNICORN, "--worker-class", "gevent", "support.web_app_wsgi:app"],
     "uvicorn": [*UVICORN, "support.web_app_asgi:app"],
+    "flask": [*GUNICORN, "--worker-class", "gthread", "--threads", "16", "support.web_app_flask:app"],
 }
 
 
@@ -67,7 +68,7 @@ class Answer:
     @property
     def cookie(self) -> str:
         """The token's, as a browser sends it back."""
-        found = [value.partition(";")[0] for value in self.all("set-cookie") if value.startswith("walcast=")]
+        found = [value.partition(";")[0] for value in self.all("set-cookie") if value.startswith("walcast")]
         assert len(found) < 2
         return found[0] if found else ""
 
