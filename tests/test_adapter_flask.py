@@ -149,11 +149,15 @@ def test_a_write_at_home_carries_a_token_for_the_edge(sites: dict[str, Site]) ->
     assert "at home" in sites["edge"].get(cookie=posted.cookie).facts["titles"]
 
 
+@pytest.mark.parametrize("path", ["/visit", "/late"])
 @pytest.mark.parametrize("region", ["home", "edge"])
-def test_a_get_that_writes_is_answered_at_home_and_carries_a_token(sites: dict[str, Site], region: str) -> None:
+def test_a_get_that_writes_is_answered_at_home_and_carries_a_token(
+    sites: dict[str, Site], region: str, path: str
+) -> None:
     before = sites["home"].get().facts["titles"].count("a visit")
-    visited = sites[region].get("/visit")
+    visited = sites[region].get(path)
     assert (visited.status, visited.facts["region"]) == (200, "home")
+    assert visited.cookie.startswith("walcast-app")
     assert sites["edge"].get(cookie=visited.cookie).facts["titles"].count("a visit") == before + 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flask import Flask, request
+from flask import Flask, g, request
 
 from walcast.adapters.flask import Walcast
 
@@ -34,6 +34,21 @@ def visit() -> dict[str, object]:
     with walcast.connection as db:
         db.execute("INSERT INTO books (title) VALUES ('a visit')")
     return {"region": os.environ["REGION"]}
+
+
+@app.get("/late")
+def late() -> dict[str, object]:
+    """A GET that writes, and commits when all is said."""
+    walcast.connection.execute("INSERT INTO books (title) VALUES ('a visit')")
+    g.late = True
+    return {"region": os.environ["REGION"]}
+
+
+@app.teardown_request
+def commit(error: BaseException | None) -> None:
+    """As some extensions do."""
+    if g.get("late"):
+        walcast.connection.commit()
 
 
 @app.post("/broken")

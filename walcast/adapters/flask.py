@@ -48,6 +48,7 @@ class Walcast:
             raise ConfigError("WALCAST_DATABASE is not set: the path of the database, or of its replica, on this host")
         app.extensions[NAME] = Replica(database)
         app.wsgi_app = WSGIMiddleware(app.wsgi_app, database, **options)  # type: ignore[method-assign]
+        app.teardown_request(_notice)
         app.teardown_appcontext(_close)
         app.register_error_handler(ReadOnlyReplica, _follow)
         app.register_error_handler(PrimaryMoved, _follow)
@@ -104,13 +105,17 @@ def _asked() -> Request | None:
     return request.environ.get(ENVIRON_KEY) if has_request_context() else None
 
 
-def _close(error: BaseException | None) -> None:
-    connection, asked = g.pop(NAME, None), _asked()
-    if connection is None:
-        return
-    if asked is not None and connection.total_changes:  # whatever its method, and up to here
+def _notice(error: BaseException | None) -> None:
+    """A request that wrote, whatever its method, and also if in a teardown of the app's own, which is done before."""
+    asked, connection = _asked(), g.get(NAME)
+    if asked is not None and connection is not None and connection.total_changes:
         asked.writes = True
-    connection.close()
+
+
+def _close(error: BaseException | None) -> None:
+    connection = g.pop(NAME, None)
+    if connection is not None:
+        connection.close()
 
 
 def _follow(error: sqlite3.OperationalError) -> Response:
