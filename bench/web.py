@@ -1,6 +1,6 @@
 """An app at the edge: what walcast costs its pages, and how soon a visitor reads what he wrote.
 
-The example's list of entries (a query, 30 entries, a template) under gunicorn with one process, loaded over four
+The example's list of entries (a query, 30 entries, a template) under gunicorn with one process, loaded over two
 connections by a process of its own. Without walcast: the same app on a database of its own by plain sqlite3, no
 middleware, no extension, and the nodes stopped. With it: extension and middleware at a follower. In both, ten commits a
 second come in meanwhile. The two in turn, a second each, so that a noisy machine is noisy for both.
@@ -31,7 +31,7 @@ from walcast.replica import Replica
 
 ROUNDS = 20
 ROUND_S = 1.0
-CONNECTIONS = 4
+CONNECTIONS = 2
 COMMITS_PER_S = 10
 POSTS = 400
 ENTRIES = 1000
