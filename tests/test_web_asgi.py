@@ -123,7 +123,7 @@ def call(here: Place, home: Scripted, fake: FakePrimary) -> Call:
         **options: Any,
     ) -> Got:
         got = fake.got = Got()
-        told = {"primary_url": home.url, "primary_wait_s": 0.2} | options
+        told = {"primary_url": home.url} | options
         middleware = ASGIMiddleware(lambda *args: app(got, *args), here.database, **told)
         size = {"content-length": str(sum(map(len, parts)))} if method != "GET" and scope is None else {}
         given = {

@@ -22,7 +22,7 @@ IDS = "abc"
 HOST = "127.0.0.1"  # as edges ask for it
 LEASE_S = 1.0
 OPTIONS = {"secret": "of all hosts", "followers": 1, "primary_wait_s": 15, "answer_s": 15}
-MORE = 12  # answers at each host that are waited for before and after something happens
+MORE = 6  # answers at each host that are waited for before and after something happens
 
 
 @dataclass(frozen=True, slots=True)

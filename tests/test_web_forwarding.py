@@ -26,11 +26,11 @@ from walcast.web.answers import MAYBE
 SECRET = "of all hosts"
 MAX_BODY = 200_000
 ANSWER_S = 0.15
-LONGEST_S = 0.5
-PRIMARY_WAIT_S = 0.25
+LONGEST_S = 0.4
+PRIMARY_WAIT_S = 0.15
 SOON_S = 3.0  # beyond a bound, for a machine that is busy
 SHORT = {"primary_wait_s": PRIMARY_WAIT_S, "connect_s": 0.3, "answer_s": ANSWER_S, "longest_s": LONGEST_S}
-PATIENT = {"primary_wait_s": 10, "connect_s": 5, "answer_s": 20, "longest_s": 60}
+PATIENT = {"primary_wait_s": 10, "connect_s": 5, "answer_s": 20, "longest_s": 60, "barrier_s": 0}
 
 
 @dataclass
@@ -308,7 +308,7 @@ def test_without_a_primary_there_is_an_end_to_waiting(server: Server, primary: S
     assert len(primary.seen) > 1
 
 
-@pytest.mark.parametrize("url", ["", "http://127.0.0.1:1", "http://no-such-host.invalid"])
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:1"])
 def test_with_nobody_there_it_is_said_that_nothing_was_done(server: Server, edges: Edges, url: str) -> None:
     edges.moving.show(app_url=url)
     with Clock() as clock:
@@ -352,7 +352,9 @@ def test_an_answer_that_breaks_off_is_not_taken_for_whole(server: Server, primar
     assert clock.seconds < ANSWER_S + SOON_S
 
 
-@pytest.mark.parametrize("fault", ["breaks-off", "closes-after-head", "silent", "two-lengths"])
+@pytest.mark.parametrize(
+    "fault", ["breaks-off", "closes-after-head", pytest.param("silent", marks=pytest.mark.slow), "two-lengths"]
+)
 def test_what_fails_leaves_no_connection_behind(server: Server, primary: Scripted, fault: str) -> None:
     """There are two here."""
     for _ in range(3):

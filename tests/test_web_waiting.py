@@ -45,7 +45,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         yield Places(enter(scripted()), enter(place(folder / "edge")), enter(place(folder / "alone")))
 
 
-@pytest.fixture(scope="module", params=["gthread", "gevent", "uvicorn"])
+@pytest.fixture(scope="module", params=["gthread", "uvicorn", pytest.param("gevent", marks=pytest.mark.slow)])
 def server(
     request: pytest.FixtureRequest, places: Places, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:

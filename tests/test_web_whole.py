@@ -81,16 +81,23 @@ class World:
     home: Site
     edge: Server
     nodes: Nodes
+    name: str
 
     def at(self, host: str) -> Site:
         return Site(self.edge, host)
 
 
-@pytest.fixture(scope="module", params=["gthread", "uvicorn"])
+MIXED = ("gthread", "uvicorn")  # at home, at the edge
+OTHERS = [(kind, kind) for kind in ("gthread", "uvicorn", "gevent")]
+
+
+@pytest.fixture(
+    scope="module", params=[MIXED, *(pytest.param(both, marks=pytest.mark.slow) for both in OTHERS)], ids="-".join
+)
 def world(request: pytest.FixtureRequest, nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """At the edge: `edge`; `sure` writes where a follower must have it; `refuses` and `short` do not wait for long;
     `monotonic` gives every reader a token."""
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp("-".join(request.param))
     db, replica = str(nodes.db), str(nodes.replica)
     usual = {"secret": SECRET, "read_wait_s": PATIENCE_S, "private": ["/private"], "primary_wait_s": 0.3}
     short = usual | {"read_wait_s": SHORT_S}
@@ -105,10 +112,10 @@ def world(request: pytest.FixtureRequest, nodes: Nodes, tmp_path_factory: pytest
         "monotonic": {"database": replica, "options": usual | {"monotonic_reads": True}},
     }
     with (
-        served(request.param, home, folder, nodes.port.dup()) as one,
-        served(request.param, edge, folder) as two,
+        served(request.param[0], home, folder, nodes.port.dup()) as one,
+        served(request.param[1], edge, folder) as two,
     ):
-        yield World(Site(one, HOME), two, nodes)
+        yield World(Site(one, HOME), two, nodes, "-".join(request.param))
 
 
 def region(answer: Answer) -> str:
@@ -121,7 +128,7 @@ def region(answer: Answer) -> str:
 def test_who_wrote_at_an_edge_reads_it_there(world: World, header: bool) -> None:
     edge = world.at("edge")
     for number in range(20):
-        name = f"{world.edge.kind}-{header}-{number}"
+        name = f"{world.name}-{header}-{number}"
         added = edge.add(name)
         assert (added.status, region(added)) == (201, HOME)
         read = edge.read(added, header=header)
@@ -135,7 +142,7 @@ def test_also_many_at_once(world: World) -> None:
 
     def visit(visitor: int) -> None:
         for number in range(5):
-            name = f"{world.edge.kind}-many-{visitor}-{number}"
+            name = f"{world.name}-many-{visitor}-{number}"
             read = edge.read(edge.add(name))
             assert name in read.facts["notes"]
             assert region(read) == "edge"
@@ -145,7 +152,7 @@ def test_also_many_at_once(world: World) -> None:
 
 
 def test_who_wrote_at_home_reads_it_at_an_edge(world: World) -> None:
-    name = f"{world.edge.kind}-home"
+    name = f"{world.name}-home"
     added = world.home.add(name)
     assert region(added) == HOME
     assert name in world.at("edge").read(added).facts["notes"]
@@ -154,14 +161,14 @@ def test_who_wrote_at_home_reads_it_at_an_edge(world: World) -> None:
 def test_the_cookie_is_set_by_writes_alone(world: World) -> None:
     for site in (world.home, world.at("edge")):
         assert site.read().cookie == ""
-        assert site.add(f"{world.edge.kind}-cookie-{site.host}").cookie.count(".") == 1, "signed"
+        assert site.add(f"{world.name}-cookie-{site.host}").cookie.count(".") == 1, "signed"
         assert site.server.post("/private", host=site.host).cookie == ""
 
 
 def test_a_get_that_writes_is_answered_at_home(world: World) -> None:
     edge = world.at("edge")
     for site in (edge, world.home):
-        name = f"{world.edge.kind}-visit-{site.host}"
+        name = f"{world.name}-visit-{site.host}"
         visited = site.read(path=f"/visit?{name}")
         assert (visited.status, region(visited)) == (201, HOME)
         assert "never" not in str(visited.headers)
@@ -178,20 +185,20 @@ def test_a_reader_who_changes_places_does_not_go_back(world: World) -> None:
 
 def test_an_error_of_the_app_is_passed_on(world: World) -> None:
     edge = world.at("edge")
-    assert edge.add(f"{world.edge.kind}-twice").status == 201
-    assert edge.add(f"{world.edge.kind}-twice").status == 500
+    assert edge.add(f"{world.name}-twice").status == 201
+    assert edge.add(f"{world.name}-twice").status == 500
     assert region(edge.read()) == "edge"
 
 
 def test_a_write_may_wait_for_a_follower(world: World) -> None:
-    added = world.at("sure").add(f"{world.edge.kind}-sure")
+    added = world.at("sure").add(f"{world.name}-sure")
     assert region(added) == "localhost"
     assert added["walcast-unconfirmed"] == ""
 
 
 def test_while_a_follower_stands_still(world: World) -> None:
     """Writes go on, and say what they do not have; nobody is shown a state before his own write, nor waits for long."""
-    nodes, kind = world.nodes, world.edge.kind
+    nodes, kind = world.nodes, world.name
     nodes.follower.signal(signal.SIGSTOP)
     try:
         began_s = time.monotonic()
@@ -215,8 +222,9 @@ def test_while_a_follower_stands_still(world: World) -> None:
     assert f"{kind}-still" in read.facts["notes"]
 
 
+@pytest.mark.parametrize("world", [MIXED], indirect=True)
 def test_without_a_primary_reads_go_on_and_nothing_is_written(world: World) -> None:
-    nodes, kind = world.nodes, world.edge.kind
+    nodes, kind = world.nodes, world.name
     known = world.at("edge").add(f"{kind}-before")
     assert f"{kind}-before" in world.at("edge").read(known).facts["notes"]
     assert nodes.primary.stop() == 0

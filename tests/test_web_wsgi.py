@@ -170,7 +170,7 @@ def make(here: Place, home: Scripted, fake: FakePrimary) -> Iterator[Make]:
 
     def made(app: App = plain, **options: Any) -> Any:
         got = Got()
-        told = {"primary_url": home.url, "primary_wait_s": 0.2} | options
+        told = {"primary_url": home.url} | options
         middleware: Any = WSGIMiddleware(lambda environ, start: app(got, environ, start), here.database, **told)
         middleware.got = fake.got = got
         all_made.append(middleware)
@@ -505,4 +505,5 @@ def test_who_is_alone_is_so_where_no_node_ever_ran(
     here.leave()
     file = Path(f"{here.database}-walcast/status")
     file.unlink() if found == "missing" else file.write_bytes(b"of another version")
-    assert call(make(standalone=True, primary_url="http://127.0.0.1:1"), "POST").status == status
+    middleware = make(standalone=True, primary_url="http://127.0.0.1:1", primary_wait_s=0.1)
+    assert call(middleware, "POST").status == status
