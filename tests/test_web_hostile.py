@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -392,3 +393,50 @@ def test_another_version_of_http_is_not_taken_up(server: Server, primary: Script
     assert answer.status == 200
     for seen in primary.seen:
         assert (seen["upgrade"], seen["http2-settings"], seen["connection"]) == ("", "", "")
+
+
+# Anything
+
+
+NAMES = [
+    b"Content-Length", b"Transfer-Encoding", b"Keep-Alive", b"Host", b"Walcast-Forwarded", b"X-Forwarded-For", b"X-A",
+    b"Content_Length", b"Walcast_Forwarded", b"x-forwarded-host", b"TE", b"Upgrade", b"Expect", b"Cookie", b"", b" X",
+    b"X\tA",
+]  # fmt: skip
+VALUES = [
+    b"0", b"5", b"05", b"+5", b"5, 5", b"chunked", b"Chunked", b"identity", b"chunked, chunked", b"close", b"host",
+    b"edge", b"content-length", b"transfer-encoding, x-a", b"100-continue", b"h2c", b"walcast=2-1", b"10.9.9.9", b"",
+    b"\xff", b"\x7f",
+]  # fmt: skip
+JOINS = [b": ", b":", b" : ", b":\t", b":  "]
+ENDS = [b"\r\n"] * 12 + [b"\n", b"\r", b"\r\n ", b"\r\n\t", b"\0\r\n", b" \r\n", b"\x0b\r\n"]
+BODIES = [b"", b"hello", b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"5\r\nhello\r\n0\r\nX-A: b\r\n\r\n", INSIDE]
+
+
+@pytest.mark.slow
+def test_whatever_a_client_sends_the_primary_gets_plain_requests(server: Server, primary: Scripted, seed: int) -> None:
+    """None that the edge's server did not take for one, with nothing in it that only an edge may say."""
+    chance = random.Random(seed)
+    for number in range(400):
+        lines = [
+            chance.choice(NAMES) + chance.choice(JOINS) + chance.choice(VALUES) + chance.choice(ENDS)
+            for _ in range(chance.randrange(5))
+        ]
+        start, end = b"POST /ok/%d HTTP/1.1\r\n" % number, b"Host: edge\r\nConnection: close\r\n\r\n"
+        data = start + b"".join(lines) + end + chance.choice(BODIES).replace(b"smuggled", b"smuggled/%d" % number)
+        primary.seen.clear()
+        answers = split(server.raw(data))
+        print(number, data, [answer.status for answer in answers], primary.seen)
+        seen = [seen for seen in primary.seen if seen.target == f"/ok/{number}"]
+        assert {seen.target for seen in primary.seen if seen.whole} <= {f"/ok/{number}"}
+        assert len(seen) <= 1
+        for one in seen:
+            assert one["walcast-forwarded"].startswith("t=")
+            assert one["x-forwarded-for"] == HOME
+            assert one["host"] == primary.url.removeprefix("http://")
+            assert (one["content-length"] == "") != (one["transfer-encoding"] == "")
+            assert (
+                not {"connection", "te", "upgrade", "expect", "content_length", "walcast_forwarded"}
+                & dict(one.headers).keys()
+            )
+        assert not primary.errors
