@@ -55,13 +55,14 @@ ALL = [*("gthread", "uvicorn"), *(pytest.param(kind, marks=pytest.mark.slow) for
 
 @pytest.fixture(scope="module", params=ALL)
 def server(request: pytest.FixtureRequest, edges: Edges, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Its sites: `edge`; `short` has short times, `large` takes large bodies, `behind` sends reads to the primary, too,
+    """Its sites: `edge`; `short` has short times, `brief` a short end, `large` takes large bodies, `behind` sends reads to the primary, too,
     `narrow` has two connections, `moving` and `hasty` ask the status file where the primary's app is."""
     there = {"secret": SECRET, "primary_url": edges.primary.url, "max_body": MAX_BODY}
     here, elsewhere = str(edges.edge.database), str(edges.moving.database)
     sites: dict[str, dict[str, Any]] = {
         "edge": {"database": here, "options": there | PATIENT},
         "short": {"database": here, "options": there | SHORT},
+        "brief": {"database": here, "options": there | PATIENT | {"longest_s": LONGEST_S}},
         "large": {"database": here, "options": there | PATIENT | {"max_body": 1 << 30}},
         "behind": {"database": here, "options": there | PATIENT | {"max_lag_s": 0}},
         "narrow": {"database": here, "options": there | SHORT | {"max_connections": 2, "answer_s": 0.3}},
@@ -378,6 +379,14 @@ def test_an_answer_that_never_begins_is_cut_off(server: Server, primary: Scripte
         answer = server.post("/dribbles-head", host="short")
     assert (answer.status, answer.body.decode().strip()) == (502, MAYBE)
     assert clock.seconds < LONGEST_S + ANSWER_S + SOON_S
+
+
+@pytest.mark.parametrize("fault", ["silent", "falls-silent"])
+def test_no_silence_lasts_beyond_the_end(server: Server, primary: Scripted, fault: str) -> None:
+    with Clock() as clock, suppress(http.client.IncompleteRead):
+        assert server.post(f"/{fault}", host="brief").status == 502
+    assert clock.seconds < LONGEST_S + SOON_S
+    assert len(primary.seen) == 1
 
 
 def test_a_primary_that_does_not_read_is_not_waited_for(server: Server, primary: Scripted) -> None:
