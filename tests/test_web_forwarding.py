@@ -55,8 +55,9 @@ ALL = [*("gthread", "uvicorn"), *(pytest.param(kind, marks=pytest.mark.slow) for
 
 @pytest.fixture(scope="module", params=ALL)
 def server(request: pytest.FixtureRequest, edges: Edges, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Its sites: `edge`; `short` has short times, `brief` a short end, `large` takes large bodies, `behind` sends reads to the primary, too,
-    `narrow` has two connections, `moving` and `hasty` ask the status file where the primary's app is."""
+    """Its sites: `edge`; `short` has short times, `brief` a short end, `large` takes large bodies, `behind` sends reads
+    to the primary, too, `narrow` has two connections, `moving` and `hasty` ask the status file where the primary's app
+    is."""
     there = {"secret": SECRET, "primary_url": edges.primary.url, "max_body": MAX_BODY}
     here, elsewhere = str(edges.edge.database), str(edges.moving.database)
     sites: dict[str, dict[str, Any]] = {
