@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.nodes import PATIENCE_S
+from support.nodes import walcast as run
 from support.replica_set import SetNode, replica_set
 
 import walcast
@@ -37,7 +38,7 @@ def test_barriers_follow_the_primary_and_their_tokens_stay_in_order(tmp_path: Pa
             assert second > first
             assert anywhere.barrier() == second
             with pytest.raises(walcast.NotPrimary) as caught:
-                on_a.barrier()
+                on_a.barrier(followers=2)
             assert caught.value.primary == b.gate
             walcast.Replica(a.db).wait_for(second, timeout=PATIENCE_S)
 
@@ -50,3 +51,30 @@ def test_barriers_follow_the_primary_and_their_tokens_stay_in_order(tmp_path: Pa
                 walcast.Replica(a.db).wait_for(token, timeout=PATIENCE_S)
             with pytest.raises(walcast.Unavailable):
                 on_b.barrier()
+
+
+def test_what_was_committed_before_a_hand_over_is_still_given_its_token(tmp_path: Path) -> None:
+    """An app asks after its commit: the place may have been handed over between the two."""
+    with replica_set(tmp_path, ids=("a", "b"), auto=False, archive=False) as it:
+        a, b = it.node("a"), it.node("b")
+        on_a, on_b = walcast.Primary(a.db), walcast.Primary(b.db)
+
+        def hand_over(old: SetNode, new: SetNode) -> None:
+            said = run("switchover", old.address, "--to", new.id)
+            assert said.returncode == 0, said.stderr
+
+        write(a)
+        newest = on_a.barrier()
+        hand_over(a, b)
+        assert on_a.barrier(followers=1) == newest
+        assert on_b.barrier() > newest
+        with pytest.raises(walcast.NotPrimary):
+            on_a.barrier(followers=2)
+
+        hand_over(b, a)
+        write(a)
+        assert on_a.barrier() > newest
+        b.promote(force=True)  # not handed over: what is committed here may be lost
+        assert a.is_("follower")
+        with pytest.raises(walcast.NotPrimary):
+            on_a.barrier()

@@ -110,6 +110,7 @@ async def on_air(member: Member) -> None:
     if member.standing.history or member.keeper is not None:
         before = member.standing.primary if member.keeper is None else str(member.address)  # it may have to be told
         stand(member, Standing(PRIMARY, term, before, member.standing.history, member.keeper is not None))
+    member.handed_over = {}, -math.inf
     await member.host.put_on_air(serving)
     serving.database.loop.let_writers_go()
     member.shown.show()

@@ -29,7 +29,7 @@ from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
 from primary.served import Refused
-from primary.tenure import Tenure
+from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.discarded import list_discarded
 from walcast.errors import ConfigError, Unavailable, WalcastError
@@ -71,6 +71,7 @@ class Member:
         self.changing = asyncio.Lock()
         self.handing: asyncio.Future[bool] | None = None
         self.archiving = False
+        self.handed_over: tuple[Facts, float] = ({}, -math.inf)  # what a barrier said last here, and until when it does
         self.written: Written | None = None
         self.report: Facts | None = None
         self._promotion: asyncio.Future[Facts] | None = None
@@ -359,7 +360,14 @@ class Member:
         return {}
 
     async def _answer_barrier(self, request: Facts) -> Facts:
-        return await answer_barrier(self.host.find(self.name), request)
+        try:
+            return await answer_barrier(self.host.find(self.name), request)
+        except Refused:
+            # What was committed here before the place was handed over is with whoever has it now.
+            last, until_s = self.handed_over
+            if now_s() < until_s and int(request.get("followers", 0)) <= last["followers"]:
+                return last
+            raise
 
     async def _answer_promote(self, request: Facts) -> Facts:
         return await switchover.promote(self, force=bool(request.get("force")))

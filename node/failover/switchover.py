@@ -43,6 +43,7 @@ TAKE_OVER_S = 10.0
 LOOK_S = 0.05
 PROMOTE_S = 90.0
 FAR_TXIDS = 10_000
+LAST_WORD_S = 10.0  # in which apps may ask whether what they have just committed is covered
 
 
 # As the primary
@@ -69,6 +70,8 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
             if member.tenure.holds:
                 loop.let_writers_go()
             raise
+        last = {"term": term - 1, "position": str(captured.position), "followers": 1}
+        member.handed_over = last, now_s() + LAST_WORD_S
         reply = await _offered(served, offer, term, captured)
         pause_us = int((time.monotonic() - began_s) * 1e6)
         await changes.demote(member, follower.address)
