@@ -1,6 +1,6 @@
 """A connection to a replica, whose refused writes say where to write.
 
-A read pays one more Python call for it, some 0.3 µs. `Connection.execute` and the like make their cursor in C, past
+A read pays one more Python call for it. `Connection.execute` and the like make their cursor in C, past
 `Connection.cursor`; so they are here, too.
 """
 

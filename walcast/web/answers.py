@@ -7,7 +7,6 @@ from http import HTTPStatus
 from walcast.web import headers as h
 from walcast.web.options import Options
 
-BUSY = "too many requests wait already"
 NO_PRIMARY = "there is no primary now; nothing was changed"
 MOVED = "the primary has just moved; nothing was done"
 MAYBE = "the primary did not answer in time: what you asked for may have been done, or not; look before you repeat it"
