@@ -52,6 +52,8 @@ class _RefusalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefusalKi
     """this node is not the primary now: go to `primary`, where it is known"""
     REFUSAL_KIND_FENCED: _RefusalKind.ValueType  # 10
     """this node may not act as the primary now; look for another, or try again later"""
+    REFUSAL_KIND_OTHER_DATABASE: _RefusalKind.ValueType  # 11
+    """the replica is of another database, by its id; final"""
 
 class RefusalKind(_RefusalKind, metaclass=_RefusalKindEnumTypeWrapper): ...
 
@@ -76,7 +78,28 @@ REFUSAL_KIND_NOT_PRIMARY: RefusalKind.ValueType  # 9
 """this node is not the primary now: go to `primary`, where it is known"""
 REFUSAL_KIND_FENCED: RefusalKind.ValueType  # 10
 """this node may not act as the primary now; look for another, or try again later"""
+REFUSAL_KIND_OTHER_DATABASE: RefusalKind.ValueType  # 11
+"""the replica is of another database, by its id; final"""
 Global___RefusalKind: _TypeAlias = RefusalKind  # noqa: Y015
+
+class _BarrierLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BarrierLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BarrierLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BARRIER_LEVEL_DURABLE: _BarrierLevel.ValueType  # 0
+    """applied and synced: it outlives a power cut of the follower"""
+    BARRIER_LEVEL_APPLIED: _BarrierLevel.ValueType  # 1
+    """visible to readers of the follower"""
+
+class BarrierLevel(_BarrierLevel, metaclass=_BarrierLevelEnumTypeWrapper): ...
+
+BARRIER_LEVEL_DURABLE: BarrierLevel.ValueType  # 0
+"""applied and synced: it outlives a power cut of the follower"""
+BARRIER_LEVEL_APPLIED: BarrierLevel.ValueType  # 1
+"""visible to readers of the follower"""
+Global___BarrierLevel: _TypeAlias = BarrierLevel  # noqa: Y015
 
 @_typing.final
 class Position(_message.Message):
@@ -188,6 +211,7 @@ class Hello(_message.Message):
     OBSERVER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
+    DATABASE_ID_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     """empty: the only one there is"""
@@ -200,8 +224,14 @@ class Hello(_message.Message):
     """HOST:PORT where this follower would serve as the primary; empty: it never would"""
     candidate: _builtins.bool
     """it takes over by itself when the lease runs out"""
+    database_id: _builtins.str
+    """of the database that the replica is a copy of; empty: no copy yet, or none that knows"""
     @_builtins.property
-    def position(self) -> Global___Position: ...
+    def position(self) -> Global___Position:
+        """Where the replica is. A TXID of 0 with a checksum: a state that lost its name, by its database checksum; the primary
+        looks the name up in its log and answers it in Welcome.resume_at.
+        """
+
     def __init__(
         self,
         *,
@@ -213,10 +243,11 @@ class Hello(_message.Message):
         observer: _builtins.bool = ...,
         address: _builtins.str = ...,
         candidate: _builtins.bool = ...,
+        database_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "candidate", b"candidate", "database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "candidate", b"candidate", "database", b"database", "database_id", b"database_id", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,8 +255,9 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """All TXIDs up to `received` are held, all up to `applied` are visible to readers. Sent some fifty milliseconds after a
-    transaction at the latest, and at once in answer to a heartbeat that asks for it.
+    """All TXIDs up to `received` are held, all up to `applied` are visible to readers, all up to `durable` are on disk and
+    outlive a power cut. Sent some fifty milliseconds after a transaction at the latest, and at once in answer to a heartbeat
+    that asks for it; `durable` moves on when a heartbeat asks for a sync.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -234,12 +266,14 @@ class Ack(_message.Message):
     APPLIED_TXID_FIELD_NUMBER: _builtins.int
     ECHO_US_FIELD_NUMBER: _builtins.int
     LAG_US_FIELD_NUMBER: _builtins.int
+    DURABLE_TXID_FIELD_NUMBER: _builtins.int
     received_txid: _builtins.int
     applied_txid: _builtins.int
     echo_us: _builtins.int
     """the newest Heartbeat.clock_us seen, for the round trip"""
     lag_us: _builtins.int
     """from capture to visible, of the newest transaction applied"""
+    durable_txid: _builtins.int
     def __init__(
         self,
         *,
@@ -247,10 +281,11 @@ class Ack(_message.Message):
         applied_txid: _builtins.int = ...,
         echo_us: _builtins.int = ...,
         lag_us: _builtins.int = ...,
+        durable_txid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "echo_us", b"echo_us", "lag_us", b"lag_us", "received_txid", b"received_txid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_txid", b"applied_txid", "durable_txid", b"durable_txid", "echo_us", b"echo_us", "lag_us", b"lag_us", "received_txid", b"received_txid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,6 +361,8 @@ class Welcome(_message.Message):
     TENURE_MS_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     APP_URL_FIELD_NUMBER: _builtins.int
+    DATABASE_ID_FIELD_NUMBER: _builtins.int
+    RESUME_AT_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     term: _builtins.int
     database: _builtins.str
@@ -334,10 +371,16 @@ class Welcome(_message.Message):
     """how much longer the primary may act, at least; 0: no lease, without end"""
     app_url: _builtins.str
     """where the app answers HTTP on this host, for whoever has something to write; empty: unknown"""
+    database_id: _builtins.str
+    """32 hex digits: the same at every node that has this database"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermStart]: ...
+    @_builtins.property
+    def resume_at(self) -> Global___Position:
+        """the name of the state that the hello gave by its checksum alone"""
+
     def __init__(
         self,
         *,
@@ -349,10 +392,12 @@ class Welcome(_message.Message):
         tenure_ms: _builtins.int = ...,
         history: _abc.Iterable[Global___TermStart] | None = ...,
         app_url: _builtins.str = ...,
+        database_id: _builtins.str = ...,
+        resume_at: Global___Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "resume_at", b"resume_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "database", b"database", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "database", b"database", "database_id", b"database_id", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "resume_at", b"resume_at", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,6 +415,7 @@ class Chunk(_message.Message):
     ENDS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     TENURE_MS_FIELD_NUMBER: _builtins.int
+    LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     age_us: _builtins.int
     """how long ago the last transaction that ends in this chunk was captured"""
@@ -379,6 +425,8 @@ class Chunk(_message.Message):
     """the primary's, which it keeps for the whole stream"""
     tenure_ms: _builtins.int
     """as in Welcome: a long transaction leaves no room for heartbeats"""
+    look_age_ms: _builtins.int
+    """as in Heartbeat"""
     @_builtins.property
     def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """where in `data` an LTX file ends"""
@@ -392,10 +440,11 @@ class Chunk(_message.Message):
         ends: _abc.Iterable[_builtins.int] | None = ...,
         term: _builtins.int = ...,
         tenure_ms: _builtins.int = ...,
+        look_age_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "position_txid", b"position_txid", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "look_age_ms", b"look_age_ms", "position_txid", b"position_txid", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,6 +459,8 @@ class Heartbeat(_message.Message):
     ROUND_TRIP_US_FIELD_NUMBER: _builtins.int
     REPLY_REQUESTED_FIELD_NUMBER: _builtins.int
     TENURE_MS_FIELD_NUMBER: _builtins.int
+    SYNC_REQUESTED_FIELD_NUMBER: _builtins.int
+    LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
     clock_us: _builtins.int
     """the primary's monotonic clock; only to be echoed"""
     round_trip_us: _builtins.int
@@ -417,6 +468,10 @@ class Heartbeat(_message.Message):
     """somebody waits for the acknowledgement"""
     tenure_ms: _builtins.int
     """as in Welcome"""
+    sync_requested: _builtins.bool
+    """somebody waits until what was applied is durable: sync, then acknowledge"""
+    look_age_ms: _builtins.int
+    """how long ago the primary last knew that `position` was the newest commit"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -427,10 +482,12 @@ class Heartbeat(_message.Message):
         round_trip_us: _builtins.int = ...,
         reply_requested: _builtins.bool = ...,
         tenure_ms: _builtins.int = ...,
+        sync_requested: _builtins.bool = ...,
+        look_age_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us", "tenure_ms", b"tenure_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "look_age_ms", b"look_age_ms", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us", "sync_requested", b"sync_requested", "tenure_ms", b"tenure_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -511,6 +568,7 @@ class CopyHello(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
     LAST_MISMATCHED_FIELD_NUMBER: _builtins.int
+    DATABASE_ID_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     follower_id: _builtins.str
@@ -519,6 +577,8 @@ class CopyHello(_message.Message):
     database_is_guess: _builtins.bool
     last_mismatched: _builtins.bool
     """the copy before this one did not have the checksum that the log says"""
+    database_id: _builtins.str
+    """as in Hello"""
     def __init__(
         self,
         *,
@@ -528,10 +588,11 @@ class CopyHello(_message.Message):
         page_size: _builtins.int = ...,
         database_is_guess: _builtins.bool = ...,
         last_mismatched: _builtins.bool = ...,
+        database_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "last_mismatched", b"last_mismatched", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_id", b"database_id", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "last_mismatched", b"last_mismatched", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,8 +632,11 @@ class CopyStart(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     COMMIT_PAGES_FIELD_NUMBER: _builtins.int
+    DATABASE_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     commit_pages: _builtins.int
+    database_id: _builtins.str
+    """as in Welcome"""
     @_builtins.property
     def position(self) -> Global___Position:
         """stream from here"""
@@ -583,10 +647,11 @@ class CopyStart(_message.Message):
         position: Global___Position | None = ...,
         page_size: _builtins.int = ...,
         commit_pages: _builtins.int = ...,
+        database_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_pages", b"commit_pages", "page_size", b"page_size", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_pages", b"commit_pages", "database_id", b"database_id", "page_size", b"page_size", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -708,6 +773,7 @@ class FollowerStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    DURABLE_TXID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     received_txid: _builtins.int
     applied_txid: _builtins.int
@@ -717,6 +783,7 @@ class FollowerStatus(_message.Message):
     peer: _builtins.str
     address: _builtins.str
     """where it would serve as the primary"""
+    durable_txid: _builtins.int
     def __init__(
         self,
         *,
@@ -728,10 +795,11 @@ class FollowerStatus(_message.Message):
         state: _builtins.str = ...,
         peer: _builtins.str = ...,
         address: _builtins.str = ...,
+        durable_txid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_txid", b"applied_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_txid", b"applied_txid", "durable_txid", b"durable_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -783,6 +851,8 @@ class DatabaseStatus(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     PRIMARY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    DATABASE_ID_FIELD_NUMBER: _builtins.int
+    LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     page_size: _builtins.int
@@ -799,6 +869,9 @@ class DatabaseStatus(_message.Message):
     """of a follower: the primary's address"""
     state: _builtins.str
     """of a follower: what it is doing"""
+    database_id: _builtins.str
+    look_age_ms: _builtins.int
+    """of a primary: how long ago capture last saw that it has every commit"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -830,10 +903,12 @@ class DatabaseStatus(_message.Message):
         lease: Global___LeaseStatus | None = ...,
         primary: _builtins.str = ...,
         state: _builtins.str = ...,
+        database_id: _builtins.str = ...,
+        look_age_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "lease", b"lease", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "followers", b"followers", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "role", b"role", "state", b"state", "term", b"term", "trouble", b"trouble", "wal_bytes", b"wal_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "role", b"role", "state", b"state", "term", b"term", "trouble", b"trouble", "wal_bytes", b"wal_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -905,20 +980,23 @@ class BarrierRequest(_message.Message):
     DATABASE_FIELD_NUMBER: _builtins.int
     FOLLOWERS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     database: _builtins.str
     followers: _builtins.int
-    """wait until this many followers have applied it"""
+    """wait until this many followers have it, as `level` says"""
     timeout_ms: _builtins.int
+    level: Global___BarrierLevel.ValueType
     def __init__(
         self,
         *,
         database: _builtins.str = ...,
         followers: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
+        level: Global___BarrierLevel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "followers", b"followers", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "followers", b"followers", "level", b"level", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -932,7 +1010,7 @@ class BarrierReply(_message.Message):
     FOLLOWERS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     followers: _builtins.int
-    """how many had applied it when this was sent"""
+    """how many had it, as `level` of the request says, when this was sent"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
