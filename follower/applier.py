@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from follower.fresh import Fresh
 from follower.journal import Journal
-from follower.wal_writer import Page, WalWriter
 from follower.written import Written
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
@@ -35,6 +34,7 @@ from walcast.held import Held
 from walcast.position import Position
 from walcast.statedir import StateDir
 from walcast.wal import frame_offset
+from walcast.wal_writer import Page, WalWriter
 
 RESTART_FRAMES = 1000  # a WAL shorter than this is not worth a restart
 _BUSY_TIMEOUT_MS = 1000

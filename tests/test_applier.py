@@ -12,7 +12,7 @@ from support.apply_replica import finish, replica_of, scan
 from support.apply_source import Source
 
 from follower.applier import Applier
-from follower.wal_writer import WalWriter
+from walcast.wal_writer import WalWriter
 
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 

@@ -17,10 +17,10 @@ from support.apply_source import Source, Transaction, copy_database
 from support.apply_victim import STEPS
 
 from follower.applier import Applier
-from follower.wal_writer import WalWriter
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.position import Position
+from walcast.wal_writer import WalWriter
 from walcast.walindex import BLOCK_SIZE, FRAMES_FIRST_BLOCK, HashBlock
 
 

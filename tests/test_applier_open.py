@@ -11,10 +11,10 @@ from support.apply_replica import finish, replica_of, scan
 from support.apply_source import Source
 
 from follower.applier import Applier
-from follower.wal_writer import WalWriter
 from walcast.dbfiles import PageReader
 from walcast.errors import ConfigError, Corrupt, Stopped
 from walcast.position import Position
+from walcast.wal_writer import WalWriter
 
 
 @pytest.fixture

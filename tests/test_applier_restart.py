@@ -11,7 +11,7 @@ from support.apply_processes import Sql
 from support.apply_replica import finish, replica_of
 from support.apply_source import Source
 
-from follower import wal_writer
+from walcast import wal_writer
 from walcast.locks import try_lock, unlock
 from walcast.walindex import LOCK_CHECKPOINT
 

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from follower import wal_writer
 from follower.applier import Applier
 from follower.journal import Journal
-from follower.wal_writer import WalWriter
+from walcast import wal_writer
 from walcast.errors import WalcastError
+from walcast.wal_writer import WalWriter
 
 
 def die(*_: object, **__: object) -> None:

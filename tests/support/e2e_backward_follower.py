@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from follower.wal_writer import WalWriter
 from node.cli import main
+from walcast.wal_writer import WalWriter
 from walcast.walindex import IndexHeader
 
 move_header = WalWriter._move_header
