@@ -26,10 +26,20 @@ def connect(path: Path) -> apsw.Connection:
 
 
 def prepare(connection: apsw.Connection, busy_timeout_ms: int) -> None:
-    """Make it such a connection. Reads the schema, so it raises for what is locked or no database."""
+    """Make it such a connection. Reads the schema, so it raises for what is locked or no database.
+
+    Nor does its close checkpoint and remove the WAL, as SQLite's last one does: what the WAL says of the database is
+    needed until log and database were brought together (`checkpoint_on_close`).
+    """
     connection.set_busy_timeout(busy_timeout_ms)
     connection.execute("PRAGMA wal_autocheckpoint=0")
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+
+
+def checkpoint_on_close(connection: apsw.Connection) -> None:
+    """Have its close, if it is the last one, leave nothing in a WAL, as people expect who copy a database file."""
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
 
 
 class Anchor:

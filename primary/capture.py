@@ -26,6 +26,7 @@ from primary.entries import append_entry
 from primary.groups import Group, group, unwritten_pages
 from primary.identity import check_same_files
 from primary.log import TransactionLog
+from primary.segment import MARK, encode_marks
 from walcast import ltx
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import LostContinuity, Stopped, Unavailable
@@ -92,7 +93,8 @@ class Capture:
             pages = _FilePages(self.files, self.frame + 1, self.page_size)
             self._log_group(found, pages)
         else:
-            self._log_group(found, _BufferPages(self._view, self.page_size))
+            marks = self._marks(frames, found) if found.commits > 1 else b""
+            self._log_group(found, _BufferPages(self._view, self.page_size), marks)
         self.lowest_pages = min(self.lowest_pages, found.lowest_pages)
         self.frame += found.frame_count
         return found.commits
@@ -123,7 +125,15 @@ class Capture:
             raise LostContinuity(f"frame {mx_frame} is committed but no frame up to it commits")
         return found
 
-    def _log_group(self, found: Group, pages: _BufferPages | _FilePages) -> None:
+    def _marks(self, frames: NDArray[Any], found: Group) -> bytes:
+        """Where each commit of the group ends, but for the last, which the header tells."""
+        ends = np.flatnonzero(frames["commit"][: found.frame_count])[:-1]
+        marks = np.empty(len(ends), MARK)
+        marks["frame"] = self.frame + 1 + ends
+        marks["cksum"] = frames["cksum"][ends]
+        return encode_marks(marks)
+
+    def _log_group(self, found: Group, pages: _BufferPages | _FilePages, marks: bytes = b"") -> None:
         log = self.log
         checksums = log.checksums
         assert checksums is not None
@@ -137,9 +147,9 @@ class Capture:
 
         def page(index: int) -> ltx.Buffer:
             source = int(sources[index])
-            return pages.page(source) if source >= 0 else self._database_page(int(pgnos[index]))
+            return pages.page(source) if source >= 0 else self.database_page(int(pgnos[index]))
 
-        append_entry(log, self._header(found), pgnos, page)
+        append_entry(log, self._header(found), pgnos, page, marks)
 
     def _header(self, found: Group) -> ltx.Header:
         last = self.frame + found.frame_count
@@ -167,7 +177,8 @@ class Capture:
         first, second = CKSUM.unpack(data)
         return first, second
 
-    def _database_page(self, pgno: int) -> memoryview:
+    def database_page(self, pgno: int) -> memoryview:
+        """A page of the newest state; zeros past its end."""
         with PageReader(self.files, self.reader) as reader:
             if pgno > reader.header.commit_pages:
                 return memoryview(bytes(self.page_size))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import apsw
 
-from primary.anchor import Anchor, connect
+from primary.anchor import Anchor, checkpoint_on_close, connect
+from primary.boot import Boot, read_boot, write_boot
 from primary.capture import Capture
 from primary.log import TransactionLog
 from primary.loop import CaptureLoop
@@ -65,6 +66,7 @@ class Database:
         self._anchor = Anchor(self.path)
         # Writable: a primary that is deposed becomes the replica's WAL writer without letting go of them.
         self.files = held.files if held else DatabaseFiles(self.path, writable=True)
+        self.log.sync_database = self.files.sync
         self._capture = Capture(self.files, self._reader, self.log, self.page_size)
         self.loop = CaptureLoop(self.name, self._anchor, self._capture)
 
@@ -78,8 +80,10 @@ class Database:
         capture in the background; writers are held then. A `term` higher than the log's begins with an entry of its
         own."""
         if at is None:
-            self.loop.find_place()
+            self.loop.find_place(read_boot(self.state.path))
         begin_at(self._capture, at, term)
+        write_boot(self.state.path, Boot.now(self.files.db_fd))
+        checkpoint_on_close(self._reader)  # the one that is closed last
         self.loop.start(resumed=True, held=at is not None)
 
     def release(self) -> Held:

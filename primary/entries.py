@@ -13,9 +13,14 @@ from walcast.checksum import page_checksum
 
 
 def append_entry(
-    log: TransactionLog, header: ltx.Header, pgnos: NDArray[np.uint32], page: Callable[[int], ltx.Buffer]
+    log: TransactionLog,
+    header: ltx.Header,
+    pgnos: NDArray[np.uint32],
+    page: Callable[[int], ltx.Buffer],
+    marks: bytes = b"",
 ) -> None:
     """Log the pages `pgnos` (ascending, distinct); `page(i)` answers the bytes of `pgnos[i]` and is called in order.
+    `marks` is the table of commit marks (`segment.encode_marks`) of an entry that groups several commits.
 
     Nothing has happened when this raises: OSError when the disk is full or gone.
     """
@@ -30,8 +35,8 @@ def append_entry(
             sums[i] = page_checksum(pgno, data)
             encoder.add(pgno, data)
         trailer = encoder.finish(checksums.after(pgnos, sums, header.commit_pages))
-        writer.finish(header, trailer.size)
+        writer.finish(header, trailer.size, marks)
     except BaseException:
         log.abandon()
         raise
-    log.append(header, trailer, pgnos, sums)
+    log.append(header, trailer, pgnos, sums, len(marks))

@@ -47,7 +47,8 @@ class Known(Enum):
 class TransactionLog:
     """Entries from `first` to `position`, contiguous in TXIDs and checksums. One thread appends, any may read.
 
-    `before_trim` is called, in the appending thread, with each segment that is about to be deleted.
+    `before_trim` is called, in the appending thread, with each segment that is about to be deleted, and
+    `sync_database` before that: what can no longer be replayed must be durable in the database itself.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int, max_age_s: float, segment_bytes: int = 16 << 20) -> None:
@@ -65,6 +66,7 @@ class TransactionLog:
         self._listeners: list[Callable[[], None]] = []
         self._clock_ms = 0
         self.before_trim: Callable[[Segment], None] = lambda segment: None
+        self.sync_database: Callable[[], None] = lambda: None
 
     # Opening
 
@@ -173,12 +175,13 @@ class TransactionLog:
         trailer: ltx.Trailer,
         pgnos: NDArray[np.uint32],
         sums: NDArray[np.uint64],
+        marks_size: int = 0,
     ) -> None:
         """Move the position over the entry that its writer has made durable, and tell the listeners."""
         assert self.checksums is not None
         self.checksums.apply(pgnos, sums, header.commit_pages, trailer.post_checksum)
         with self._lock:
-            self._segments[-1].append(header, trailer.post_checksum, trailer.size, time.monotonic_ns())
+            self._segments[-1].append(header, trailer.post_checksum, trailer.size, time.monotonic_ns(), marks_size)
             self.position = Position(header.max_txid, trailer.post_checksum)
         for listener in self._listeners:
             listener()
@@ -212,7 +215,10 @@ class TransactionLog:
 
     def trim(self) -> None:
         """Delete the oldest segments that are over the bounds; the newest always stays."""
-        for segment in self._over_bounds():
+        over = self._over_bounds()
+        if over:
+            self.sync_database()
+        for segment in over:
             self.before_trim(segment)
             with self._lock:
                 segment.path.unlink()
@@ -275,6 +281,14 @@ class TransactionLog:
                 if len(segment) and segment.min_txids[0] <= txid + 1:
                     return segment.find(txid + 1)
             return None
+
+    def backwards(self) -> Iterator[Entry]:
+        """Every entry, the newest first."""
+        with self._lock:
+            segments = list(self._segments)
+        for segment in reversed(segments):
+            for index in range(len(segment) - 1, -1, -1):
+                yield segment.entry(index)
 
     def ending_at(self, txid: int) -> Entry | None:
         """The entry that ends with `txid`."""

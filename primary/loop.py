@@ -18,10 +18,12 @@ from dataclasses import dataclass
 import apsw
 
 from primary.anchor import Anchor
+from primary.boot import Boot
 from primary.capture import Capture
 from primary.checkpointer import Checkpointer
 from primary.identity import SizeWatch, check_same_files
-from primary.resume import compare, resume
+from primary.redo import recover
+from primary.resume import Scanned, compare, resume
 from primary.wakeup import Wakeup
 from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.locks import try_lock, unlock
@@ -86,14 +88,21 @@ class CaptureLoop:
         """Find where to go on, unless that was done, then capture in the background. `held`: with the write lock, which
         the caller has taken."""
         if not resumed:
-            self.find_place()
+            self.find_place(None)
         self._hold = self.holds_writers = held
         self._thread.start()
 
-    def find_place(self) -> None:
-        """Bring the log to the state that is there. Before `start`."""
-        if not resume(self._capture):
-            self._compare("the WAL does not continue the log" if self._log.position else "no log yet")
+    def find_place(self, last_boot: Boot | None) -> None:
+        """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database."""
+        if resume(self._capture):
+            return
+        held = self._log.checksums
+        if held is None or held.page_size != self._capture.page_size:
+            self._compare("no log yet")
+            return
+        recovered = recover(self._capture, last_boot, lambda: self._stopping)
+        if not recovered.replayed:
+            self._compare("the WAL does not continue the log", recovered.scanned)
 
     def hold_writers(self) -> Future[Captured]:
         """Take SQLite's write lock as soon as no app has it, and keep it: apps that write get SQLITE_BUSY. The state
@@ -226,6 +235,7 @@ class CaptureLoop:
             checksums = self._log.checksums
             assert checksums is not None
             if self._skip_to > self._log.position.txid:
+                self._files.sync()
                 self._log.start(checksums, Position(self._skip_to, self._log.position.checksum))
         except BaseException:
             with self._lock:
@@ -295,9 +305,9 @@ class CaptureLoop:
         self._size.check(size, self._capture.forget_lowest_pages() * self._capture.page_size)
         self._log.trim()
 
-    def _compare(self, reason: str) -> None:
+    def _compare(self, reason: str, known: Scanned | None = None) -> None:
         started = time.monotonic()
-        pages = compare(self._capture, lambda: self._stopping)
+        pages = compare(self._capture, lambda: self._stopping, known)
         facts = {"database": self.name, "reason": reason, "position": str(self._log.position)}
         if pages is None:
             log.info("began a history", extra=facts)

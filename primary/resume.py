@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from walcast.dbfiles import PageReader
 from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.terms import first_txid
-from walcast.wal import WAL_HEADER_SIZE
+from walcast.wal import WAL_HEADER_SIZE, frame_offset
+from walcast.walindex import IndexHeader
 
 
 def resume(capture: Capture) -> bool:
@@ -47,16 +49,45 @@ def resume(capture: Capture) -> bool:
     return True
 
 
-def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False) -> int | None:
-    """Read every page and log what differs from the log's state as one transaction; how many pages did.
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """The page checksums of a whole database, in the state that `index` says."""
+
+    index: IndexHeader
+    checksums: PageChecksums
+
+    def is_of(self, index: IndexHeader | None) -> bool:
+        """Is `index` the same state? Sizes do not count: a wal-index made from an empty WAL does not know them."""
+        mine = self.index
+        return index is not None and (index.change, index.mx_frame, index.salt, index.frame_cksum) == (
+            mine.change,
+            mine.mx_frame,
+            mine.salt,
+            mine.frame_cksum,
+        )
+
+
+def scan(capture: Capture, stopping: Callable[[], bool] = lambda: False) -> Scanned:
+    """Read every page. Unavailable when `stopping` becomes true meanwhile."""
+    with PageReader(capture.files, capture.reader) as reader:
+        return Scanned(reader.header, PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks())))
+
+
+def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, known: Scanned | None = None) -> int | None:
+    """Log what differs from the log's state as one transaction; how many pages did. Every page is read for it, unless
+    the database still is in the state that is `known`.
 
     With no usable state in the log a new history begins at the state that is there, behind any TXID ever given: None.
     Call with the anchor held. Unavailable when `stopping` becomes true meanwhile.
     """
     log = capture.log
     with PageReader(capture.files, capture.reader) as reader:
-        now = PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks()))
+        if known is not None and known.is_of(reader.header):
+            now = known.checksums
+        else:
+            now = PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks()))
         if log.checksums is None or log.checksums.page_size != capture.page_size:
+            capture.files.sync()  # a power cut must not take back what the log does not have
             log.start(now, Position(log.position.txid + 1, now.database))
             changed = None
         else:
@@ -91,9 +122,40 @@ def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) ->
         timestamp_ms=log.timestamp_ms(),
         pre_checksum=log.position.checksum,
         term=log.term,
+        **_place(capture, reader.header),
     )
     append_entry(log, header, pgnos, lambda i: reader.read(int(pgnos[i]), 1))
     return len(pgnos)
+
+
+def note_place(capture: Capture, index: IndexHeader) -> None:
+    """Log a transaction that changes nothing and says that the log's position is the state `index` of the WAL."""
+    log = capture.log
+    assert log.checksums is not None
+    header = ltx.Header(
+        page_size=capture.page_size,
+        commit_pages=log.checksums.commit_pages,
+        min_txid=log.position.txid + 1,
+        max_txid=log.position.txid + 1,
+        timestamp_ms=log.timestamp_ms(),
+        pre_checksum=log.position.checksum,
+        term=log.term,
+        **_place(capture, index),
+    )
+    page_one = capture.database_page(1)
+    append_entry(log, header, np.array([1], np.uint32), lambda _: page_one)
+
+
+def _place(capture: Capture, index: IndexHeader) -> dict[str, Any]:
+    """Header fields for an entry that ends where the WAL ends, though it was not captured from its frames."""
+    if index.mx_frame == 0:
+        return {}
+    return {
+        "wal_offset": frame_offset(index.mx_frame, capture.page_size),
+        "wal_size": capture.frame_size,
+        "wal_salt": index.salt,
+        "wal_cksum": index.frame_cksum,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +179,7 @@ def begin_at(capture: Capture, at: State | None, term: int) -> None:
         if header is None:
             raise Unavailable(f"{capture.files.path}-shm: the header is torn")
         log.term = term
+        capture.files.sync()
         log.start(at.checksums, at.position)
         log.not_before(at.timestamp_ms)
         capture.seek(header.mx_frame, header.salt)

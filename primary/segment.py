@@ -1,6 +1,12 @@
 """One file of the transaction log: LTX files one after the other, each behind a 16-byte record prefix.
 
     magic "WLTX" · CRC-32 of (size ‖ LTX header), u32 · size of the LTX file, u64     big-endian, then the LTX file
+    magic "WLTM" · the same, and behind the LTX file a table of commit marks:
+                   count u32 · CRC-32 of the rows, u32 · rows of (frame u32, its checksum, two u32)
+
+A commit mark says where in the database's WAL one commit ended. The LTX header has the mark of the last commit of an
+entry; an entry that groups several has those before it in the table. A power cut may leave the database's WAL at any
+of them, and the mark, whose checksum chains over all frames before, proves which one it is.
 
 The file is allocated ahead in steps, so that a `fdatasync` has no metadata to write; the zeros after the last record
 are no prefix and end it. A prefix alone proves nothing after a power loss: whoever opens the newest segment decodes
@@ -10,6 +16,7 @@ its tail.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from array import array
@@ -17,6 +24,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from walcast import ltx
 from walcast.errors import Corrupt
@@ -25,10 +36,15 @@ from walcast.position import Position, format_txid
 
 PREFIX = struct.Struct(">4sIQ")
 MAGIC = b"WLTX"
+MARKED = b"WLTM"
+MARKS_HEAD = struct.Struct(">II")
+MARK = np.dtype([("frame", ">u4"), ("cksum", ">u4", 2)])
 ALLOCATION_STEP_BYTES = 4 << 20
 READ_BYTES = 1 << 20
 FLUSH_BYTES = 1 << 20
 SUFFIX = ".log"
+
+_MAGICS = re.compile(re.escape(MAGIC) + b"|" + re.escape(MARKED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,7 @@ class Entry:
     offset: int
     size: int
     captured_ns: int
+    marks_size: int = 0  # bytes of the table of commit marks behind it
 
     @property
     def position(self) -> Position:
@@ -69,6 +86,14 @@ class Entry:
                 if isinstance(event, ltx.Page):
                     yield event
         decoder.close()
+
+    def marks(self) -> NDArray[Any]:
+        """The marks of all commits but the last, as records of `MARK`; Corrupt for a table that was not written so."""
+        data = os.pread(self.segment.fd, self.marks_size, self.offset + self.size)
+        marks = _decode_marks(data) if data else np.zeros(0, MARK)
+        if marks is None:
+            raise Corrupt(f"{self.segment.path}: no table of commit marks at {self.offset + self.size}")
+        return marks
 
     def header(self) -> ltx.Header:
         """The LTX header."""
@@ -98,6 +123,7 @@ class Segment:
         self.offsets = array("Q")
         self.sizes = array("Q")
         self.captured = array("Q")
+        self.marks_sizes = array("I")
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -124,11 +150,9 @@ class Segment:
         """The highest TXID of a whole prefix behind where loading stopped: 0 behind a torn tail, more behind rot."""
         newest, at = 0, self.end + 1
         while data := os.pread(self.fd, READ_BYTES, at):
-            found = data.find(MAGIC)
-            while found >= 0:
-                head = os.pread(self.fd, PREFIX.size + ltx.HEADER_SIZE, at + found)
+            for found in _MAGICS.finditer(data):
+                head = os.pread(self.fd, PREFIX.size + ltx.HEADER_SIZE, at + found.start())
                 newest = max(newest, _max_txid(head))
-                found = data.find(MAGIC, found + 1)
             at += max(1, len(data) - len(MAGIC) + 1)
         return newest
 
@@ -137,7 +161,9 @@ class Segment:
         if len(head) < PREFIX.size + ltx.HEADER_SIZE:
             return False
         magic, crc, size = PREFIX.unpack_from(head)
-        if magic != MAGIC or crc != zlib.crc32(head[8:]) or self.end + PREFIX.size + size > self.allocated:
+        if magic not in (MAGIC, MARKED) or crc != zlib.crc32(head[8:]):
+            return False
+        if self.end + PREFIX.size + size > self.allocated:
             return False
         try:
             header = ltx.Header.decode(head[PREFIX.size :])
@@ -146,10 +172,24 @@ class Segment:
         tail = os.pread(self.fd, 16, self.end + PREFIX.size + size - 16)
         if header is None or len(tail) < 16:
             return False
-        self.append(header, int.from_bytes(tail[:8], "big"), size, 0)
+        marks_size = self._marks_size(self.end + PREFIX.size + size, header) if magic == MARKED else 0
+        if marks_size is None:
+            return False
+        self.append(header, int.from_bytes(tail[:8], "big"), size, 0, marks_size)
         return True
 
-    def append(self, header: ltx.Header, post_checksum: int, size: int, captured_ns: int) -> None:
+    def _marks_size(self, at: int, header: ltx.Header) -> int | None:
+        """Bytes of the whole table of commit marks at `at`; None for what is none."""
+        head = os.pread(self.fd, MARKS_HEAD.size, at)
+        if len(head) < MARKS_HEAD.size:
+            return None
+        count = MARKS_HEAD.unpack(head)[0]
+        if count > header.max_txid - header.min_txid:
+            return None
+        size = MARKS_HEAD.size + count * MARK.itemsize
+        return size if _decode_marks(os.pread(self.fd, size, at)) is not None else None
+
+    def append(self, header: ltx.Header, post_checksum: int, size: int, captured_ns: int, marks_size: int = 0) -> None:
         """Index the record that stands at `end`."""
         self.min_txids.append(header.min_txid)
         self.max_txids.append(header.max_txid)
@@ -158,8 +198,9 @@ class Segment:
         self.offsets.append(self.end + PREFIX.size)
         self.sizes.append(size)
         self.captured.append(captured_ns)
+        self.marks_sizes.append(marks_size)
         self.newest_ms = header.timestamp_ms
-        self.end += PREFIX.size + size
+        self.end += PREFIX.size + size + marks_size
 
     def entry(self, index: int) -> Entry:
         """Record number `index`; negative counts from the end."""
@@ -172,6 +213,7 @@ class Segment:
             self.offsets[index],
             self.sizes[index],
             self.captured[index],
+            self.marks_sizes[index],
         )
 
     def find(self, min_txid: int) -> Entry | None:
@@ -194,7 +236,7 @@ class Segment:
             self.lost_txid = max(self.lost_txid, self.max_txids[-1])
         self.end = self.offsets[count] - PREFIX.size if count < len(self) else self.end
         columns = (self.min_txids, self.max_txids, self.pre_checksums, self.post_checksums)
-        for column in (*columns, self.offsets, self.sizes, self.captured):
+        for column in (*columns, self.offsets, self.sizes, self.captured, self.marks_sizes):
             del column[count:]
         if not self.lost_txid:
             self.seal()
@@ -211,6 +253,23 @@ class Segment:
             step = -(-(need - self.allocated) // ALLOCATION_STEP_BYTES) * ALLOCATION_STEP_BYTES
             os.posix_fallocate(self.fd, self.allocated, step)
             self.allocated += step
+
+
+def encode_marks(marks: NDArray[Any]) -> bytes:
+    """The table of these records of `MARK`; nothing for none."""
+    rows = marks.tobytes()
+    return MARKS_HEAD.pack(len(marks), zlib.crc32(rows)) + rows if len(marks) else b""
+
+
+def _decode_marks(data: bytes) -> NDArray[Any] | None:
+    """From a whole table; None for what is none."""
+    if len(data) < MARKS_HEAD.size:
+        return None
+    count, crc = MARKS_HEAD.unpack_from(data)
+    rows = data[MARKS_HEAD.size :]
+    if len(rows) != count * MARK.itemsize or crc != zlib.crc32(rows):
+        return None
+    return np.frombuffer(rows, MARK)
 
 
 def _max_txid(head: bytes) -> int:
@@ -244,10 +303,11 @@ class Writer:
         self._flushed += len(self._buffer)
         self._buffer.clear()
 
-    def finish(self, header: ltx.Header, size: int) -> None:
-        """Write the rest and the prefix that makes it a record; durable on return."""
+    def finish(self, header: ltx.Header, size: int, marks: bytes = b"") -> None:
+        """Write the rest, a table of commit marks, and the prefix that makes it a record; durable on return."""
+        self.write(marks)
         tail = struct.pack(">Q", size) + header.encode()
-        prefix = PREFIX.pack(MAGIC, zlib.crc32(tail), size)
+        prefix = PREFIX.pack(MARKED if marks else MAGIC, zlib.crc32(tail), size)
         if self._flushed:
             self._flush()
             pwrite_all(self._segment.fd, prefix, self._segment.end)

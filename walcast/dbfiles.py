@@ -81,6 +81,15 @@ class DatabaseFiles:
             for fd in (self.db_fd, self.shm_fd, self.wal_fd):
                 os.close(fd)
 
+    def written_ms(self) -> int:
+        """When somebody last wrote to the database or its `-wal`, as their times tell: milliseconds since the epoch."""
+        return max(os.fstat(fd).st_mtime_ns for fd in (self.db_fd, self.wal_fd)) // 1_000_000
+
+    def sync(self) -> None:
+        """Make durable what was written to the database and its `-wal`, by whatever process. OSError."""
+        os.fdatasync(self.wal_fd)
+        os.fsync(self.db_fd)
+
     def block(self, index: int) -> mmap.mmap:
         """The wal-index's 32 KiB block `index` (from 0), mapped when first asked for; Corrupt when it is not there."""
         if len(self._blocks) <= index:

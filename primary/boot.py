@@ -1,0 +1,64 @@
+"""Which start of the machine a primary last ran under, and which file it served.
+
+Only a machine that went down can have lost what was written and not synced. So where the content of a database is all
+that there is to go by, an older state is taken for the work of a power cut only if the machine was started since and
+the file is still the same one; otherwise somebody put it there on purpose.
+
+`app.db-walcast/boot`: the kernel's boot id, and device and inode of the database, a line each.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from walcast.filesystem import fsync_directory
+
+NAME = "boot"
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """`boot_id` is empty where the system does not tell."""
+
+    boot_id: str
+    file: tuple[int, int]
+
+    @classmethod
+    def now(cls, db_fd: int) -> Boot:
+        """The present one, for an open database."""
+        try:
+            boot_id = _BOOT_ID.read_text().strip()
+        except OSError:
+            boot_id = ""
+        facts = os.fstat(db_fd)
+        return cls(boot_id, (facts.st_dev, facts.st_ino))
+
+    def lost_power_since(self, last: Boot | None) -> bool:
+        """May a power cut have taken back what stood in this file when `last` was written?"""
+        return last is not None and self.boot_id != last.boot_id and self.file[1] == last.file[1]
+
+
+def read_boot(state_dir: Path) -> Boot | None:
+    """What was written last; None when there is nothing, or nothing that can be read."""
+    try:
+        boot_id, device, inode = (state_dir / NAME).read_text().split("\n")[:3]
+        return Boot(boot_id, (int(device), int(inode)))
+    except (OSError, ValueError):
+        return None
+
+
+def write_boot(state_dir: Path, boot: Boot) -> None:
+    """Durably. The log must be durable up to where the database stands."""
+    if read_boot(state_dir) == boot:
+        return
+    temporary = state_dir / f"{NAME}.tmp"
+    with temporary.open("w") as file:
+        file.write(f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(state_dir / NAME)
+    fsync_directory(state_dir)

@@ -1,0 +1,264 @@
+"""Replay the transaction log into a database that a power cut took back, as PostgreSQL replays its WAL after a crash.
+
+An app with `synchronous=NORMAL` or `OFF` may lose its last commits with the power. The log has them, synced, and so may
+followers and the archive. So what the log has is written back, as one ordinary commit in the database's WAL under
+SQLite's write lock, before the app can write anything else: what was once confirmed stays true.
+
+That is right only for a database that nobody wrote to since. Where somebody did, what the log has beyond the point
+where the database was taken back is kept in `discarded/`, and said; see `decide`.
+
+**Verified before visible.** A page is written back only if it has the checksum that the log holds for it, and only if
+the log has every page that differs; then the database is, byte for byte, what the log's position says.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primary.boot import Boot
+from primary.capture import Capture
+from primary.discarding import discard
+from primary.log import TransactionLog
+from primary.origin import Origin, TakenBack, Versions, WrittenOn, origin_by_content, origin_by_wal, versions_in_log
+from primary.resume import Scanned, note_place, scan
+from primary.segment import Entry
+from walcast import ltx
+from walcast.checksum import PageChecksums, page_checksum
+from walcast.discarded import Circumstances
+from walcast.errors import Corrupt, Unavailable
+from walcast.position import Position
+from walcast.wal_writer import WalWriter
+
+log = logging.getLogger("walcast.primary")
+
+LOCK_S = 10.0
+LOCK_STEP_S = 0.001
+TRIES = 5
+WRITTEN_SLACK_MS = 2000  # a commit is captured, and so has its time in the log, well within this
+
+
+class Way(Enum):
+    """What to do about a database that is not where the log ends."""
+
+    PUBLISH = "publish what differs: it was written to while no walcast ran"
+    REPLAY = "replay the log: it was taken back, and nobody wrote to it since"
+    KEEP = "keep what the log has beyond the fork, then publish: it was taken back and then written to"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of the database. `torn_only`: that it matches no state at all, though nobody seems to have written
+    to it since the last entry of the log and the log has every page that differs."""
+
+    origin: Origin | None
+    lost_power: bool  # the machine was started since, and the file is the same one
+    torn_only: bool = False
+
+
+def decide(found: Found) -> Way:
+    """Pure. A state that the WAL proves to be older is replayed; one that only looks older by its content is, too, if
+    the machine lost power meanwhile: otherwise somebody put an older copy there on purpose, and means it. A database
+    that is no whole state (`synchronous=OFF`) is replayed if the machine lost power and nobody wrote to it since."""
+    if isinstance(found.origin, TakenBack):
+        return Way.REPLAY if found.origin.proven or found.lost_power else Way.KEEP
+    if found.torn_only and found.lost_power:
+        return Way.REPLAY
+    return Way.KEEP if found.origin is not None else Way.PUBLISH
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """`replayed`: the log was written back, and the place where capture goes on is known. Otherwise what differs is to
+    be published, from the state `scanned`."""
+
+    replayed: bool
+    scanned: Scanned
+
+
+def recover(capture: Capture, last_boot: Boot | None, stopping: Callable[[], bool] = lambda: False) -> Recovered:
+    """See what became of a database that does not go on where the log ends, and carry out what `decide` says, but for
+    the publishing. Call with the anchor held, before anything is published, and with a usable log.
+
+    Unavailable when `stopping` becomes true meanwhile, when an app holds the write lock for too long, or when the disk
+    is full.
+    """
+    transactions = capture.log
+    lost_power = Boot.now(capture.files.db_fd).lost_power_since(last_boot)
+    for _ in range(TRIES):
+        scanned = scan(capture, stopping)
+        if not len(_differing(scanned.checksums, _held(transactions))):
+            return Recovered(False, scanned)
+        found, oldest_txid = _find(capture, scanned, lost_power)
+        way = decide(found)
+        if way is Way.REPLAY:
+            try:
+                if not _replay(capture, scanned, oldest_txid):
+                    continue  # somebody wrote meanwhile: look again
+                return Recovered(True, scanned)
+            except Corrupt as error:
+                log.error("the log cannot be replayed", extra={"error": str(error)})  # noqa: TRY400
+                way = Way.KEEP
+        if way is Way.KEEP:
+            _keep(capture, found.origin)
+        return Recovered(False, scanned)
+    raise Unavailable(f"{capture.files.path}: apps write to it while the log is to be replayed; stop them for a moment")
+
+
+def _held(transactions: TransactionLog) -> PageChecksums:
+    checksums = transactions.checksums
+    assert checksums is not None
+    return checksums
+
+
+def _differing(now: PageChecksums, then: PageChecksums) -> NDArray[np.uint32]:
+    """The pages in which two states differ, ascending, those that only one of them has included."""
+    count = max(now.commit_pages, then.commit_pages)
+    one, other = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    one[: now.commit_pages] = now.pages[: now.commit_pages]
+    other[: then.commit_pages] = then.pages[: then.commit_pages]
+    return (np.flatnonzero(one != other) + 1).astype(np.uint32)
+
+
+def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, int]:
+    """What is known of the database, and the TXID from which on a replay would have to begin."""
+    transactions, now = capture.log, scanned.checksums
+    origin = origin_by_wal(transactions, scanned.index, capture.page_size, capture.frame_cksum)
+    origin = origin or origin_by_content(transactions, now.database)
+    if isinstance(origin, TakenBack):
+        return Found(origin, lost_power), origin.entry.min_txid
+    if origin is not None:
+        return Found(origin, lost_power), 0
+    held = _held(transactions)
+    differing = _differing(now, held)
+    inside = differing[differing <= held.commit_pages]
+    sums = np.array([now.get(pgno) for pgno in inside.tolist()], np.uint64)
+    try:
+        versions = versions_in_log(transactions, inside, sums)
+    except (Corrupt, OSError) as error:
+        log.warning("the log cannot be read whole", extra={"error": str(error)})
+        versions = Versions(frozenset(inside.tolist()), None)
+    torn = not versions.missing and not _written_since(capture)
+    fork = WrittenOn(versions.fork) if versions.fork is not None else None
+    return Found(fork, lost_power, torn), transactions.first.txid + 1
+
+
+def _written_since(capture: Capture) -> bool:
+    """Was a file written after the last entry of the log was captured, as far as their times tell?"""
+    last = capture.log.last
+    return last is None or capture.files.written_ms() > last.header().timestamp_ms + WRITTEN_SLACK_MS
+
+
+# Replay
+
+
+def _replay(capture: Capture, scanned: Scanned, oldest_txid: int) -> bool:
+    """Write back what the database lacks, from `oldest_txid` on; False when it is in another state by now."""
+    files, transactions = capture.files, capture.log
+    started_s = time.monotonic()
+    _lock(capture)
+    try:
+        if not scanned.is_of(files.index_header()):
+            return False
+        writer = WalWriter(files, capture.page_size, scanned.checksums.commit_pages)
+        try:
+            pages = _write_back(capture, writer, scanned.checksums, oldest_txid)
+        finally:
+            writer.release()
+        files.sync()
+        header = files.index_header()
+        if header is None:
+            raise Unavailable(f"{files.path}-shm: the header is torn")
+        capture.seek(header.mx_frame, header.salt)
+        capture.lowest_pages = 0
+        note_place(capture, header)
+    except OSError as error:
+        raise Unavailable(f"{files.path}: the log cannot be replayed into it: {error.strerror or error}") from error
+    finally:
+        WalWriter.unlock(files)
+    facts = {"database": str(files.path), "from_txid": oldest_txid, "position": str(transactions.position)}
+    seconds = round(time.monotonic() - started_s, 3)
+    what = "the database had lost its last commits: replayed the log into it"
+    log.warning(what, extra=facts | {"pages": pages, "seconds": seconds})
+    return True
+
+
+def _lock(capture: Capture) -> None:
+    """SQLite's write lock."""
+    give_up_s = time.monotonic() + LOCK_S
+    while not WalWriter.lock(capture.files):
+        if time.monotonic() >= give_up_s:
+            raise Unavailable(
+                f"{capture.files.path}: an app has held the write lock for {LOCK_S:.0f} s, and the log must be "
+                "replayed into the database before anybody writes; end that transaction"
+            )
+        time.sleep(LOCK_STEP_S)
+
+
+def _write_back(capture: Capture, writer: WalWriter, now: PageChecksums, oldest_txid: int) -> int:
+    """Every page that differs, as the log has it last, in one commit. Corrupt when the log does not have them all."""
+    checksums = _held(capture.log)
+    differing = _differing(now, checksums)
+    wanted = set(differing[differing <= checksums.commit_pages].tolist())
+    wanted.add(1)  # a commit needs a page, also where a file only shrinks
+    count = len(wanted)
+    page_one = b""
+    try:
+        for entry, page in _pages_backwards(capture.log, oldest_txid):
+            if page.pgno not in wanted:
+                continue
+            if page_checksum(page.pgno, page.data) != checksums.get(page.pgno):
+                raise Corrupt(f"{entry.segment.path}: page {page.pgno} of TXID {entry.max_txid} is not the newest")
+            wanted.discard(page.pgno)
+            writer.append(page.pgno, page.data)
+            if page.pgno == 1:
+                page_one = bytes(page.data)
+            if not wanted:
+                break
+        if wanted == {1} and now.get(1) == checksums.get(1):
+            page_one = bytes(capture.database_page(1))
+            writer.append(1, page_one)
+            wanted.clear()
+        if wanted:
+            shown = ", ".join(map(str, sorted(wanted)[:10]))
+            raise Corrupt(f"{capture.log.directory}: {len(wanted)} pages that differ are not in it: {shown}")
+    except BaseException:
+        writer.discard()
+        raise
+    writer.publish(checksums.commit_pages, page_one)
+    return count
+
+
+def _pages_backwards(transactions: TransactionLog, oldest_txid: int) -> Iterator[tuple[Entry, ltx.Page]]:
+    """Every page of the entries from `oldest_txid` on, those of the newest entry first."""
+    for entry in transactions.backwards():
+        if entry.min_txid < oldest_txid:
+            return
+        for page in entry.pages():
+            yield entry, page
+
+
+# Keep
+
+
+def _keep(capture: Capture, origin: Origin | None) -> None:
+    """What the log has beyond the fork goes to `discarded/`, before the difference is published over it."""
+    transactions = capture.log
+    if isinstance(origin, TakenBack):
+        fork = Position(origin.entry.min_txid - 1, origin.entry.pre_checksum)
+        why = "an older state of the database was put in place of the newest one while no walcast ran"
+    elif isinstance(origin, WrittenOn):
+        fork = origin.fork
+        why = "the database had lost its last commits, probably in a power cut, and was written to before walcast ran"
+    else:
+        return
+    kept = discard(transactions, fork, Circumstances(capture.files.path, why, "this database as it is now"))
+    facts = {"database": str(capture.files.path), "fork": str(fork), "position": str(transactions.position)}
+    told = facts | {"why": why, "folder": str(kept.path) if kept is not None else ""}
+    log.error("commits that were published are not in the database any more; kept aside", extra=told)

@@ -1,0 +1,287 @@
+"""A primary whose database a power cut took back: the log is replayed into it, or what it has is kept aside.
+
+Power cuts on a real disk are in `test_power_cuts`; here every state that one may leave is made by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+from support.crash_images import PAGE_SIZE, machine, newest_row, set_boot
+
+from primary import redo
+from primary.boot import Boot
+from primary.database import Database
+from primary.log import TransactionLog
+from primary.origin import TakenBack, WrittenOn
+from primary.redo import Found, Way, decide
+from walcast.checksum import PageChecksums
+from walcast.dbfiles import PageReader
+from walcast.discarded import list_discarded
+from walcast.errors import Unavailable
+from walcast.position import Position
+from walcast.wal_writer import WalWriter
+
+ROWS = 12
+
+
+@contextmanager
+def served(image: Path) -> Iterator[Database]:
+    """The primary, started again."""
+    database = Database(image, "app")
+    try:
+        database.start()
+        database.loop.barrier().result(10)
+        yield database
+    finally:
+        database.stop()
+
+
+def assert_log_is_database(database: Database) -> None:
+    """Page by page."""
+    with PageReader(database.files, database._reader) as reader:
+        now = PageChecksums.scan(database.page_size, reader.chunks())
+    held = database.log.checksums
+    assert held is not None
+    assert now.database == held.database == database.log.position.checksum
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_database_cut_back_to_any_commit_is_brought_to_the_end_of_the_log(tmp_path: Path, together: bool) -> None:
+    with machine(tmp_path / "m", together=together) as app:
+        app.captured()
+        ends = [app.frames]
+        for _ in range(ROWS):
+            app.commit()
+            if not together:
+                app.captured()
+            ends.append(app.frames)
+        app.captured()
+        position = app.database.log.position
+        for i, frames in enumerate(ends):
+            image = app.power_cut(tmp_path / f"cut{i}", frames=frames)
+            with served(image) as database:
+                assert newest_row(image) == ROWS
+                assert database.log.position.checksum == position.checksum
+                assert database.log.position.txid >= position.txid
+                assert_log_is_database(database)
+            assert list_discarded(image) == []
+
+
+def test_after_a_replay_the_next_start_goes_on_in_the_wal(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+    keep = None
+    with served(image):
+        keep = apsw.Connection(str(image))  # has the WAL stay when the primary ends
+        keep.execute("SELECT * FROM newest").fetchall()
+    with closing(keep):
+        keep.execute("UPDATE newest SET n = n")
+        with served(image) as database:
+            assert_log_is_database(database)
+            assert newest_row(image) == ROWS
+    assert list_discarded(image) == []
+
+
+def test_a_wal_that_is_gone_counts_as_a_power_cut_only_after_a_new_start_of_the_machine(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        app.commit(3)
+        app.captured()
+        app.photograph(tmp_path / "before")
+        app.commit(ROWS - 3)
+        app.captured()
+        for name, boot_id, expected in (("lost", "another start", ROWS), ("same", Boot.now(0).boot_id, 3)):
+            image = app.power_cut(tmp_path / name, photograph=tmp_path / "before")
+            with closing(apsw.Connection(str(image))) as visitor:  # opens, reads, and removes the WAL when it closes
+                visitor.execute("SELECT * FROM newest").fetchall()
+            assert not image.with_name("app.db-wal").exists()
+            set_boot(image, boot_id)
+            with served(image) as database:
+                assert newest_row(image) == expected
+                assert_log_is_database(database)
+            assert len(list_discarded(image)) == (0 if expected == ROWS else 1)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_where_apps_wrote_first_the_rest_of_the_log_is_kept_aside(tmp_path: Path, together: bool) -> None:
+    with machine(tmp_path / "m", together=together) as app:
+        start = app.frames
+        for _ in range(ROWS):
+            app.commit()
+            if not together:
+                app.captured()
+        app.captured()
+        position = app.database.log.position
+        image = app.power_cut(tmp_path / "cut", frames=start + (app.frames - start) // 2)
+    with closing(apsw.Connection(str(image))) as other:
+        found = int(other.execute("SELECT n FROM newest").get)
+        assert 0 < found < ROWS
+        other.execute("CREATE TABLE of_its_own(x)")
+        with served(image) as database:
+            assert newest_row(image) == found
+            assert_log_is_database(database)
+            assert database.log.position.txid > position.txid
+    [kept] = list_discarded(image)
+    assert str(position) in (kept.path / "summary.txt").read_text()
+
+
+def test_apps_that_wrote_and_removed_the_wal_do_not_hide_what_was_lost(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        app.commit(3)
+        app.captured()
+        app.photograph(tmp_path / "before")
+        app.commit(ROWS - 3, filler=3000)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", photograph=tmp_path / "before")
+    set_boot(image, "another start")
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute("CREATE TABLE of_its_own(x)")
+    later_s = image.stat().st_mtime + 60  # a machine takes its time to come up again
+    os.utime(image, (later_s, later_s))
+    with served(image) as database:
+        assert newest_row(image) == 3
+        assert_log_is_database(database)
+    assert len(list_discarded(image)) == 1
+
+
+def test_what_apps_write_while_no_walcast_runs_is_published_and_nothing_kept(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+    set_boot(image, "another start")
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute("UPDATE newest SET n = n")
+        other.execute("CREATE TABLE of_its_own(x)")
+    with served(image) as database:
+        assert newest_row(image) == ROWS
+        assert_log_is_database(database)
+    assert list_discarded(image) == []
+
+
+def test_pages_of_many_moments_become_one_state_again(tmp_path: Path, seed: int) -> None:
+    """With synchronous=OFF a power cut leaves any version of any page."""
+    rng = random.Random(seed)
+    with machine(tmp_path / "m") as app:
+        app.commit(3)
+        app.captured()
+        app.app.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        app.photograph(tmp_path / "before")
+        app.commit(ROWS - 3, filler=3000)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=app.frames)
+        after = app.power_cut(tmp_path / "after")
+    with closing(apsw.Connection(str(after))) as visitor:  # all of it in the file
+        visitor.execute("SELECT * FROM newest").fetchall()
+    old, new = (tmp_path / "before" / "app.db").read_bytes(), after.read_bytes()
+    pages = [
+        rng.choice((old, new))[at : at + PAGE_SIZE].ljust(PAGE_SIZE, b"\0") for at in range(0, len(new), PAGE_SIZE)
+    ]
+    pages[0] = new[:PAGE_SIZE]
+    times = image.stat()
+    image.write_bytes(b"".join(pages))
+    image.with_name("app.db-wal").unlink()
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    set_boot(image, "another start")
+    with served(image) as database:
+        assert newest_row(image) == ROWS
+        assert_log_is_database(database)
+    assert list_discarded(image) == []
+
+
+@pytest.mark.parametrize("where", ["append", "publish", "after"])
+def test_a_replay_that_is_cut_short_is_made_again(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+
+    class Cut(Exception):
+        pass
+
+    def cut(*_: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        if where == "after":
+            patched.setattr(redo, "note_place", cut)
+        else:
+            patched.setattr(WalWriter, where, cut)
+        with pytest.raises(Cut), served(image):
+            pass
+    with served(image) as database:
+        assert newest_row(image) == ROWS
+        assert_log_is_database(database)
+    assert list_discarded(image) == []
+
+
+def test_a_replay_is_one_commit_for_whoever_reads(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+    with closing(apsw.Connection(str(image))) as reader:
+        reader.execute("BEGIN")
+        before = reader.execute("SELECT n FROM newest").get
+        with served(image):
+            assert reader.execute("SELECT n FROM newest").get == before < ROWS
+            reader.execute("COMMIT")
+            assert reader.execute("SELECT n FROM newest").get == ROWS
+
+
+def test_a_replay_does_not_go_over_an_app_that_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redo, "LOCK_S", 0.05)
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+    with closing(apsw.Connection(str(image))) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable), served(image):
+            pass
+
+
+def test_an_entry_without_its_table_of_marks_is_no_entry(tmp_path: Path) -> None:
+    with machine(tmp_path / "m", together=True) as app:
+        app.captured()
+        first = app.database.log.position
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+        entry = app.database.log.last
+        assert entry is not None
+        assert len(entry.marks()) == ROWS - 1
+        torn = image.with_name("app.db-walcast") / "log" / entry.segment.path.name
+        with torn.open("r+b") as file:
+            file.seek(entry.offset + entry.size + entry.marks_size - 3)
+            file.write(b"\xff\xff\xff")
+    assert TransactionLog.open(torn.parent).position == first
+
+
+def test_decisions() -> None:
+    entry = object()
+    proven, alike = TakenBack(entry, proven=True), TakenBack(entry, proven=False)  # type: ignore[arg-type]
+    written = WrittenOn(Position(7, 1 << 63))
+    for found, way in (
+        (Found(proven, lost_power=False), Way.REPLAY),
+        (Found(alike, lost_power=True), Way.REPLAY),
+        (Found(alike, lost_power=False), Way.KEEP),
+        (Found(written, lost_power=True), Way.KEEP),
+        (Found(written, lost_power=True, torn_only=True), Way.REPLAY),
+        (Found(None, lost_power=True, torn_only=True), Way.REPLAY),
+        (Found(None, lost_power=False, torn_only=True), Way.PUBLISH),
+        (Found(None, lost_power=True), Way.PUBLISH),
+    ):
+        assert decide(found) is way, found
