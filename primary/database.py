@@ -16,6 +16,7 @@ from primary.capture import Capture
 from primary.log import TransactionLog
 from primary.loop import CaptureLoop
 from primary.opening import open_database
+from primary.redo import finish
 from primary.resume import State, begin_at
 from primary.tenure import Tenure
 from walcast.dbfiles import DatabaseFiles, PageReader
@@ -85,6 +86,11 @@ class Database:
         write_boot(self.state.path, Boot.now(self.files.db_fd))
         checkpoint_on_close(self._reader)  # the one that is closed last
         self.loop.start(resumed=True, held=at is not None)
+
+    def finish(self) -> bool:
+        """Instead of `start`, for one that is not to be served any more: whether log and database could be brought
+        together (`primary.redo.finish`). `stop` comes next."""
+        return finish(self._capture, read_boot(self.state.path))
 
     def release(self) -> Held:
         """Instead of `stop`: end capturing and keep the files and, if `loop.holds_writers`, the write lock. Nobody may

@@ -27,7 +27,7 @@ from primary.capture import Capture
 from primary.discarding import discard
 from primary.log import TransactionLog
 from primary.origin import Origin, TakenBack, Versions, WrittenOn, origin_by_content, origin_by_wal, versions_in_log
-from primary.resume import Scanned, note_place, scan
+from primary.resume import Scanned, note_place, resume, scan
 from primary.segment import Entry
 from walcast import ltx
 from walcast.checksum import PageChecksums, page_checksum
@@ -109,6 +109,24 @@ def recover(capture: Capture, last_boot: Boot | None, stopping: Callable[[], boo
             _keep(capture, found.origin)
         return Recovered(False, scanned)
     raise Unavailable(f"{capture.files.path}: apps write to it while the log is to be replayed; stop them for a moment")
+
+
+def finish(capture: Capture, last_boot: Boot | None) -> bool:
+    """Bring the log of a primary that ended, perhaps with the power, to what the database has, and the database to what
+    the log has: then both are at the log's position, and nothing is published. False when somebody else's history is
+    in the database, or an app wrote to it: nothing was changed then.
+    """
+    if resume(capture):
+        capture.capture()
+        return True
+    held = capture.log.checksums
+    if held is None or held.page_size != capture.page_size:
+        return False
+    scanned = scan(capture)
+    if not len(_differing(scanned.checksums, held)):
+        return True
+    found, oldest_txid = _find(capture, scanned, Boot.now(capture.files.db_fd).lost_power_since(last_boot))
+    return decide(found) is Way.REPLAY and _replay(capture, scanned, oldest_txid)
 
 
 def _held(transactions: TransactionLog) -> PageChecksums:

@@ -15,6 +15,9 @@ import apsw
 import pytest
 from support.crash_images import PAGE_SIZE, machine, newest_row, set_boot
 
+from follower.applier import Applier
+from follower.journal import Journal
+from node.failover.changes import finish_log
 from primary import redo
 from primary.boot import Boot
 from primary.database import Database
@@ -26,6 +29,7 @@ from walcast.dbfiles import PageReader
 from walcast.discarded import list_discarded
 from walcast.errors import Unavailable
 from walcast.position import Position
+from walcast.statedir import state_dir
 from walcast.wal_writer import WalWriter
 
 ROWS = 12
@@ -251,6 +255,39 @@ def test_a_replay_does_not_go_over_an_app_that_is_writing(tmp_path: Path, monkey
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable), served(image):
             pass
+
+
+def test_a_primary_that_lost_power_and_is_started_as_a_follower_has_what_only_it_had(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        for _ in range(ROWS):
+            app.commit()
+            app.captured()
+        position, term = app.database.log.position, app.database.log.term
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+    finish_log(image)
+    transactions = TransactionLog.open(state_dir(image) / "log")
+    assert transactions.position.checksum == position.checksum
+    applier = Applier.open(image, state_dir(image))
+    try:
+        assert (applier.term, applier.position) == (term, transactions.position)
+    finally:
+        applier.close()
+    assert newest_row(image) == ROWS
+
+
+def test_a_log_of_another_history_is_not_finished(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        app.commit(ROWS)
+        app.captured()
+        position = app.database.log.position
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute("CREATE TABLE of_its_own(x)")
+    finish_log(image)
+    assert TransactionLog.open(state_dir(image) / "log").position == position
+    assert Journal(state_dir(image)).last() is None
 
 
 def test_an_entry_without_its_table_of_marks_is_no_entry(tmp_path: Path) -> None:

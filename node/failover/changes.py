@@ -19,8 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import apsw
+
 from follower.following import FORKED, Following
 from follower.journal import Journal
+from follower.overwriting import has_database
 from follower.rebase import catch_up
 from follower.written import Written
 from node.failover import state as d
@@ -28,6 +31,7 @@ from node.failover.missing import missing_facts
 from node.progress import Progress
 from node.serving import Place, Serving
 from primary.archiving.joining import archive_end
+from primary.database import Database
 from primary.discarding import ForkNotInLog, discard
 from primary.log import TransactionLog
 from primary.resume import State
@@ -296,7 +300,8 @@ async def demote(member: Member, address: str) -> None:
     captured = await asyncio.wrap_future(serving.database.loop.hold_writers())
     transactions = serving.served.log
     at, term = captured.position, transactions.term
-    await asyncio.to_thread(_name_position, member, term, at, transactions.timestamp_ms())
+    await asyncio.to_thread(serving.database.files.sync)  # the log, which a replay would need, is going to go
+    await asyncio.to_thread(_name_position, member.path, term, at, transactions.timestamp_ms())
     stand(member, Standing(FOLLOWER, term, address, member.standing.history, member.keeper is not None))
     held = await serving.release(member.host.inodes)
     member.serving = None
@@ -304,8 +309,27 @@ async def demote(member: Member, address: str) -> None:
     follow(member, [Address.parse(address)] if address else [], held)
 
 
-def _name_position(member: Member, term: int, position: Position, timestamp_ms: int) -> None:
-    journal = Journal(state_dir(member.path))
+def finish_log(path: Path) -> None:
+    """A primary that ended without becoming a follower is to be one: bring its log and its database together, so that
+    what only it had is told from what others have. In a thread. Where that cannot be, pages are compared."""
+    folder = state_dir(path)
+    if not (folder / "log" / "checksums").exists() or not has_database(path):
+        return
+    try:
+        database = Database(path, path.stem)
+        try:
+            if database.finish():
+                transactions = database.log
+                database.files.sync()
+                _name_position(path, transactions.term, transactions.position, transactions.timestamp_ms())
+        finally:
+            database.stop()
+    except (WalcastError, OSError, apsw.Error) as error:
+        log.warning("the log of the primary that ran here cannot be finished", extra={"error": str(error)})
+
+
+def _name_position(path: Path, term: int, position: Position, timestamp_ms: int) -> None:
+    journal = Journal(state_dir(path))
     try:
         journal.append(term, position, timestamp_ms)
         journal.sync()

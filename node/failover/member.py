@@ -184,6 +184,7 @@ class Member:
                 return
             changes.fence(self)
         else:
+            await asyncio.to_thread(changes.finish_log, self.path)
             changes.follow(self, self.settings.primaries)
         if with_lease:
             self.leasing.keep(role == PRIMARY)
