@@ -89,16 +89,21 @@ def test_a_drill_finds_every_promise_kept_and_leaves_nothing_behind(
     assert facts["failure"] is None
     assert facts["not_done"] == []
     assert facts["promises_broken"] == 0
-    assert [step["key"] for step in facts["steps"]] == ["switchover", "kill", "partition", "stop"]
+    assert [step["key"] for step in facts["steps"]] == ["switchover", "kill", "partition", "stop", "power"]
     assert {promise["key"] for promise in facts["promises"]} >= {
         "switchover.lost",
         "partition.fenced",
         "stop.silent",
         "readers.whole",
         "archive.restores",
+        "power.acknowledged",
+        "power.forward",
+        "power.kept",
         *(f"{step}.{what}" for step in ("kill", "partition", "stop") for what in ("acknowledged", "kept", "rejoin")),
     }
     steps = {step["key"]: step for step in facts["steps"]}
+    power = steps.pop("power")
+    assert any("confirmed rows were not in the database" in note and note[0] != "0" for note in power["notes"])
     assert [steps[key]["term"] for key in steps] == [2, 3, 4, 5]
     assert steps["switchover"]["lost"] == 0
     # The app went on at a node that was cut off, and at one that stood still: rows that no other node had.
@@ -108,7 +113,7 @@ def test_a_drill_finds_every_promise_kept_and_leaves_nothing_behind(
         assert steps[key]["kept_in"]
     assert facts["lost"] == sum(step["lost"] for step in facts["steps"])
     assert 0 < steps["partition"]["fenced_ms"] < steps["partition"]["first_write_ms"]
-    for step in facts["steps"]:
+    for step in steps.values():
         assert {one["node"] for one in step["attached"]} == {"a", "b", "c"} - {step["new"]}
     assert facts["acknowledged"] > 100
     assert facts["committed"] >= facts["acknowledged"] + facts["lost"]

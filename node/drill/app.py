@@ -1,6 +1,7 @@
 """The drill's processes on stock sqlite3: the app that writes, and readers.
 
     python -m node.drill.app write RATE NAME=DATABASE NAME=DATABASE …
+    python -m node.drill.app write-normal RATE NAME=DATABASE …         with PRAGMA synchronous=NORMAL
     python -m node.drill.app read DATABASE
 
 Both end when their standard input does. The app is as dumb as apps are: it writes to one place until that says no, then
@@ -56,8 +57,8 @@ class Orders:
 class App:
     """Writes one row a transaction, at a steady rate, wherever it may."""
 
-    def __init__(self, rate: float, places: dict[str, str], orders: Orders) -> None:
-        self.rate, self.places, self.orders = rate, places, orders
+    def __init__(self, rate: float, places: dict[str, str], orders: Orders, synchronous: str = "FULL") -> None:
+        self.rate, self.places, self.orders, self.synchronous = rate, places, orders, synchronous
         self.names = list(places)
         self.at = 0
         self.number = 1
@@ -107,7 +108,7 @@ class App:
     def _try(self, name: str) -> bool:
         began_s = time.monotonic()
         try:
-            db = self._open.get(name) or self._open.setdefault(name, sql.connect(self.places[name]))
+            db = self._open.get(name) or self._open.setdefault(name, sql.connect(self.places[name], self.synchronous))
             db.execute("begin immediate")
         except sqlite3.Error as error:
             self._no(name, began_s, str(error))
@@ -179,6 +180,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["write", rate, *places]:
             App(float(rate), dict(place.split("=", 1) for place in places), orders).run()
+        case ["write-normal", rate, *places]:
+            App(float(rate), dict(place.split("=", 1) for place in places), orders, "NORMAL").run()
         case ["read", path]:
             read(path, orders)
         case _:

@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from node.drill import settle, sql, steps
+from node.drill import power, settle, sql, steps
 from node.drill.facts import Result, Span
 from node.drill.ledger import Ledger
 from node.drill.nodes import NAMES, NOT_YET, Archive, Node, identity
@@ -95,6 +95,7 @@ def _play(settings: Settings, root: Path, place: Archive, say: Callable[[str], N
         _begin(stage)
         for key in STEPS:
             steps.run(stage, key)
+        power.run(stage)
         settle.at_the_end(stage)
     except Broken as error:
         result.failure = " | ".join([str(error), *error.log])
@@ -168,9 +169,9 @@ def _sum_up(stage: Stage) -> None:
             result.spans.append(Span(name, word, max(0.0, stage.at(at_s)), min(result.seconds, stage.at(end_s))))
     result.marks.sort(key=lambda mark: mark.at_s)
     did = {step.key for step in result.steps if step.ended_s is not None}
-    result.not_done = [key for key in STEPS if key not in did]
+    result.not_done = [key for key in (*STEPS, power.POWER) if key not in did]
     kept = result.failure is None
-    evidence = f"{len(STEPS)} steps in {result.seconds:.1f} s" if kept else str(result.failure)
+    evidence = f"{len(STEPS) + 1} steps in {result.seconds:.1f} s" if kept else str(result.failure)
     result.promise("drill.ended", "", "every step came to its end", kept, evidence)
 
 

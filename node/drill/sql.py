@@ -46,9 +46,11 @@ def create(path: Path, ballast_bytes: int, seed: int = 1) -> None:
         db.execute("commit")
 
 
-def connect(path: str | Path) -> sqlite3.Connection:
+def connect(path: str | Path, synchronous: str = "FULL") -> sqlite3.Connection:
     """A connection that waits for no lock; for whichever thread has it."""
-    return sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
+    db = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
+    db.execute(f"pragma synchronous = {synchronous}")
+    return db
 
 
 def write(db: sqlite3.Connection, number: int, node: str) -> None:
