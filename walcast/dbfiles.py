@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from walcast.checksum import lock_pgno
 from walcast.errors import Corrupt, Unavailable
+from walcast.filesystem import fsync_directory
 from walcast.wal import FRAME_HEADER_SIZE, frame_dtype, frame_offset
 from walcast.walindex import (
     BLOCK_SIZE,
@@ -86,9 +87,11 @@ class DatabaseFiles:
         return max(os.fstat(fd).st_mtime_ns for fd in (self.db_fd, self.wal_fd)) // 1_000_000
 
     def sync(self) -> None:
-        """Make durable what was written to the database and its `-wal`, by whatever process. OSError."""
+        """Make durable what was written to the database and its `-wal`, by whatever process, and that they are there.
+        OSError."""
         os.fdatasync(self.wal_fd)
         os.fsync(self.db_fd)
+        fsync_directory(self.path.parent)
 
     def block(self, index: int) -> mmap.mmap:
         """The wal-index's 32 KiB block `index` (from 0), mapped when first asked for; Corrupt when it is not there."""

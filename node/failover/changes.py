@@ -318,14 +318,24 @@ def finish_log(path: Path) -> None:
     try:
         database = Database(path, path.stem)
         try:
-            if database.finish():
-                transactions = database.log
+            transactions = database.log
+            if database.finish() and not _is_named(path, transactions.position):
                 database.files.sync()
                 _name_position(path, transactions.term, transactions.position, transactions.timestamp_ms())
         finally:
             database.stop()
     except (WalcastError, OSError, apsw.Error) as error:
         log.warning("the log of the primary that ran here cannot be finished", extra={"error": str(error)})
+
+
+def _is_named(path: Path, position: Position) -> bool:
+    """Does the journal name a state with this content? A term that began and published nothing has the content of the
+    position before, and that name is the one that others know."""
+    journal = Journal(state_dir(path))
+    try:
+        return journal.find(position.checksum) is not None
+    finally:
+        journal.close()
 
 
 def _name_position(path: Path, term: int, position: Position, timestamp_ms: int) -> None:
