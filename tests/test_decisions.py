@@ -254,7 +254,7 @@ def test_a_candidate_before_others_in_line_that_died_is_waited_for_a_moment_only
 
 
 def test_no_random_world_breaks_a_rule(seed: int) -> None:
-    found = explore(range(seed, seed + 180))
+    found = explore(range(seed, seed + 60))
     if found is not None:
         raise found
 
