@@ -3,10 +3,13 @@
     record, 40 bytes, big-endian: term u32, flags u32 (0), txid u64, checksum u64, timestamp u64 (milliseconds),
                                   crc-32 of all that u32, zero u32
 
-A record is appended before its commit becomes visible, so whatever a replica's file holds after a crash, its checksum
-is here. The journal says what a state is called and never which state the file is in: it can lag behind or run ahead
-of the file, be cut short or be lost, and the worst that follows is that a position is not known and pages are
-compared.
+A record is appended before its commit becomes visible, so whatever a replica's file holds after a crash of the process,
+its checksum is here. After a power failure the tail may be missing, but not what was synced: `Applier.sync` syncs the
+journal before the WAL, so a state that was confirmed as durable has its name.
+
+The journal says what a state is called and never which state the file is in: it can lag behind the file or run ahead of
+it, be cut short or be lost. The worst that follows is that a state has no name here; then the primary is asked for it,
+and where that does not know it either, pages are compared.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from walcast.filesystem import fsync_directory, make_directory, pwrite_all, write_durably
 from walcast.position import Position
 
 RECORD_SIZE = 40
@@ -52,13 +56,18 @@ def _decode(data: bytes) -> list[_Record]:
 
 
 class Journal:
-    """The file `<dir>/positions`. One appends; `sync` may be called from another thread."""
+    """The file `<dir>/positions`. One thread appends; `sync` may be called from another."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory, parents=True)
         self._path = directory / "positions"
-        self._lock = threading.Lock()  # a sync against the exchange of the descriptor
+        self._syncing = threading.Lock()  # a sync against the exchange of the descriptor; taken before the other
+        self._changing = threading.Lock()  # an append against a rewrite by the thread that syncs
+        self._doubtful = False  # a sync failed: what it was to write may be lost, though a later one succeeds
+        known = self._path.exists()
         self._fd = self._open()
+        if not known:
+            fsync_directory(directory)
         self._records = _decode(self._path.read_bytes())
         # A torn tail would shift all records that follow it.
         self._size = os.fstat(self._fd).st_size // RECORD_SIZE * RECORD_SIZE
@@ -70,13 +79,14 @@ class Journal:
     def append(self, term: int, position: Position, timestamp_ms: int) -> None:
         """Not synced: after a power loss the tail may be missing, and so may the commits it names."""
         if self._size >= COMPACT_BYTES:
-            self._compact()
+            with self._syncing, self._changing:
+                self._rewrite()
         data = _encode(term, position, timestamp_ms)
-        # At a place of its own and not at the end: a short write is overwritten by the next.
-        if os.pwrite(self._fd, data, self._size) != RECORD_SIZE:
-            raise OSError(f"{self._path}: short write")
-        self._size += RECORD_SIZE
-        self._records.append(_Record(term, position, data))
+        with self._changing:
+            # At a place of its own and not at the end: what a full disk cut off is overwritten by the next.
+            pwrite_all(self._fd, data, self._size)
+            self._size += RECORD_SIZE
+            self._records.append(_Record(term, position, data))
 
     def find(self, checksum: int) -> tuple[int, Position] | None:
         """Term and position of the newest record with this database checksum."""
@@ -90,31 +100,40 @@ class Journal:
         return self._records[-1][:2] if self._records else None
 
     def sync(self) -> None:
-        """Make durable what was appended."""
-        with self._lock:
-            os.fdatasync(self._fd)
+        """Make durable what was appended. OSError when it is not: then the next sync writes a new file, because the
+        kernel forgets what it could not write and would report another sync of the old one as a success."""
+        with self._syncing:
+            if self._doubtful:
+                with self._changing:
+                    self._rewrite()
+            try:
+                os.fdatasync(self._fd)
+            except OSError:
+                self._doubtful = True
+                raise
+
+    def doubt(self) -> None:
+        """An earlier process could not sync it: the next sync writes a new file."""
+        self._doubtful = True
 
     def close(self) -> None:
         """What was appended stays; nothing can be appended any more."""
-        with self._lock:
+        with self._syncing:
             os.close(self._fd)
 
-    def _compact(self) -> None:
-        """Keep the newest records, in a new file that takes the old one's name once it is durable."""
+    def _rewrite(self) -> None:
+        """Keep the newest records, in a new file that takes the old one's name once it is durable; with both locks."""
         records = self._records[-KEEP_RECORDS:]
-        temporary = self._path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(b"".join(record.data for record in records))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(directory)
+            write_durably(self._path, b"".join(record.data for record in records))
+            self._doubtful = False
+        except OSError:
+            self._doubtful = True
+            raise
         finally:
-            os.close(directory)
-        with self._lock:
-            os.close(self._fd)
-            self._fd = self._open()
-        self._records = records
-        self._size = len(records) * RECORD_SIZE
+            # Also where only the last step failed: an append to the old file would be lost with it.
+            if not os.path.samestat(self._path.stat(), os.fstat(self._fd)):
+                os.close(self._fd)
+                self._fd = self._open()
+                self._records = records
+                self._size = len(records) * RECORD_SIZE

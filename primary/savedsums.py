@@ -8,14 +8,13 @@ The XOR of all must be the database checksum, so a damaged file is found out.
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
 
 from walcast.checksum import PageChecksums
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import write_durably
 from walcast.position import Position
 
 NAME = "checksums"
@@ -27,14 +26,8 @@ _MAGIC = b"WALCASTP"
 def save(directory: Path, checksums: PageChecksums, position: Position, term: int) -> None:
     """Replace the file, atomically and durably."""
     pages = checksums.pages[: checksums.commit_pages].astype("<u8")
-    temporary = directory / f"{NAME}.tmp"
-    with temporary.open("wb") as file:
-        file.write(_HEADER.pack(_MAGIC, checksums.page_size, term, position.txid, position.checksum, len(pages)))
-        file.write(pages.data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / NAME)
-    fsync_directory(directory)
+    head = _HEADER.pack(_MAGIC, checksums.page_size, term, position.txid, position.checksum, len(pages))
+    write_durably(directory / NAME, head, pages.data)
 
 
 def load(directory: Path) -> tuple[PageChecksums, Position, int] | None:

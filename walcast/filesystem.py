@@ -65,6 +65,34 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
             done += os.pwrite(fd, view[done:], offset + done)
 
 
+def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
+    """Replace the file at `path`: whatever stops this, there is the old content or the new one, and on return the new
+    one outlives a power failure. One process at a time; what a killed one leaves is `path` with `.tmp` behind it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it must not stay
+        raise
+    fsync_directory(path.parent)
+
+
+def make_directory(directory: Path, mode: int = 0o777, *, parents: bool = False) -> None:
+    """Have `directory`, and with `parents` those above it. A new directory's name is durable on return: to sync what is
+    in a directory does not keep its name."""
+    missing = [] if directory.is_dir() else [directory]
+    if parents and missing:
+        missing += [path for path in directory.parents if not path.is_dir()]
+    for path in reversed(missing):
+        path.mkdir(mode=mode, exist_ok=True)
+        fsync_directory(path.parent)
+
+
 def fsync_directory(directory: Path) -> None:
     """Make what was created, renamed or removed in it durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

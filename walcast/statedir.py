@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from walcast.errors import ConfigError
+from walcast.filesystem import make_directory
 from walcast.locks import is_locked, try_lock
 
 
@@ -39,7 +40,7 @@ class StateDir:
     def __init__(self, database: Path) -> None:
         self.path = state_dir(database)
         try:
-            self.path.mkdir(mode=0o755, exist_ok=True)
+            make_directory(self.path, 0o755)
             self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigError(f"cannot keep state in {self.path}: {error.strerror}") from error

@@ -12,14 +12,13 @@ happened or did not.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from walcast.errors import ConfigError
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import write_durably
 from walcast.position import Position
 
 TERM_TXIDS = 1 << 20
@@ -99,10 +98,4 @@ def write_standing(state_dir: Path, standing: Standing) -> None:
             for begun in standing.history[-HISTORY_TERMS:]
         ]
     }
-    temporary = state_dir / f"{_NAME}.tmp"
-    with temporary.open("wb") as file:
-        file.write(json.dumps(facts, indent=1).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(state_dir / _NAME)
-    fsync_directory(state_dir)
+    write_durably(state_dir / _NAME, json.dumps(facts, indent=1).encode() + b"\n")

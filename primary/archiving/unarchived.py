@@ -15,7 +15,6 @@ that a note of another archive or of a log that was lost connects with nothing.
 from __future__ import annotations
 
 import logging
-import os
 import struct
 import threading
 import zlib
@@ -28,7 +27,7 @@ from primary.log import Known, TransactionLog
 from primary.segment import Entry, Segment
 from walcast import ltx
 from walcast.errors import Corrupt
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import write_durably
 from walcast.position import Position
 
 log = logging.getLogger("walcast.archive")
@@ -143,13 +142,7 @@ class Unarchived:
             with self._path.open("r+b") as file:  # once a second: no new file, no flush that a rename would cause
                 file.write(data)
             return
-        temporary = self._path.with_name(f"{NAME}.tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        fsync_directory(self._path.parent)
+        write_durably(self._path, data)
 
     def _load(self) -> None:
         try:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from walcast.errors import ConfigError, Unavailable
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import fsync_directory, make_directory
 from walcast.store.base import ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Versioned
 from walcast.store.directory_swap import VersionFolder
 from walcast.store.swaps import check_size, keeps_to_versions
@@ -47,6 +47,7 @@ class DirectoryStore:
         self.root = root.absolute()
         self._has_links: bool | None = None
         self._swaps: bool | None = None
+        self._named: set[Path] = set()  # folders whose names are durable
 
     @property
     def url(self) -> str:
@@ -228,13 +229,13 @@ class DirectoryStore:
                 yield ObjectInfo(key, status.st_size, status.st_mtime_ns // 1_000_000)
 
     def _make_folder(self, folder: Path) -> None:
-        missing: list[Path] = []
-        while not folder.is_dir():
-            missing.append(folder)
+        """Have the folder, by a durable name. One that is found below the root may have been made by a process that was
+        killed before it had synced the name, so each is synced once."""
+        make_directory(folder, parents=True)
+        while folder != self.root and folder not in self._named:
+            fsync_directory(folder.parent)
+            self._named.add(folder)
             folder = folder.parent
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-            fsync_directory(path.parent)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
