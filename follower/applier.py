@@ -8,6 +8,9 @@ that came; when it does not hold, nothing of the transaction is ever seen, by re
 **Where the replica stands is read from the file.** At `open` all pages are read and the database checksum is looked
 up in the journal of positions (`follower.journal`). Whatever happened to the file, the position is right or unknown.
 
+**Visible is not durable**: a commit is written, not synced, so that applying costs no disk's time. `sync` makes durable
+what was applied, when somebody waits for that.
+
 **No app can write**: the applier holds SQLite's write lock for as long as it is open; a stock connection that tries
 gets SQLITE_BUSY.
 """
@@ -24,6 +27,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from follower.durability import Durability
 from follower.fresh import Fresh
 from follower.journal import Journal
 from follower.written import Written
@@ -66,7 +70,8 @@ class CheckpointResult:
 
 
 class Applier:
-    """The WAL writer of one replica. One thread owns it; only `checkpoint` may be called from another at any time."""
+    """The WAL writer of one replica. One thread owns it; only `checkpoint` and `sync` may be called from others at any
+    time, until it is closed or released. `durable` is what the newest sync covers."""
 
     writer: ClassVar[type[WalWriter]] = WalWriter
 
@@ -75,6 +80,7 @@ class Applier:
         files: DatabaseFiles,
         wal: WalWriter,
         journal: Journal,
+        state_dir: Path,
         connections: tuple[apsw.Connection, ...],
         fresh: Fresh | None = None,
     ) -> None:
@@ -83,11 +89,13 @@ class Applier:
         self.page_size = wal.header.page_size
         self.term = 0
         self.position = Position()
+        self.durable = Position()
         self.restart_frames = RESTART_FRAMES
         self.restart_refused = False
         self._files = files
         self._wal = wal
         self._journal = journal
+        self._durability = Durability(files, wal, journal, state_dir)
         # The first reads, and is what keeps a reader's last close from deleting the WAL; the second makes checkpoints.
         self._connections = connections
         self._lock_pgno = lock_pgno(self.page_size)
@@ -124,7 +132,7 @@ class Applier:
             page_size, commit_pages = _read(connections[0])
             files = DatabaseFiles(path, writable=True)
             wal = cls._take_over(files, connections[0], page_size, commit_pages)
-            return cls(files, wal, Journal(state_dir), connections, fresh)
+            return cls(files, wal, Journal(state_dir), state_dir, connections, fresh)
         except BaseException:
             _close(connections, wal, files)
             raise
@@ -138,18 +146,27 @@ class Applier:
         try:
             page_size, commit_pages = _read(connections[0])
             wal = cls._take_over(held.files, connections[0], page_size, commit_pages)
-            return cls(held.files, wal, Journal(held.state.path), connections)
+            return cls(held.files, wal, Journal(held.state.path), held.state.path, connections)
         except BaseException:
             connections[1].close()
             raise
 
     def release(self, state: StateDir) -> Held:
-        """Instead of `close`: end applying, keep the files, a connection and the write lock."""
+        """Instead of `close`: end applying, keep the files, a connection and the write lock.
+
+        Everything applied is durable then, and what checkpoints have written of it to the database file: the log of a
+        primary that goes on from here has only what comes after. Unavailable when that cannot be synced; it stays an
+        applier. No other thread may use it.
+        """
         self.rollback()
+        self.sync()
+        try:
+            self._durability.sync_database(self._wal.header.salt, self.backfilled_frames)
+        except OSError as error:
+            raise Unavailable(f"{self.path}: cannot sync: {error.strerror}") from error
         self._closed = True
         self._connections[1].close()
         self._wal.release()
-        self._journal.sync()
         self._journal.close()
         return Held(self._files, self._connections[0], state)
 
@@ -204,14 +221,18 @@ class Applier:
 
     # A transaction
 
+    def check_usable(self) -> None:
+        """Stopped when nothing can be applied any more."""
+        if self._broken or self._closed:
+            why = "is closed" if self._closed else "is not what its files hold; open it again"
+            raise Stopped(f"{self.path}: the applier {why}")
+
     def begin(self) -> None:
         """Start a transaction, in a WAL that restarts if it is long and can.
 
         `restart_refused` tells whether it was long and could not: a checkpoint has to finish or a reader to go.
         """
-        if self._broken or self._closed:
-            why = "is closed" if self._closed else "was interrupted in a commit; open it again"
-            raise Stopped(f"{self.path}: the applier {why}")
+        self.check_usable()
         if self._in_transaction:
             raise RuntimeError("begin: a transaction is open")
         if self.wal_frames >= self.restart_frames:
@@ -293,14 +314,53 @@ class Applier:
         unique, index = np.unique(pgnos[::-1], return_index=True)
         return unique, sums[::-1][index]
 
+    # What outlives a power failure
+
+    def sync(self) -> Position:
+        """Make everything applied durable; where that was, when this began. For any thread, while the owner goes on.
+
+        Unavailable when it is not durable; a later call tries again, and believes the disk only what was written anew.
+        Stopped when what was applied is lost from the file: open it again.
+        """
+        if self._closed:
+            raise Stopped(f"{self.path}: the applier is closed")
+        position = self.position
+        try:
+            self._durability.sync()
+        except OSError as error:
+            raise Unavailable(f"{self.path}: cannot sync: {error.strerror}") from error
+        except Corrupt as error:
+            self._broken = True
+            raise Stopped(str(error)) from error
+        self.durable = position
+        return position
+
+    def name(self, term: int, position: Position) -> None:
+        """The state that is here, which the journal does not know, is `position`: somebody knows who had it. Durable on
+        return. Diverged when its checksum is another one; Unavailable when that cannot be written down."""
+        if position.checksum != self.checksums.database or not position:
+            raise Diverged(
+                f"{position} was given as the name of a state with the checksum {self.checksums.database:016x}"
+            )
+        try:
+            self._journal.append(term, position, self.timestamp_ms)
+            self._durability.sync_journal()
+        except OSError as error:
+            raise Unavailable(f"{self.path}: cannot write down its position: {error.strerror}") from error
+        self.term, self.position = term, position
+        self.written = Written(position, self.checksums.commit_pages, self.knows)
+
     # The WAL
 
     def checkpoint(self) -> CheckpointResult:
         """Copy what readers allow into the database file, without waiting for anybody (PASSIVE)."""
         # What is durable in the file should have a durable name.
         try:
-            self._journal.sync()
+            self._durability.sync_journal()
+            salt = self._wal.header.salt
             frames, backfilled = self._connections[1].wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if backfilled >= frames:
+                self._durability.sync_database(salt, frames)
         except apsw.BusyError:  # another process is making one
             frames, backfilled = self.wal_frames, self.backfilled_frames
         except (apsw.Error, OSError) as error:
@@ -309,7 +369,7 @@ class Applier:
 
     def restart_wal_if_possible(self) -> bool:
         """Go on at the beginning of the WAL file, if all of it is in the database file and no reader uses it."""
-        restarted = self._wal.restart()
+        restarted = self._durability.restart()
         self.restart_refused = not restarted
         return restarted
 

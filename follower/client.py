@@ -64,6 +64,15 @@ def check_term(primary: wire.Address, term: int, seen: int) -> None:
         raise Elsewhere(f"{primary}: its term is {term}, and term {seen} has begun", "")
 
 
+def _check_resumed(primary: wire.Address, welcome: pb.Welcome, checksum: int) -> None:
+    """The name that a primary gives to a state: of this state, and one that it can have."""
+    named = welcome.resume_at
+    known = 0 < named.txid <= welcome.position.txid and named.term <= welcome.term
+    if not known or named.checksum != checksum:
+        position = wire.position_of(named)
+        raise Unavailable(f"{primary}: named a state with the checksum {checksum:016x} {position}, which it cannot be")
+
+
 class Client:
     """One primary, reached over one channel."""
 
@@ -108,7 +117,8 @@ class Client:
 
     @asynccontextmanager
     async def stream(self, position: Position, term: int, *, observer: bool = False) -> AsyncIterator[Stream]:
-        """Everything after `position`; an `observer` is no replica that is there already.
+        """Everything after `position`; an `observer` is no replica that is there already. Of a state without a name the
+        position has the checksum alone; `welcome.resume_at` then is a position with it.
 
         MustCopy, Unavailable or ConfigError when the primary refuses.
         """
@@ -126,6 +136,8 @@ class Client:
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
             stream.welcome = welcome.welcome
             check_term(self.primary, stream.welcome.term, term)
+            if not position.txid:
+                _check_resumed(self.primary, stream.welcome, position.checksum)
             stream.lasts(welcome.welcome.tenure_ms)
             yield stream
         finally:

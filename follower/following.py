@@ -51,7 +51,10 @@ RETRY_MOST_S = 5.0
 MEND_EVERY_S = 1.0
 
 FORKED = "another node became the primary, and this one may have had transactions that it had not"
-WRITTEN = "somebody wrote to this database while no walcast ran here"
+NOT_APPLIED = (
+    "this state was not applied here, as far as the records beside it and the primary's log tell: somebody wrote to "
+    "this database while no walcast ran here, or a power failure lost the record of what was applied last"
+)
 
 
 class HandedOver(Exception):
@@ -183,6 +186,7 @@ class Following:
             await asyncio.wait([self._task])
         elif self._keeper is not None:
             await self._keeper.close()
+        await self._threads.settled()
         applier, self._applier = self._applier, None
         return applier
 
@@ -241,7 +245,7 @@ class Following:
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
         if not self._applier.position:
-            log.warning("the replica was changed by others; mending", extra={"database": str(self.path)})
+            log.warning("the replica's state has no name here", extra={"database": str(self.path)})
 
     def _progress(self) -> Progress:
         """Shows the progress, and ends what runs in a thread when we are to stop."""
@@ -270,14 +274,19 @@ class Following:
         assert applier is not None
         while True:
             try:
-                if not applier.position:
-                    await self._copy(self.circumstances(WRITTEN) if self._was_replica else None)
+                applier.check_usable()
                 position = applier.position
                 self.term = max(self.term, applier.term)
-                async with self._client.stream(position, self.term) as stream, self._using:
+                unnamed = Position(0, applier.checksums.database)
+                async with self._client.stream(position or unnamed, self.term) as stream, self._using:
                     if applier.position == position:  # nobody caught up from the archive meanwhile
+                        if not position:
+                            await self._name(stream, applier)
                         await self._stay_with(stream, applier)
             except MustCopy as must:
+                if not applier.position:
+                    await self._copy_unnamed(applier, str(must))
+                    continue
                 log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
                 self.history = must.history or self.history
                 keeping = await self._keep_own(applier, diverged=must.diverged)
@@ -290,12 +299,26 @@ class Following:
                 self._show(State.DIVERGED)
                 await self._copy(await self._keep_own(applier))
 
+    async def _name(self, stream: Stream, applier: Applier) -> None:
+        """The primary's log has the state that has no name here: it was applied, and its record was lost."""
+        resumed = stream.welcome.resume_at
+        await self._threads.run(applier.name, resumed.term, wire.position_of(resumed))
+        log.warning("the primary knows the replica's state", extra={"position": str(applier.position)})
+
+    async def _copy_unnamed(self, applier: Applier, reason: str) -> None:
+        facts = {"database": str(self.path), "reason": reason}
+        log.warning("nobody knows the replica's state: mending it by its pages", extra=facts)
+        await self._copy(await self._keep_own(applier))
+
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
         try:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
-            await Streaming(stream, applier, self._keeper, self._show, self.showing.hear, take_over).run()
+            streaming = Streaming(
+                stream, applier, self._keeper, self._show, self.showing.hear, take_over, self._threads
+            )
+            await streaming.run()
         finally:
             self._stream = None
             if not self._released:
@@ -318,6 +341,8 @@ class Following:
     async def _keep_own(self, applier: Applier, *, diverged: bool = False) -> Circumstances | None:
         """Transactions that only this replica has are kept before it loses them; the circumstances, when the pages that
         are overwritten must be: also of one that is `diverged`, nobody knows where."""
+        if not applier.position:
+            return self.circumstances(NOT_APPLIED) if self._was_replica else None
         fork = forked_at(self.history, applier.term, applier.position)
         if fork is None:
             return self.circumstances(FORKED) if diverged else None

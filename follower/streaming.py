@@ -9,6 +9,7 @@ from typing import Protocol
 from follower.acknowledger import Acknowledger
 from follower.applier import Applier
 from follower.client import Stream
+from follower.in_thread import InThread
 from follower.receiver import Receiver
 from follower.walkeeper import WalKeeper
 from walcast.rpc import replication_pb2 as pb
@@ -35,6 +36,7 @@ class Streaming:
         show: Show,
         heard: Callable[[], None],
         take_over: Callable[[pb.HandOver], Awaitable[None]],
+        threads: InThread,
     ) -> None:
         self._stream = stream
         self._applier = applier
@@ -43,7 +45,7 @@ class Streaming:
         self._heard = heard
         self._take_over = take_over
         self._receiver = Receiver(applier, applier.position)
-        self._acks = Acknowledger(stream, applier)
+        self._acks = Acknowledger(stream, applier, threads)
         self._newest = stream.welcome.position.txid
         self._round_trip_us = 0
         self._lag_us = 0
@@ -52,6 +54,12 @@ class Streaming:
     async def run(self) -> None:
         """Until the stream ends with an error."""
         self._show(self._phase(), primary_txid=self._newest)
+        try:
+            await self._take()
+        finally:
+            self._acks.close()
+
+    async def _take(self) -> None:
         while True:
             message = await self._stream.read()
             began_ns = time.monotonic_ns()
@@ -77,7 +85,7 @@ class Streaming:
 
     async def _answer(self, beat: pb.Heartbeat) -> None:
         self._newest, self._round_trip_us = beat.position.txid, beat.round_trip_us
-        await self._acks.heartbeat(beat.clock_us)
+        await self._acks.heartbeat(beat.clock_us, beat.sync_requested)
         if self._round_trip_us and self._newest == self._applier.position.txid:
             # What is here was the newest there was half a round trip ago.
             self._lag_us = min(self._lag_us, self._round_trip_us // 2)

@@ -22,6 +22,7 @@ from primary.served import Refused, Served
 from primary.tenure import Tenure
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.levels import Level
 from walcast.rpc import replication_pb2 as pb
 
 log = logging.getLogger("walcast.primary")
@@ -135,10 +136,14 @@ class LocalService:
 
 
 async def answer_barrier(served: Served, request: Facts) -> Facts:
-    """To `barrier`: as the call of that name, for one database. Refused."""
-    reached = await barrier(served, int(request.get("followers", 0)), float(request.get("within_s", 0)))
+    """To `barrier`: as the call of that name, for one database. Refused; ConfigError for a level that is none."""
+    try:
+        level = Level.parse(str(request.get("level", Level.DURABLE)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    reached = await barrier(served, int(request.get("followers", 0)), float(request.get("within_s", 0)), level)
     position = reached.position
-    return {"term": reached.term, "position": str(position), "followers": reached.applied}
+    return {"term": reached.term, "position": str(position), "followers": reached.followers}
 
 
 def _refusal(refusal: pb.Refusal) -> Facts:

@@ -236,6 +236,7 @@ class Serving:
                     id=follower.id,
                     received_txid=follower.received_txid,
                     applied_txid=follower.applied_txid,
+                    durable_txid=follower.durable_txid,
                     lag_txids=max(0, behind),
                     lag_ms=follower.lag_ms(),
                     state=follower.state,

@@ -86,7 +86,7 @@ def table(facts: Facts) -> Table:
 
 def _primary_table(facts: Facts) -> Table:
     shown = Table(title=f"{facts['role']}, term {facts['term']}", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("node", "state", "TXID", "behind", "lag ms", "WAL MB", "archived"):
+    for column in ("node", "state", "TXID", "durable", "behind", "lag ms", "WAL MB", "archived"):
         shown.add_column(
             column, justify="left" if column in ("node", "state") else "right", no_wrap=column != "archived"
         )
@@ -95,10 +95,11 @@ def _primary_table(facts: Facts) -> Table:
         archived = "" if archive is None else archive["error"] or str(archive["txid"])
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
         state = f"{database['state']} from {database['primary']}" if "state" in database else database["role"]
-        shown.add_row(database["name"], state, str(database["txid"]), "", "", wal, archived)
+        shown.add_row(database["name"], state, str(database["txid"]), "", "", "", wal, archived)
         for follower in database["followers"]:
             behind, lag = str(follower["lag_txids"]), f"{follower['lag_ms']:.1f}"
-            shown.add_row(f"  {follower['id']}", follower["state"], str(follower["applied_txid"]), behind, lag, "", "")
+            applied, durable = str(follower["applied_txid"]), str(follower["durable_txid"])
+            shown.add_row(f"  {follower['id']}", follower["state"], applied, durable, behind, lag, "", "")
         if database["trouble"]:
             shown.caption, shown.caption_justify = database["trouble"], "left"
     return shown

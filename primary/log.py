@@ -29,8 +29,9 @@ from primary.segments import delete_segments, load_segments
 from walcast import ltx
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import Corrupt
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import fsync_directory, make_directory
 from walcast.position import Position
+from walcast.terms import TERM_TXIDS
 
 PINNED_FACTOR = 4
 CLOCK_STEP_MS = 60_000
@@ -74,7 +75,7 @@ class TransactionLog:
     def open(cls, directory: Path, *, max_bytes: int = 256 << 20, max_age_s: float = 3600.0) -> TransactionLog:
         """What is there, cut back to the last entry that is whole. Without a usable `checksums`, `checksums` is None
         and `position` still tells the last TXID given, so that a new start goes on behind it."""
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory, 0o700, parents=True)
         log = cls(directory, max_bytes=max_bytes, max_age_s=max_age_s)
         log._load()
         saved = savedsums.load(directory)
@@ -297,6 +298,23 @@ class TransactionLog:
                 if len(segment) and segment.min_txids[0] <= txid:
                     return segment.ending_at(txid)
             return None
+
+    def named(self, checksum: int) -> tuple[int, Position] | None:
+        """Term and newest position with this database checksum, of those that a copy can go on from. A millisecond at
+        most: 8 bytes an entry are compared."""
+        first = self.first
+        with self._lock:
+            for segment in reversed(self._segments):
+                entry = segment.find_checksum(checksum) if len(segment) else None
+                if entry is not None:
+                    return entry.header().term or 1, entry.position
+            oldest = self._segments[0].entry(0) if self._segments and len(self._segments[0]) else None
+        if checksum != first.checksum or not first:
+            return None
+        # A copy there takes the oldest entry next, which may be the one that began its term.
+        term = self.term if oldest is None else oldest.header().term or 1
+        begins = oldest is not None and oldest.max_txid - first.txid >= TERM_TXIDS
+        return max(1, term - 1) if begins else term, first
 
     def knows(self, position: Position) -> Known:
         """Can a copy at `position` go on from here?"""

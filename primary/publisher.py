@@ -20,9 +20,10 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.log import TransactionLog
-from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term
+from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term, named
 from walcast import wire
 from walcast.errors import Corrupt
+from walcast.levels import Level
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
@@ -33,6 +34,7 @@ MAX_FOLLOWERS = 1000
 MAX_COPIES = 8
 CHECKSUMS_S = 60.0
 
+_LEVELS = {pb.BARRIER_LEVEL_DURABLE: Level.DURABLE, pb.BARRIER_LEVEL_APPLIED: Level.APPLIED}
 _NEAR = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -99,7 +101,11 @@ class Publisher(rpc.ReplicationServicer):
                 raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
             position = wire.position_of(hello.position)
             check_term(served.log, hello.position.term)
-            check_known(served, position)
+            resume_at = None if position.txid else named(served, position.checksum)
+            if resume_at is not None:
+                position = wire.position_of(resume_at)
+            else:
+                check_known(served, position)
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
@@ -128,6 +134,7 @@ class Publisher(rpc.ReplicationServicer):
                     tenure_ms=served.database.tenure.left_ms,
                     history=wire.history_message(served.history),
                     app_url=self._app_url,
+                    resume_at=resume_at,
                 )
             )
             async for message in self._send_from(served, follower, position.txid):
@@ -153,11 +160,11 @@ class Publisher(rpc.ReplicationServicer):
             given = offer is not None and not offer.taken.done()
             if not given:
                 served.check_tenure()
-            asked = follower.reply_requested and served.log.position.txid == txid
+            asked = follower.ask_from_txid <= txid
             if asked or now - beat_s >= served.heartbeat_s:
                 beat_s = now
                 if not given or served.database.tenure.holds:  # else there is no tenure to tell of
-                    yield _heartbeat(served, follower)
+                    yield _heartbeat(served, follower, txid)
             if self._stopping.is_set():
                 raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
             if served.database.loop.failure:
@@ -219,14 +226,14 @@ class Publisher(rpc.ReplicationServicer):
         return self._status()  # type: ignore[no-any-return]
 
     async def Barrier(self, request: pb.BarrierRequest, context: Context) -> pb.BarrierReply:  # noqa: N802
-        """A position that covers every commit made before the call, and who has applied it."""
+        """A position that covers every commit made before the call, and how many followers have it."""
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
-            reached = await barrier(served, request.followers, request.timeout_ms / 1000)
+            reached = await barrier(served, request.followers, request.timeout_ms / 1000, _level(request.level))
         except Refused as refused:
             return pb.BarrierReply(refusal=refused.refusal)
         return pb.BarrierReply(
-            position=wire.position_message(reached.position, reached.term), followers=reached.applied
+            position=wire.position_message(reached.position, reached.term), followers=reached.followers
         )
 
     # Changes of role
@@ -248,6 +255,13 @@ class Publisher(rpc.ReplicationServicer):
             return await served.step_down(request)
         except Refused as refused:
             return pb.StepDownReply(refusal=refused.refusal)
+
+
+def _level(asked: pb.BarrierLevel.ValueType) -> Level:
+    level = _LEVELS.get(asked)
+    if level is None:
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"this primary knows no barrier level {asked}: upgrade it")
+    return level
 
 
 def _check_known_peer(context: Context) -> None:
@@ -280,15 +294,16 @@ async def _read_acks(requests: AsyncIterator[pb.FollowerMessage], served: Served
                 offer.taken.set_result(message.hand_over)
             continue
         ack = message.ack
-        follower.acknowledged(ack.received_txid, ack.applied_txid, ack.echo_us, ack.lag_us)
+        follower.acknowledged(ack.received_txid, ack.applied_txid, ack.durable_txid, ack.echo_us, ack.lag_us)
         served.followers.progressed()
 
 
-def _heartbeat(served: Served, follower: Follower) -> pb.PrimaryMessage:
-    asked, follower.reply_requested = follower.reply_requested, False
+def _heartbeat(served: Served, follower: Follower, sent_txid: int) -> pb.PrimaryMessage:
+    reply, sync = served.followers.ask(follower, sent_txid)
     return pb.PrimaryMessage(
         heartbeat=pb.Heartbeat(
-            reply_requested=asked,
+            reply_requested=reply,
+            sync_requested=sync,
             tenure_ms=served.database.tenure.left_ms,
             position=wire.position_message(served.log.position, served.log.term),
             clock_us=time.monotonic_ns() // 1000,

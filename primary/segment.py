@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import numpy as np
+
 from walcast import ltx
 from walcast.errors import Corrupt
 from walcast.filesystem import pwrite_all
@@ -229,6 +231,11 @@ class Segment:
         if index == len(self) or self.max_txids[index] != max_txid:
             return None
         return self.entry(index)
+
+    def find_checksum(self, checksum: int) -> Entry | None:
+        """The newest record after which the database has this checksum. Nothing may be appended meanwhile."""
+        found = np.flatnonzero(np.frombuffer(self.post_checksums, np.uint64) == np.uint64(checksum))
+        return self.entry(int(found[-1])) if len(found) else None
 
     def cut(self, count: int) -> None:
         """Keep the first `count` records."""

@@ -9,6 +9,7 @@ from primary.database import Database
 from primary.followers import Followers
 from primary.log import Known, TransactionLog
 from walcast import wire
+from walcast.errors import Corrupt
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.terms import TermStart
@@ -94,6 +95,15 @@ async def _no_switchover(request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
 
 async def _no_step_down(request: pb.StepDownRequest) -> pb.StepDownReply:
     raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, _FIXED)
+
+
+def named(served: Served, checksum: int) -> pb.Position | None:
+    """The position of a follower's state that has lost its name, as far as the log can tell."""
+    try:
+        found = served.log.named(checksum)
+    except (Corrupt, OSError):
+        return None  # a page diff does without the log
+    return None if found is None else wire.position_message(found[1], found[0])
 
 
 def check_known(served: Served, position: Position) -> None:

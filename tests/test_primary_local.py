@@ -163,7 +163,7 @@ def test_who_finds_no_room_asks_again(tmp_path: Path) -> None:
             taken.settimeout(0.05)
             with suppress(TimeoutError):
                 answered = taken.recv(1000)
-        assert json.loads(answered) == {"want": "barrier", "followers": 0, "within_s": 30.0}
+        assert json.loads(answered) == {"want": "barrier", "followers": 0, "level": "durable", "within_s": 30.0}
         taken.sendall(b'{"term": 3, "position": "00000000000000ff/8000000000000000", "followers": 0}\n')
         assert asking.result(PATIENCE_S) == "3-ff"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.levels import Level
 from walcast.position import Position
 from walcast.token import NotPrimary, Token
 
@@ -45,14 +46,17 @@ class ByGrpc:
     def __str__(self) -> str:
         return self._last
 
-    def barrier(self, followers: int, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
-        """Token, position, and how many followers have applied it."""
+    def barrier(self, followers: int, level: Level, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
+        """Token, position, and how many followers have it."""
         from walcast import wire
         from walcast.rpc import replication_pb2 as pb
 
         # 0 would ask for the primary's own bound.
         timeout_ms = max(1, math.ceil(timeout_s * 1000))
-        request = pb.BarrierRequest(database=self._name, followers=followers, timeout_ms=timeout_ms)
+        levels = {Level.DURABLE: pb.BARRIER_LEVEL_DURABLE, Level.APPLIED: pb.BARRIER_LEVEL_APPLIED}
+        request = pb.BarrierRequest(
+            database=self._name, followers=followers, timeout_ms=timeout_ms, level=levels[level]
+        )
 
         def ask(address: str, left_s: float) -> tuple[Token, Position, int]:
             reply: pb.BarrierReply = self._call(address, "Barrier", request, left_s)

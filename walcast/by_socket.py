@@ -10,6 +10,7 @@ from typing import Any
 
 from walcast import local
 from walcast.errors import Unavailable
+from walcast.levels import Level
 from walcast.position import Position
 from walcast.statedir import behind_link
 from walcast.token import Token
@@ -24,10 +25,10 @@ class BySocket:
     def __str__(self) -> str:
         return str(self._path)
 
-    def barrier(self, followers: int, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
-        """Token, position, and how many followers have applied it."""
+    def barrier(self, followers: int, level: Level, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
+        """Token, position, and how many followers have it."""
         within_s = max(0.001, timeout_s)  # 0 would ask for the primary's own bound
-        asked: dict[str, Any] = {"followers": followers, "within_s": within_s}
+        asked: dict[str, Any] = {"followers": followers, "level": level.value, "within_s": within_s}
         with local.ask(behind_link(self._path), "barrier", timeout_s=answer_s, **asked) as (answer, _):
             try:
                 position = Position.parse(answer["position"])

@@ -45,6 +45,7 @@ def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
                 "id": follower.id,
                 "received_txid": follower.received_txid,
                 "applied_txid": follower.applied_txid,
+                "durable_txid": follower.durable_txid,
                 "lag_txids": follower.lag_txids,
                 "lag_ms": round(follower.lag_ms, 3),
                 "state": follower.state,

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from walcast.levels import Level
 from walcast.position import Position
 from walcast.token import NotEnoughFollowers, Token
 
@@ -20,8 +21,8 @@ BARRIER_MOST_S = 30.0
 class Way(Protocol):
     """How a primary is asked; each call raises after `answer_s` at the latest."""
 
-    def barrier(self, followers: int, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
-        """Token, position, and how many followers have applied it: fewer than wanted when `timeout_s` was over."""
+    def barrier(self, followers: int, level: Level, timeout_s: float, answer_s: float) -> tuple[Token, Position, int]:
+        """Token, position, and how many followers have it: fewer than wanted when `timeout_s` was over."""
 
     def status(self, answer_s: float) -> dict[str, Any]:
         """As data."""
@@ -84,25 +85,31 @@ class Primary:
         """Close the channels; a later call opens new ones."""
         self._way.close()
 
-    def barrier(self, followers: int = 0, timeout: float = 2.0) -> Token:
+    def barrier(self, followers: int = 0, timeout: float = 2.0, level: str = "durable") -> Token:
         """A token that covers every commit made before this call, by anybody; give it to `Replica.wait_for`.
 
-        With `followers`, return only once that many different followers have applied it. `timeout` is in seconds, 30 at
-        most. NotEnoughFollowers when there were fewer in time: its `token` is valid all the same. NotPrimary when the
-        node that was asked is not the primary now; Unavailable, of which that is one, when the primary does not answer,
-        cannot capture or is stopping; ConfigError when it has no such database.
+        With `followers`, return only once that many different followers have it: with `level="durable"` on disk, so
+        that it outlives a power failure of their hosts, for which each of them syncs; with `level="applied"` visible to
+        their readers, which a power failure may take back. `timeout` is in seconds, 30 at most.
+
+        NotEnoughFollowers when there were fewer in time: its `token` is valid all the same. NotPrimary when the node
+        that was asked is not the primary now; Unavailable, of which that is one, when the primary does not answer,
+        cannot capture or is stopping; ConfigError when it has no such database; ValueError for another level.
         """
         if not timeout >= 0 or followers < 0:
             raise ValueError(f"barrier(followers={followers}, timeout={timeout}): negative")
+        wanted = Level.parse(level)
         timeout = min(timeout, BARRIER_MOST_S)
-        token, position, applied = self._way.barrier(followers, timeout, timeout + DEADLINE_SLACK_S)
-        if applied < followers:
+        token, position, count = self._way.barrier(followers, wanted, timeout, timeout + DEADLINE_SLACK_S)
+        if count < followers:
+            have = f"have {token} on disk" if wanted is Level.DURABLE else f"have applied {token}"
             raise NotEnoughFollowers(
-                f"{self._way}: {applied} of {followers} followers have applied {token} within {timeout:g} s",
+                f"{self._way}: {count} of {followers} followers {have} within {timeout:g} s (level {wanted})",
                 token=token,
                 position=position,
-                applied=applied,
+                applied=count,
                 wanted=followers,
+                level=wanted,
             )
         return token
 

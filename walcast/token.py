@@ -13,6 +13,7 @@ import re
 from typing import Self
 
 from walcast import errors
+from walcast.levels import Level
 from walcast.position import Position
 
 _TOKEN = re.compile(r"(0|[1-9a-f][0-9a-f]{0,7})-(0|[1-9a-f][0-9a-f]{0,15})")
@@ -84,13 +85,17 @@ class StaleReplica(errors.StaleReplica):
 
 
 class NotEnoughFollowers(errors.Unavailable):
-    """Only `applied` of `wanted` followers have `position`. The commits are on the primary: `token` is valid."""
+    """Only `applied` of `wanted` followers have `position`, as the barrier's `level` says. The commits are on the
+    primary: `token` is valid."""
 
-    def __init__(self, message: str, *, token: Token, position: Position, applied: int, wanted: int) -> None:
+    def __init__(
+        self, message: str, *, token: Token, position: Position, applied: int, wanted: int, level: Level = Level.DURABLE
+    ) -> None:
         super().__init__(message)
         self.token = token
         self.position = position
         self.applied = applied
+        self.level = level
         self.wanted = wanted
 
 

@@ -298,6 +298,47 @@ class WalWriter:
         if os.fstat(self._files.wal_fd).st_size > TRUNCATE_BYTES:
             os.ftruncate(self._files.wal_fd, 0)
 
+    # After a sync that failed
+
+    def rewrite(self) -> None:
+        """Write every committed frame to its own place once more, the same bytes. Corrupt when they are not what was
+        committed. From any thread, while the WAL cannot restart; the owner may go on behind the last of them."""
+        header = self.header
+        if header.mx_frame == 0:
+            return
+        fd, size = self._files.wal_fd, header.page_size
+        head = os.pread(fd, WAL_HEADER_SIZE, 0)
+        if head != self._wal_header.encode():
+            raise Corrupt(f"{self._files.path}-wal: its header is not the one that was written")
+        _write(fd, memoryview(head), 0)
+        chain = self._wal_header.cksum
+        for first in range(1, header.mx_frame + 1, self._capacity):
+            count = min(self._capacity, header.mx_frame + 1 - first)
+            raw = np.empty((count, self._frame_size), np.uint8)
+            frames = self._files.read_frames(first, count, size, raw)
+            sums = record_checksums(raw, size, chain, self._wal_header.big_endian)
+            if (frames["cksum"] != np.array(sums, np.uint32)).any() or (frames["salt"] != header.salt).any():
+                raise Corrupt(f"{self._files.path}-wal: frames from {first} on are not those that were written")
+            _write(fd, raw.data.cast("B"), frame_offset(first, size))
+            chain = sums[-1]
+        if chain != header.frame_cksum:
+            raise Corrupt(f"{self._files.path}-wal: frame {header.mx_frame} is not the one that was written")
+
+    def forget_backfill(self) -> bool:
+        """Have the next checkpoint copy every page of the WAL, whatever was copied before; False while one is running.
+
+        Nobody minds: a reader that uses the database file alone holds read lock 0, without which no checkpoint writes;
+        for one that uses the WAL up to its mark a checkpoint writes pages as they are in the file already.
+        """
+        fd = self._files.shm_fd
+        if not try_lock(fd, LOCK_CHECKPOINT):
+            return False
+        try:
+            self._files.block(0)[CKPT_INFO_OFFSET : CKPT_INFO_OFFSET + 4] = bytes(4)
+        finally:
+            unlock(fd, LOCK_CHECKPOINT)
+        return True
+
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     """All of it; the kernel may take less at a time. OSError when the disk is full."""

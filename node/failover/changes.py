@@ -40,6 +40,7 @@ from primary.tenure import now_s
 from walcast.archive import list_files
 from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Stopped, WalcastError
+from walcast.filesystem import make_directory, write_durably
 from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
@@ -66,10 +67,8 @@ def persistent_id(database: Path) -> str:
     """The same node keeps its id: made once, kept beside the database."""
     path = state_dir(database) / "id"
     if not path.exists() or not path.read_text().strip():
-        path.parent.mkdir(exist_ok=True)
-        made = path.with_name("id.tmp")
-        made.write_text(uuid.uuid4().hex[:12] + "\n")
-        made.replace(path)
+        make_directory(path.parent, 0o755)
+        write_durably(path, f"{uuid.uuid4().hex[:12]}\n".encode())
     return path.read_text().strip()
 
 
@@ -202,7 +201,14 @@ async def _stand_still(member: Member, term: int) -> tuple[Held, State, tuple[Te
         await _catch_up(member, following, applier)
     member.following, member.written = None, applier.written
     at = State(applier.checksums, applier.position, applier.timestamp_ms, applier.term)
-    return applier.release(following.state), at, _history(following, applier)
+    try:
+        # Everything applied is on disk then: this node's log begins here and could not bring it back.
+        held = await asyncio.to_thread(applier.release, following.state)
+    except BaseException:
+        await asyncio.to_thread(applier.close)
+        following.state.close()
+        raise
+    return held, at, _history(following, applier)
 
 
 def _history(following: Following, applier: Applier) -> tuple[TermStart, ...]:

@@ -1,6 +1,6 @@
 """The planned hand-over, from both sides, and what an operator's `promote` does.
 
-    primary   hold writers → everything captured → the follower has applied it → the lease (or the role file) names the
+    primary   hold writers → everything captured → the follower has it on disk → the lease (or the role file) names the
               follower → offer → follow it
     follower  offer → primary of the next term → answer
 
@@ -123,7 +123,7 @@ def _target(served: Served, follower_id: str) -> Follower:
 
 
 async def _drained(served: Served, follower: Follower, until_s: float) -> Captured:
-    """With writers held, everything committed is with the follower; else writers go on, and Refused."""
+    """With writers held, everything committed is with the follower, on its disk; else writers go on, and Refused."""
     loop = served.database.loop
 
     def go_on() -> None:
@@ -133,12 +133,11 @@ async def _drained(served: Served, follower: Follower, until_s: float) -> Captur
     try:
         async with asyncio.timeout(until_s - time.monotonic()):
             captured = await asyncio.wrap_future(loop.hold_writers())
-            await _applied(served, follower, captured.position.txid)
+            await _durable(served, follower, captured.position.txid)
     except TimeoutError:
         go_on()
-        detail = (
-            f"the follower {follower.id!r} has not applied everything in time, or an app did not end its transaction"
-        )
+        late = f"the follower {follower.id!r} did not have everything on disk in time"
+        detail = f"{late}, or an app did not end its transaction"
         raise Refused(pb.REFUSAL_KIND_STOPPING, f"{detail}; nothing happened") from None
     except WalcastError as error:
         go_on()
@@ -149,8 +148,8 @@ async def _drained(served: Served, follower: Follower, until_s: float) -> Captur
     return captured
 
 
-async def _applied(served: Served, follower: Follower, txid: int) -> None:
-    waiting = asyncio.ensure_future(served.followers.until_applied(follower, txid))
+async def _durable(served: Served, follower: Follower, txid: int) -> None:
+    waiting = asyncio.ensure_future(served.followers.until_durable(follower, txid))
     try:
         await asyncio.sleep(0)
         served.wake()  # have the stream ask for a reply

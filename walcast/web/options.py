@@ -47,7 +47,7 @@ class Options:
 
     Writes: `writes(method, path)` says which requests those are. `primary_wait_s`: for how long a request that
     nothing was sent of yet waits for a primary while there is none. `followers`: the answer to a write waits, at most
-    `barrier_s`, until so many followers have applied it.
+    `barrier_s`, until so many followers have it on disk.
 
     `standalone`: where no node ever ran beside the database, the app here is all there is; for development and tests.
 
