@@ -3,7 +3,8 @@
 The bench writes the status file as a follower does at each commit; a process of its own waits, with one thread,
 greenlet or coroutine for the latency, with 1,000 for the rest. "Others' commits" reach nobody: 200 a second, while all
 wait. The read of one's own write is the real thing: a primary, a follower, the barrier on the primary's socket, and the
-wait at the replica.
+wait at the replica; and the barrier that waits for one follower, until it has applied the commit and until it has it on
+disk. (The folder of the bench must be on a disk for that: on tmpfs a sync costs nothing.)
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ def own_write(run: Run, rounds: int, count: int) -> list[Measure]:
     """Barriers, and reads of one's own writes."""
     asked: list[list[float]] = []
     read: list[list[float]] = []
+    with_follower: dict[str, list[list[float]]] = {"applied": [], "durable": []}
     with run.stage() as folder:
         db, copy = folder / "app.db", folder / "edge" / "app.db"
         copy.parent.mkdir()
@@ -145,8 +147,23 @@ def own_write(run: Run, rounds: int, count: int) -> list[Measure]:
                     asked[-1].append((time.perf_counter() - committed_s) * 1e3)
                     replica.wait_for(token, 10.0)
                     read[-1].append((time.perf_counter() - committed_s) * 1e3)
+                for level, rounds_ms in with_follower.items():
+                    rounds_ms.append([])
+                    for number in range(count):
+                        time.sleep(STEP_S)
+                        app.execute("INSERT INTO t (v) VALUES (?)", (number,))
+                        committed_s = time.perf_counter()
+                        primary.barrier(followers=1, timeout=10.0, level=level)
+                        rounds_ms[-1].append((time.perf_counter() - committed_s) * 1e3)
     say(f"barrier {quantile(asked[-1], 0.5):.2f} ms, read {quantile(read[-1], 0.5):.2f} ms")
+    followed = []
+    for level, rounds_ms in with_follower.items():
+        say(f"barrier, one follower, {level}: p50 {quantile(rounds_ms[-1], 0.5):.2f} ms")
+        name = f"barrier with one follower, {level}"
+        followed.append(Measure(f"{name}, half of them", "ms", [quantile(one, 0.5) for one in rounds_ms]))
+        followed.append(Measure(f"{name}, 99 of 100", "ms", [quantile(one, 0.99) for one in rounds_ms]))
     return [
+        *followed,
         Measure("barrier by the path, half of them", "ms", [quantile(one, 0.5) for one in asked], at_most=2),
         Measure("barrier by the path, 99 of 100", "ms", [quantile(one, 0.99) for one in asked]),
         Measure("own write readable at a replica, half", "ms", [quantile(one, 0.5) for one in read]),
