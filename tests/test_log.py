@@ -18,6 +18,7 @@ from primary.segment import ALLOCATION_STEP_BYTES, SUFFIX
 from walcast import ltx
 from walcast.checksum import PageChecksums
 from walcast.position import Position
+from walcast.terms import first_txid
 
 PAGE_SIZE = 512
 BIG = 1 << 30
@@ -287,3 +288,50 @@ def test_listeners_hear_of_an_entry_when_it_is_there(tmp_path: Path, rng: random
     forget()
     append(log, 2, rng)
     assert heard == [first]
+
+
+def test_a_state_is_named_by_its_checksum_as_far_as_the_log_reaches(tmp_path: Path, rng: random.Random) -> None:
+    log = new_log(tmp_path, max_bytes=1 << 20)
+    start = log.position
+    assert log.named(start.checksum) == (1, start), "a log without an entry"
+    first = append(log, 100, rng)
+    assert log.named(start.checksum) == (1, start), "where its first entry begins"
+    log.term = 2
+    while len(segments(tmp_path)) < 3:
+        append(log, 100, rng)
+    for position in positions(log):
+        assert log.named(position.checksum) == (2 if position.txid > first.txid else 1, position)
+    assert log.named(first.checksum ^ 1) is None
+    while log.first.txid <= first.txid:
+        append(log, 100, rng)
+    assert log.named(first.checksum) is None, "the log has moved on"
+    assert log.named(0) is None
+
+
+def test_of_two_states_with_the_same_bytes_the_newer_one_is_named(tmp_path: Path) -> None:
+    log = new_log(tmp_path)
+    one, other, again = (append(log, 1, random.Random(seed)) for seed in (1, 2, 1))
+    assert one.checksum == again.checksum
+    assert log.named(one.checksum) == (1, again)
+    assert log.named(other.checksum) == (1, other)
+
+
+def test_a_state_before_a_term_is_named_of_the_term_before(tmp_path: Path, rng: random.Random) -> None:
+    """The log of a new primary begins with the entry that parts its term from the one before."""
+    log = open_log(tmp_path)
+    sums = PageChecksums(PAGE_SIZE)
+    log.term = 7
+    log.start(sums, Position(100, sums.database))
+    header = ltx.Header(
+        page_size=PAGE_SIZE,
+        commit_pages=1,
+        min_txid=101,
+        max_txid=first_txid(100),
+        timestamp_ms=1,
+        pre_checksum=sums.database,
+        term=7,
+    )
+    before = log.position
+    append_entry(log, header, np.array([1], np.uint32), lambda _: rng.randbytes(PAGE_SIZE))
+    assert log.named(before.checksum) == (6, before)
+    assert log.named(log.position.checksum) == (7, log.position)
