@@ -119,11 +119,13 @@ def test_applying_goes_on_during_a_sync_and_all_that_is_asked_meanwhile_shares_o
             disk.position = at(txid)
             await acks.heartbeat(txid, sync_requested=True)
             assert (stream.acks[-1].applied_txid, stream.acks[-1].durable_txid) == (txid, 0)
+            await asyncio.sleep(0)
         assert disk.syncs == 1
         disk.may_end.set()
         await until(lambda: stream.acks[-1].durable_txid == 25)
         await acks.heartbeat(99, sync_requested=True)  # it is durable already
         assert stream.acks[-1].durable_txid == 25
+        await until(lambda: acks._syncing is None)
 
     disk = Disk()
     acknowledging(work, disk)
