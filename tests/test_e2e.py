@@ -308,7 +308,7 @@ def test_a_flipped_byte_in_the_replica_is_mended(tmp_path: Path, seed: int, kill
 
 def test_a_replica_with_readers_in_it_is_mended_under_them(tmp_path: Path, seed: int) -> None:
     """The replica of one primary is given to another, whose database is a later state of the same app."""
-    with house(tmp_path, seed) as it:
+    with house(tmp_path, seed, "--log-max-bytes", str(1 << 20)) as it:
         it.follow()
         it.write()
         it.read("short", "long")
@@ -316,6 +316,10 @@ def test_a_replica_with_readers_in_it_is_mended_under_them(tmp_path: Path, seed:
         it.followers[0].kill()
         positions = it.replicas[0].parent / "app.db-walcast" / "positions"
         positions.write_bytes(b"")  # its position is not known any more
+        with sql(it.db) as one:  # nor to the primary, whose log moves on
+            while first_txid(it) <= position_of(it.replicas[0]).txid:
+                one("INSERT INTO filler (body) VALUES (randomblob(1000000))")
+                barrier(it.primary.address)
         it.followers[0].start().ready()
         it.followers[0].wait_event("copied from the primary", 2)
         it.watching[0].wait(2)
