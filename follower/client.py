@@ -184,6 +184,7 @@ class Stream:
 
     def __init__(self, call: Any, primary: wire.Address) -> None:
         self.welcome = pb.Welcome()
+        self.began_s = _clock_s()
         self._call = call
         self._primary = primary
         self._writing = asyncio.Lock()
@@ -275,6 +276,11 @@ class Copy:
         if message.WhichOneof("kind") == "refusal":
             raise refused(message.refusal, self._primary)
         return message
+
+
+def clock_us() -> int:
+    """For times of messages."""
+    return int(_clock_s() * 1e6)
 
 
 def _clock_s() -> float:

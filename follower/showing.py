@@ -11,7 +11,7 @@ from pathlib import Path
 
 from follower.client import Client
 from walcast.position import Position
-from walcast.statusfile import State, Status, StatusWriter, read_last_status
+from walcast.statusfile import State, Status, StatusWriter, ahead_ns, earlier, read_last_status
 
 TICK_S = 2.0
 
@@ -23,6 +23,7 @@ class Showing:
         self._writer = StatusWriter(state_dir)
         before = read_last_status(state_dir)
         self.heard_ns = before.written_ns  # when the primary was last heard of, since the epoch; 0: never
+        self._ahead_ns = ahead_ns()
         self.over = False  # another one writes the file now
         self.status = Status(
             level_ns=before.level_ns,
@@ -42,14 +43,17 @@ class Showing:
         return max(0, self.heard_ns - level_ns) / 1e9 if level_ns else math.inf
 
     def show(self, state: State, term: int, position: Position, primary: str, **facts: int) -> None:
-        """To whoever reads the file; `facts` of a stream: `primary_txid`, `lag_us`."""
+        """To whoever reads the file; `facts` of a stream: `primary_txid`, `lag_us`, and `known_us`, how long ago it was
+        known that the primary had nothing newer than `primary_txid`. Without that the replica is not level by it."""
         if self.over:
             return
+        self._follow_clock()
         now = time.time_ns()
         old = self.status
-        # Only the primary's word counts, not that nothing was heard of it.
-        newest = facts.get("primary_txid")
-        level = now if state is State.STREAMING and newest is not None and position.txid >= newest else old.level_ns
+        # Only the primary's word counts, not that nothing was heard of it; and it is as old as its look.
+        known_us, level = facts.get("known_us"), old.level_ns
+        if state is State.STREAMING and known_us is not None and position.txid >= facts["primary_txid"]:
+            level = max(level, now - max(0, known_us) * 1000)
         self.status = replace(
             old,
             state=state,
@@ -68,6 +72,15 @@ class Showing:
         shown next."""
         self.status = replace(self.status, name=name, app_url=app_url)
 
+    def _follow_clock(self) -> None:
+        """A wall clock that was set back makes nothing younger."""
+        before, self._ahead_ns = self._ahead_ns, ahead_ns()
+        back_ns = before - self._ahead_ns
+        level_ns = earlier(self.status.level_ns, back_ns)
+        if level_ns != self.status.level_ns:
+            self.status = replace(self.status, level_ns=level_ns)
+            self.heard_ns = earlier(self.heard_ns, back_ns)
+
     def hear(self) -> None:
         """The primary was heard of."""
         self.heard_ns = time.time_ns()
@@ -77,7 +90,7 @@ class Showing:
         while True:
             await asyncio.sleep(TICK_S)
             now = self.status
-            if time.time_ns() - now.written_ns > TICK_S * 0.9e9:
+            if not 0 <= time.time_ns() - now.written_ns <= TICK_S * 0.9e9:
                 self.show(now.state, now.term, now.position, now.primary)
 
     def close(self) -> None:

@@ -8,12 +8,13 @@ from typing import Protocol
 
 from follower.acknowledger import Acknowledger
 from follower.applier import Applier
-from follower.client import Stream
+from follower.client import Stream, clock_us
 from follower.in_thread import InThread
 from follower.receiver import Receiver
+from follower.sent import SentTimes
 from follower.walkeeper import WalKeeper
 from walcast.rpc import replication_pb2 as pb
-from walcast.statusfile import State
+from walcast.statusfile import LOOK_BOUND_S, State
 
 NEARLY_LEVEL_TXIDS = 1000
 
@@ -21,7 +22,7 @@ NEARLY_LEVEL_TXIDS = 1000
 class Show(Protocol):
     """Tells whoever looks what the follower is doing."""
 
-    def __call__(self, state: State, *, primary_txid: int, lag_us: int = ...) -> None: ...
+    def __call__(self, state: State, *, primary_txid: int, lag_us: int = ..., known_us: int = ...) -> None: ...
 
 
 class Streaming:
@@ -46,6 +47,7 @@ class Streaming:
         self._take_over = take_over
         self._receiver = Receiver(applier, applier.position)
         self._acks = Acknowledger(stream, applier, threads)
+        self._sent = SentTimes(int(stream.began_s * 1e6))
         self._newest = stream.welcome.position.txid
         self._round_trip_us = 0
         self._lag_us = 0
@@ -53,7 +55,7 @@ class Streaming:
 
     async def run(self) -> None:
         """Until the stream ends with an error."""
-        self._show(self._phase(), primary_txid=self._newest)
+        self._show(self._phase(), primary_txid=self._newest)  # not level by it: a welcome does not say of when it is
         try:
             await self._take()
         finally:
@@ -73,23 +75,32 @@ class Streaming:
                 await self._take_over(message.hand_over)
 
     async def _apply(self, chunk: pb.Chunk, began_ns: int) -> None:
+        sent_us = self._sent.other(clock_us())
         await self._keeper.make_room()
         self._receiver.feed(chunk.data, chunk.ends)
         self._newest = max(self._newest, chunk.position_txid)
         if not chunk.ends:
             return
         self._lag_us = lag_us = chunk.age_us + self._round_trip_us // 2 + (time.monotonic_ns() - began_ns) // 1000
-        self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us)  # readers see it already
+        self._show_known(sent_us, chunk.look_age_ms)  # readers see it already
         await self._acks.applied(lag_us)
         self._keeper.checkpoint_when_due()
 
     async def _answer(self, beat: pb.Heartbeat) -> None:
         self._newest, self._round_trip_us = beat.position.txid, beat.round_trip_us
+        sent_us = self._sent.heartbeat(clock_us(), beat.clock_us, beat.round_trip_us)
         await self._acks.heartbeat(beat.clock_us, beat.sync_requested)
         if self._round_trip_us and self._newest == self._applier.position.txid:
             # What is here was the newest there was half a round trip ago.
             self._lag_us = min(self._lag_us, self._round_trip_us // 2)
-        self._show(self._phase(), primary_txid=self._newest, lag_us=self._lag_us)
+        self._show_known(sent_us, beat.look_age_ms)
+
+    def _show_known(self, sent_us: int, look_age_ms: int) -> None:
+        """By a message that was sent at `sent_us`, when the primary's newest look at its WAL was `look_age_ms` ago.
+        What it has not looked at for longer than its own bound is unknown, and the lag may be as long."""
+        known_us = clock_us() - sent_us + look_age_ms * 1000
+        lag_us = max(self._lag_us, known_us) if look_age_ms > LOOK_BOUND_S * 1000 else self._lag_us
+        self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us, known_us=known_us)
 
     def _phase(self) -> State:
         """A replica that is level streams; one that was level stays so unless it falls far behind."""

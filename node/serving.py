@@ -16,7 +16,7 @@ from primary.archiving.archiver import Archiver
 from primary.archiving.tenured import tenured
 from primary.database import Database
 from primary.resume import State
-from primary.served import Refused, Served
+from primary.served import Refused, Served, look_age_ms
 from primary.tenure import Tenure
 from walcast import wire
 from walcast.errors import ConfigError, Stopped, Unavailable, WalcastError
@@ -25,6 +25,7 @@ from walcast.filesystem import check_database_file
 from walcast.held import Held
 from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
+from walcast.statusfile import LOOK_BOUND_S
 from walcast.store import Store, open_store
 from walcast.terms import TermStart, gaps_between
 
@@ -190,8 +191,8 @@ class Serving:
     @property
     def trouble(self) -> str | None:
         """Why not every commit is captured now."""
-        failure = self.database.loop.failure
-        return str(failure) if failure else self.database.loop.trouble
+        loop = self.database.loop
+        return str(loop.failure) if loop.failure else loop.trouble or loop.blindness
 
     def archive_trouble(self, within_s: float) -> str | None:
         """Why the archive does not have every commit that is older than `within_s`; None when it has, or is none."""
@@ -220,7 +221,9 @@ class Serving:
             role="primary",
             term=self.served.log.term,
             trouble=self.trouble or "",
+            look_age_ms=look_age_ms(self.served),
         )
+        unknown_ms = message.look_age_ms if message.look_age_ms > LOOK_BOUND_S * 1000 else 0
         archiver = self.archiver
         if archiver is not None:
             message.archive.CopyFrom(
@@ -238,7 +241,7 @@ class Serving:
                     applied_txid=follower.applied_txid,
                     durable_txid=follower.durable_txid,
                     lag_txids=max(0, behind),
-                    lag_ms=follower.lag_ms(),
+                    lag_ms=max(follower.lag_ms(), unknown_ms),
                     state=follower.state,
                     peer=follower.peer,
                     address=follower.address,

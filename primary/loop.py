@@ -8,6 +8,7 @@ What passes (a full disk, a busy lock) is tried again, and `trouble` says it mea
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ from primary.wakeup import Wakeup
 from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.locks import try_lock, unlock
 from walcast.position import Position
+from walcast.statusfile import LOOK_BOUND_S
 from walcast.wal import WAL_HEADER_SIZE, frame_offset
 from walcast.walindex import LOCK_WRITE
 
@@ -78,11 +80,27 @@ class CaptureLoop:
         self._skip_to = 0
         self._compare_because: str | None = None
         self._trouble_s = 0.0
+        self._complete_s = time.monotonic()
         self._anchored: tuple[object, ...] = ()
         self._anchored_s = self._looked_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
 
     # For others
+
+    @property
+    def look_age_ms(self) -> int:
+        """For how long it has not been known that every commit is in the log: the age of the newest look at the WAL
+        whose capture succeeded."""
+        return max(0, int((time.monotonic() - self._complete_s) * 1000))
+
+    @property
+    def blindness(self) -> str | None:
+        """What to say when that is longer than a look takes. The text changes only now and then."""
+        age_s = self.look_age_ms / 1000
+        if age_s <= LOOK_BOUND_S:
+            return None
+        bound_s = int(LOOK_BOUND_S * 2 ** int(math.log2(age_s / LOOK_BOUND_S)))
+        return f"capture has not looked at the WAL for more than {bound_s} s: newer commits are not replicated"
 
     def start(self, *, resumed: bool = False, held: bool = False) -> None:
         """Find where to go on, unless that was done, then capture in the background. `held`: with the write lock, which
@@ -90,10 +108,13 @@ class CaptureLoop:
         if not resumed:
             self.find_place(None)
         self._hold = self.holds_writers = held
+        if held:
+            self._complete_s = time.monotonic()
         self._thread.start()
 
     def find_place(self, last_boot: Boot | None) -> None:
         """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database."""
+        self._complete_s = time.monotonic()
         if resume(self._capture):
             return
         held = self._log.checksums
@@ -230,6 +251,7 @@ class CaptureLoop:
         """Log what there is, and answer who waits for it."""
         with self._lock:
             waiting, self._barriers = self._barriers, []
+        began_s = time.monotonic()
         try:
             transactions = self._capture.capture()
             checksums = self._log.checksums
@@ -241,6 +263,7 @@ class CaptureLoop:
             with self._lock:
                 self._barriers[:0] = waiting
             raise
+        self._complete_s = began_s
         for future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(Captured(self._log.position, checksums.commit_pages))

@@ -20,7 +20,7 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.log import TransactionLog
-from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term, named
+from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term, look_age_ms, named
 from walcast import wire
 from walcast.errors import Corrupt
 from walcast.levels import Level
@@ -174,7 +174,7 @@ class Publisher(rpc.ReplicationServicer):
                 await served.grown(max(0.0, beat_s + served.heartbeat_s - time.monotonic()))
                 continue
             try:
-                async for message, reached in _chunks(served.log, follower, txid):
+                async for message, reached in _chunks(served, follower, txid):
                     served.check_tenure()
                     message.chunk.tenure_ms = served.database.tenure.left_ms
                     txid = reached
@@ -304,6 +304,7 @@ def _heartbeat(served: Served, follower: Follower, sent_txid: int) -> pb.Primary
         heartbeat=pb.Heartbeat(
             reply_requested=reply,
             sync_requested=sync,
+            look_age_ms=look_age_ms(served),  # before the position: a look that ends in between is in it
             tenure_ms=served.database.tenure.left_ms,
             position=wire.position_message(served.log.position, served.log.term),
             clock_us=time.monotonic_ns() // 1000,
@@ -312,10 +313,9 @@ def _heartbeat(served: Served, follower: Follower, sent_txid: int) -> pb.Primary
     )
 
 
-async def _chunks(
-    transactions: TransactionLog, follower: Follower, txid: int
-) -> AsyncIterator[tuple[pb.PrimaryMessage, int]]:
+async def _chunks(served: Served, follower: Follower, txid: int) -> AsyncIterator[tuple[pb.PrimaryMessage, int]]:
     """What is in the log after `txid`, small entries together, big ones in pieces; each with the TXID it reaches."""
+    transactions = served.log
     pieces: list[bytes] = []
     ends: list[int] = []
     size = 0
@@ -325,7 +325,7 @@ async def _chunks(
         last = entry
         start = 0
         while entry.size - start > CHUNK_BYTES:
-            yield _chunk(entry.read(start, CHUNK_BYTES), [], 0, transactions), txid
+            yield _chunk(entry.read(start, CHUNK_BYTES), [], 0, served), txid
             start += CHUNK_BYTES
         pieces.append(entry.read(start))
         size += entry.size - start
@@ -334,12 +334,15 @@ async def _chunks(
         follower.sent(txid, entry.captured_ns)
     if not pieces:
         raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log moved on past TXID {txid}", transactions.position)
-    yield _chunk(b"".join(pieces), ends, last.captured_ns, transactions), txid
+    yield _chunk(b"".join(pieces), ends, last.captured_ns, served), txid
 
 
-def _chunk(data: bytes, ends: list[int], captured_ns: int, transactions: TransactionLog) -> pb.PrimaryMessage:
+def _chunk(data: bytes, ends: list[int], captured_ns: int, served: Served) -> pb.PrimaryMessage:
     age_us = max(0, time.monotonic_ns() - captured_ns) // 1000 if captured_ns else 0
-    newest = transactions.position.txid
     age_us = min(age_us, 0xFFFFFFFF)
-    chunk = pb.Chunk(data=data, ends=ends, age_us=age_us, position_txid=newest, term=transactions.term)
+    look_ms = look_age_ms(served)  # before the position: a look that ends in between is in it
+    newest = served.log.position.txid
+    chunk = pb.Chunk(
+        data=data, ends=ends, age_us=age_us, position_txid=newest, term=served.log.term, look_age_ms=look_ms
+    )
     return pb.PrimaryMessage(chunk=chunk)

@@ -89,6 +89,11 @@ class Served:
         return True
 
 
+def look_age_ms(served: Served) -> int:
+    """For a message: how long ago capture last knew that the log has every commit."""
+    return min(served.database.loop.look_age_ms, 0xFFFFFFFF)
+
+
 async def _no_switchover(request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
     raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, _FIXED)
 

@@ -72,6 +72,7 @@ class FakeStream:
 
     def __init__(self, files: list[tuple[Position, bytes]], start: Position, newest: Position, most: int) -> None:
         self.welcome = pb.Welcome(position=wire.position_message(newest, 1))
+        self.began_s = 0.0
         self._messages = self._chunks([data for old, data in files if old.txid >= start.txid], newest.txid)
         self._left = most
 

@@ -22,6 +22,7 @@ def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
         "role": database.role or "primary",
         "term": database.term or 1,
         "trouble": database.trouble or None,
+        "look_age_ms": database.look_age_ms if database.role != "follower" else None,
         "lease": {
             "holder": lease.holder,
             "address": lease.address,

@@ -6,7 +6,12 @@ again.
     crc32 u32 · version u32 · pid u32 · state u32 · term u32 · lag µs u32 · TXID u64 · checksum u64
     newest TXID of the primary known here u64 · written at, ns since the epoch u64 · level with the primary at, ns u64
     end of a primary's tenure, ns u64, 0: none
+    how far the wall clock was ahead of CLOCK_BOOTTIME when it was written, ns i64 · which boot that was u64
     primary's address, name of the database, follower's id, URL of the app at the primary: a length byte and UTF-8 each
+
+Times are those of the wall clock, which outlives a reboot and is the same in every virtual machine. A wall clock that
+is set back would make old things young; so a reader of the same boot also counts by CLOCK_BOOTTIME, and takes the
+higher age of the two.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import time
 import zlib
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 
 from walcast.errors import Unavailable
@@ -25,15 +31,17 @@ from walcast.position import Position
 from walcast.statedir import in_use, state_dir
 
 SIZE = 1024
-VERSION = 2
+VERSION = 3
 STALE_AFTER_S = 5.0
-QUIET_S = 4.0  # a primary sends a heartbeat every three seconds at least; without one nobody knows what it has
+LOOK_BOUND_S = 2.0  # a primary looks at its WAL every second at least; what it has not looked at for longer is unknown
+QUIET_S = 3.0 + LOOK_BOUND_S  # a heartbeat every three seconds at least tells of the newest look
 READ_TRIES = 100
 AHEAD_S = 2.0  # what is of the future, by more than that, was written before the clock was set back
 TEXTS = 4
 TEXT_BYTES = 230  # four of them fit
 
-_FIXED = struct.Struct("<IIIIIIQQQQQQ")
+_FIXED = struct.Struct("<IIIIIIQQQQQQqQ")
+_STEP_NS = 1_000_000  # clocks that are slewed drift apart by less in any time that matters
 
 
 class State(IntEnum):
@@ -54,9 +62,10 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A follower's replica. `lag_us` is of the newest transaction applied, `level_ns` when it last had all there is;
-    `app_url`: where the app answers HTTP on the primary's host, empty when nobody said. `until_ns`: when a primary's
-    tenure ends, if it was not renewed; 0: it has no end. `was`, never written: what a process that is gone said last.
+    """A follower's replica. `lag_us` is of the newest transaction applied; `level_ns` is the newest moment of which it
+    is known that the replica has every commit made until then, 0: there is none; `app_url`: where the app answers HTTP
+    on the primary's host, empty when nobody said. `until_ns`: when a primary's tenure ends, if it was not renewed; 0:
+    it has no end. `was`, never written: what a process that is gone said last.
     """
 
     state: State = State.STOPPED
@@ -89,6 +98,8 @@ class Status:
             self.written_ns,
             self.level_ns,
             self.until_ns,
+            ahead_ns(),
+            _boot(),
         )
         texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id, self.app_url))
         body = (fixed[4:] + texts).ljust(SIZE - 4, b"\0")
@@ -99,9 +110,14 @@ class Status:
         """None when it is torn, or of another version."""
         if len(data) != SIZE or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
             return None
-        _, version, pid, state, term, lag_us, txid, checksum, newest, written, level, until = _FIXED.unpack_from(data)
-        if version != VERSION:
+        if int.from_bytes(data[4:8], "little") != VERSION:
             return None
+        _, _, pid, state, term, lag_us, txid, checksum, newest, written, level, until, ahead, boot = _FIXED.unpack_from(
+            data
+        )
+        if boot == _boot() and boot:
+            back_ns = ahead - ahead_ns()
+            written, level, until = earlier(written, back_ns), earlier(level, back_ns), earlier(until, back_ns)
         at, texts = _FIXED.size, []
         for _ in range(TEXTS):
             size = data[at]
@@ -125,7 +141,11 @@ class Status:
         return (self.was or self.state) in (State.PRIMARY, State.FENCED)
 
     def lag_ms(self, now_ns: int) -> float:
-        """How old this replica's newest state may be: the measured lag while it is level, else the time since then."""
+        """How old this replica's newest state may be: the measured lag while it is level, else the time since then.
+
+        A claim to be level holds for QUIET_S; by no more than that, and AHEAD_S where clocks were set, this may be less
+        than the truth.
+        """
         since_ns = now_ns - self.level_ns
         if since_ns < -AHEAD_S * 1e9:
             return math.inf
@@ -133,6 +153,27 @@ class Status:
         if heard and self.state in (State.STREAMING, State.PRIMARY) and self.position.txid >= self.primary_txid:
             return self.lag_us / 1000
         return max(0, since_ns) / 1e6
+
+
+def ahead_ns() -> int:
+    """How far the wall clock is ahead of CLOCK_BOOTTIME now."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def earlier(moment_ns: int, back_ns: int) -> int:
+    """A moment by a wall clock that was set back by `back_ns` since; one that was set forward, by less than a step, or
+    no moment (0) leaves it as it is."""
+    return moment_ns if back_ns < _STEP_NS or not moment_ns else max(1, moment_ns - back_ns)
+
+
+@lru_cache(maxsize=1)
+def _boot() -> int:
+    """Which boot of which machine this is; 0 when the system does not say."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return int(text.replace("-", ""), 16) & 0xFFFFFFFFFFFFFFFF
+    except (OSError, ValueError):
+        return 0
 
 
 def _text(text: str) -> bytes:
