@@ -125,17 +125,24 @@ class Host:
             await _first(member.settled, self._stop, self._failed)
 
     async def _keep_showing(self) -> None:
-        """To the apps on this host, for databases that are no members."""
+        """To the apps on this host, for databases that are no members. In a thread: a disk that hangs must not keep
+        heartbeats, barriers and status of all databases with it."""
         while True:
             members = {member.name for member in self.members}
-            for name, serving in list(self._serving.items()):
-                if name not in members and name not in self._shown_in_vain:
-                    try:
-                        show_primary(serving, State.PRIMARY, self.listening, "", self.settings.app_url)
-                    except OSError as error:
-                        self._shown_in_vain.add(name)
-                        log.warning("cannot write its status file", extra={"database": name, "error": str(error)})
+            shown = [(name, serving) for name, serving in self._serving.items() if name not in members]
+            await asyncio.to_thread(self._show, shown)
             await asyncio.sleep(SHOW_S)
+
+    def _show(self, databases: Sequence[tuple[str, Serving]]) -> None:
+        for name, serving in databases:
+            if name in self._shown_in_vain or self._serving.get(name) is not serving:
+                continue
+            try:
+                show_primary(serving, State.PRIMARY, self.listening, "", self.settings.app_url)
+            except OSError as error:
+                if self._serving.get(name) is serving:
+                    self._shown_in_vain.add(name)
+                    log.warning("cannot write its status file", extra={"database": name, "error": str(error)})
 
     def _find(self) -> list[DatabaseSettings]:
         """All databases but those of watched folders; ConfigError when one cannot be served."""

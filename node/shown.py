@@ -14,10 +14,18 @@ SHOW_S = 1.0
 
 
 def show_primary(
-    serving: Serving, state: State, address: wire.Address, node_id: str, app_url: str, *, over: bool = False
+    serving: Serving,
+    state: State,
+    address: wire.Address,
+    node_id: str,
+    app_url: str,
+    *,
+    level_ns: int | None = None,
+    over: bool = False,
 ) -> None:
     """That the database is the primary's, or was; to be repeated every `SHOW_S`, so that it is seen to be alive.
-    `over`: this is the last word."""
+    `level_ns`: until when what is committed here was the newest there is; None: it is so now. `over`: this is the last
+    word."""
     now, log = time.time_ns(), serving.served.log
     left_ms = serving.database.tenure.left_ms
     writer = StatusWriter(state_dir(serving.database.path))
@@ -28,7 +36,7 @@ def show_primary(
                 term=log.term,
                 position=log.position,
                 primary_txid=log.position.txid,
-                level_ns=now,
+                level_ns=now if level_ns is None else level_ns,
                 written_ns=0 if over else now,
                 until_ns=now + left_ms * 10**6 if left_ms else 0,
                 pid=os.getpid(),

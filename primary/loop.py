@@ -8,7 +8,6 @@ What passes (a full disk, a busy lock) is tried again, and `trouble` says it mea
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
@@ -29,7 +28,7 @@ from primary.wakeup import Wakeup
 from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.locks import try_lock, unlock
 from walcast.position import Position
-from walcast.statusfile import LOOK_BOUND_S
+from walcast.statusfile import LOOK_BOUND_S, doubled
 from walcast.wal import WAL_HEADER_SIZE, frame_offset
 from walcast.walindex import LOCK_WRITE
 
@@ -42,7 +41,7 @@ LOOK_AGAIN_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 BUSY_COMMITS = 32
 BUSY_PAUSE_S = 0.008
 RETRY_S = 1.0
-TROUBLE_S = 60.0
+TROUBLE_S = 45.0  # less than what a follower may have missed and still take over by itself: `max_lag_s`
 HOLD_WINDOW_S = 0.004
 HOLD_AGAIN_S = 0.0005
 SKIP_TIMEOUT_S = 60.0
@@ -99,8 +98,10 @@ class CaptureLoop:
         age_s = self.look_age_ms / 1000
         if age_s <= LOOK_BOUND_S:
             return None
-        bound_s = int(LOOK_BOUND_S * 2 ** int(math.log2(age_s / LOOK_BOUND_S)))
-        return f"capture has not looked at the WAL for more than {bound_s} s: newer commits are not replicated"
+        return (
+            f"capture has not looked at the WAL for more than {doubled(age_s, LOOK_BOUND_S)} s: "
+            "what was committed since is not replicated"
+        )
 
     def start(self, *, resumed: bool = False, held: bool = False) -> None:
         """Find where to go on, unless that was done, then capture in the background. `held`: with the write lock, which

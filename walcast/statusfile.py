@@ -155,6 +155,12 @@ class Status:
         return max(0, since_ns) / 1e6
 
 
+def doubled(age_s: float, bound_s: float) -> int:
+    """The bound, or its double, and so on: the highest that an age beyond it has passed. For texts that are logged when
+    they change."""
+    return int(bound_s * 2 ** max(0, int(math.log2(age_s / bound_s))))
+
+
 def ahead_ns() -> int:
     """How far the wall clock is ahead of CLOCK_BOOTTIME now."""
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)

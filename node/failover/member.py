@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +25,7 @@ from node.failover import changes, switchover, telling
 from node.failover import state as d
 from node.failover.keeper import Keeper
 from node.failover.leasing import Leasing
-from node.failover.reports import Shown, database_status, fenced_words, lease_status
+from node.failover.reports import Shown, database_status, fenced_words, lease_status, stale_words
 from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
@@ -37,7 +38,6 @@ from walcast.facts import primary_facts
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
-from walcast.statusfile import State
 from walcast.store import Store
 from walcast.terms import FOLLOWER, PRIMARY, Standing, TermStart, read_standing
 
@@ -338,9 +338,7 @@ class Member:
         """What an operator should look at: fenced, not captured, not following."""
         if self.serving is not None:
             return self.serving.trouble or (None if self.tenure.holds else fenced_words(self))
-        if self.following is not None and self.following.status.state in (State.DISCONNECTED, State.DIVERGED):
-            return f"{self.path}: {self.following.status.state}"
-        return None
+        return stale_words(self.path, self.following.status, time.time_ns()) if self.following is not None else None
 
     def status(self) -> pb.DatabaseStatus:
         """For the Status call."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.failover import state as d
@@ -10,12 +13,14 @@ from node.shown import SHOW_S, show_primary
 from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb
-from walcast.statusfile import State
+from walcast.statedir import state_dir
+from walcast.statusfile import STALE_AFTER_S, State, Status, doubled, read_last_status
 
 if TYPE_CHECKING:
     from node.failover.member import Member
 
 SHOWS = 5  # in a lease's time
+STALE_S = 10.0  # a follower that says it is well shows its readers nothing that it knows to be older
 FENCED = "fenced"
 
 
@@ -68,11 +73,31 @@ def fenced_words(member: Member) -> str:
     )
 
 
+def stale_words(path: Path, status: Status, now_ns: int) -> str | None:
+    """Why a follower's readers may see what is older than STALE_S, or soon will; None: they do not, or there is no
+    replica yet. The text changes only now and then."""
+    if status.state is State.BOOTSTRAPPING:
+        return None
+    if status.state not in (State.STREAMING, State.CATCHING_UP):
+        return f"{path}: {status.state}"
+    if not status.is_live(now_ns):
+        return f"{path}: this process stands still: it has not said how far the replica is for {STALE_AFTER_S:.0f} s"
+    if not status.level_ns:
+        return f"{path}: not level with the primary yet"
+    lag_s = status.lag_ms(now_ns) / 1000
+    if lag_s <= STALE_S:
+        return None
+    if math.isinf(lag_s):
+        return f"{path}: the clock was set back, so nobody knows how old the replica is until the primary is heard of"
+    return f"{path}: may be more than {doubled(lag_s, STALE_S)} s behind the primary's commits ({status.state})"
+
+
 class Shown:
     """The status file of a member that is the primary; a follower writes its own."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
+        self._was_primary_s: float | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -92,4 +117,16 @@ class Shown:
     def _write(self, state: State, *, over: bool = False) -> None:
         member = self._member
         assert member.serving is not None
-        show_primary(member.serving, state, member.address, member.id, member.host.settings.app_url, over=over)
+        app_url = member.host.settings.app_url
+        show_primary(member.serving, state, member.address, member.id, app_url, level_ns=self._level_ns(), over=over)
+
+    def _level_ns(self) -> int | None:
+        """Since when it does not act as the primary: while it is fenced another one may, and what is here is not known
+        to be the newest. None: it does now."""
+        now = now_s()
+        if self._member.tenure.holds:
+            self._was_primary_s = now
+            return None
+        if self._was_primary_s is None:
+            return read_last_status(state_dir(self._member.path)).level_ns
+        return time.time_ns() - int((now - self._was_primary_s) * 1e9)
