@@ -12,6 +12,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from node import limits
+from node.draining import to_archives, to_followers
 from node.failover.member import Member
 from node.grpc_server import listen
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
@@ -111,8 +112,15 @@ class Host:
             if not self._failed.is_set():
                 ready(self)
             await _first(stop, self._failed)
+            await self._drain(publisher)
         if self._failure is not None:
             raise self._failure
+
+    async def _drain(self, publisher: Publisher) -> None:
+        """What was committed goes out, before anything ends."""
+        drains = await to_followers(list(self._serving.values()))
+        publisher.stop()
+        await to_archives(drains)
 
     async def _begin_members(self, stack: AsyncExitStack) -> None:
         """Until each has found its role, or we are to stop."""

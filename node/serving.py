@@ -12,6 +12,7 @@ from pathlib import Path
 from node.inodes import Inode, Inodes, inode_of
 from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import DatabaseSettings
+from primary.archiving.archiver import DRAIN_S as ARCHIVE_DRAIN_S
 from primary.archiving.archiver import Archiver
 from primary.archiving.tenured import tenured
 from primary.database import Database
@@ -77,6 +78,7 @@ class Serving:
         self.archiver = Archiver(database, kept, settings.policy, history=history) if kept else None
         self._store = store
         self._local: LocalService | None = None
+        self.drained = False  # what was left went to the archive, or had its time
 
     @classmethod
     async def open(
@@ -178,7 +180,8 @@ class Serving:
         if self._local is not None:
             await self._local.stop()
         if self.archiver is not None:
-            await asyncio.to_thread(self.archiver.stop)
+            drain_s = 0.0 if self.drained else ARCHIVE_DRAIN_S
+            await asyncio.to_thread(self.archiver.stop, drain_s=drain_s)
         self.database.leaving = self.database.leaving or Unavailable("stopping")
         for _ in range(int(patience_s / READERS_EVERY_S)):
             if not self.database.readers:

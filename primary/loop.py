@@ -45,6 +45,7 @@ TROUBLE_S = 45.0  # less than what a follower may have missed and still take ove
 HOLD_WINDOW_S = 0.004
 HOLD_AGAIN_S = 0.0005
 SKIP_TIMEOUT_S = 60.0
+STOP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +172,16 @@ class CaptureLoop:
                 self._wakeup.call()
 
     def stop(self) -> None:
-        """End the thread, and give back what it held."""
+        """End the thread, and give back what it held. Stopped when it does not end: it waits for the disk, and what it
+        uses must stay open."""
         with self._lock:
             self._stopping = True
             self._wakeup.call()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_S)
         self._fail_barriers(Unavailable("stopping"))
+        if self._thread.is_alive():
+            raise Stopped(f"{self._files.path}: capture has not ended within {STOP_S:.0f} s: a disk does not answer")
         self._checkpointer.close()
         self._wakeup.close()
 

@@ -141,7 +141,10 @@ class Member:
         if self.serving is not None:
             self.shown.stopped()
             self.host.forget(self.name)
-            await self.serving.close(self.host.inodes, patience_s=1.0)
+            try:
+                await self.serving.close(self.host.inodes, patience_s=1.0)
+            except WalcastError as error:
+                log.error("could not be let go", extra={"database": self.name, "error": str(error)})  # noqa: TRY400
         self.leasing.close()
         never_was = self.settings.role == PRIMARY and not self.settled.is_set()
         if self._new and isinstance(self._error, ConfigError) and (never_was or not self.path.exists()):

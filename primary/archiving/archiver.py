@@ -43,6 +43,7 @@ MERGE_BYTES = 64 << 20
 SPOOL_BYTES = 8 << 20
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 DRAIN_S = 5.0
+GIVE_UP_S = 1.0  # what does not end within that is left behind: nothing depends on it
 
 
 class Archiver:
@@ -105,19 +106,29 @@ class Archiver:
         """Before `start`: the archive ends at `archived`, the log begins at `position`, and `pages` changed between."""
         self._unarchived.begin(archived, position, pages)
 
-    def stop(self, *, drain_s: float = DRAIN_S) -> None:
-        """Upload what is left, for `drain_s` seconds at most, and end."""
+    def finish(self) -> None:
+        """Upload what is left, and end: begun here, and over once it has `ended`."""
         if not self._stop.is_set():
             self._stop_listening()
         self._stop.set()
         self._grown.set()
+
+    @property
+    def ended(self) -> bool:
+        """Is nothing uploaded any more, or not yet?"""
+        return not self._thread.is_alive()
+
+    def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Upload what is left, for `drain_s` seconds at most, and end."""
+        self.finish()
         if self._thread.is_alive():
             self._thread.join(drain_s)
         self._abandoned.set()
+        give_up_s = min(drain_s, GIVE_UP_S)
         if self._upkeep is not None:
-            self._upkeep.stop(drain_s)
+            self._upkeep.stop(give_up_s)
         if self._thread.is_alive():
-            self._thread.join(drain_s)
+            self._thread.join(give_up_s)
 
     def _on_append(self) -> None:
         if self._behind_since_s is None:
@@ -140,8 +151,9 @@ class Archiver:
                 self._failed(error)
                 wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
                 failures += 1
-                if stopping or self._stop.wait(wait_s):
+                if stopping:
                     return
+                self._stop.wait(wait_s)  # then there is one last try
                 self._grown.set()
                 continue
             if self.error:

@@ -1,0 +1,106 @@
+"""The end of a primary: what was committed before it goes out first, within stated times; the log says how it went.
+
+    capture one last time       CAPTURE_S
+    followers that stream       FOLLOWERS_S, to have received that position; one that hangs holds up nobody longer
+    the archive                 ARCHIVE_S, after the streams have ended
+
+All databases at the same time. Apps may go on committing meanwhile; what is promised is what was committed before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from node.serving import Serving
+from walcast.errors import WalcastError
+from walcast.position import Position
+
+log = logging.getLogger("walcast.primary")
+
+CAPTURE_S = 2.0
+FOLLOWERS_S = 2.0
+ARCHIVE_S = 5.0
+WITHIN_S = CAPTURE_S + FOLLOWERS_S + ARCHIVE_S
+LOOK_S = 0.01  # a follower acknowledges within 50 ms
+
+
+@dataclass(slots=True)
+class Drain:
+    """One database's. `position`: what was captured at the end; `missing`: what did not go out, and why."""
+
+    serving: Serving
+    began_s: float = field(default_factory=time.monotonic)
+    position: Position = Position()  # noqa: RUF009 - frozen
+    followers: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    async def to_followers(self) -> None:
+        """The last commits, captured, and received by those that stream."""
+        serving = self.serving
+        try:
+            async with asyncio.timeout(CAPTURE_S):
+                captured = await asyncio.wrap_future(serving.database.loop.barrier())
+            self.position = captured.position
+        except (WalcastError, TimeoutError) as error:
+            why = str(error) or serving.trouble or f"capture does not answer within {CAPTURE_S:.0f} s"
+            self.missing.append(f"the last commits are not captured: {why}")
+            self.position = serving.served.log.position
+        streaming = [one for one in serving.served.followers.connected if one.state == "streaming"]
+        until_s = time.monotonic() + FOLLOWERS_S
+        while time.monotonic() < until_s and any(one.received_txid < self.position.txid for one in streaming):
+            await asyncio.sleep(LOOK_S)
+        for one in streaming:
+            self.followers[one.id] = max(one.received_txid, self.followers.get(one.id, 0))
+        for name, txid in self.followers.items():
+            if txid < self.position.txid:
+                gone = not any(one.id == name for one in serving.served.followers.connected)
+                why = "its stream has ended" if gone else f"it does not acknowledge more within {FOLLOWERS_S:.0f} s"
+                self.missing.append(f"the follower {name} is at TXID {txid}: {why}")
+
+    def note_archive(self) -> None:
+        """How far it is now, when nothing more is uploaded."""
+        archiver = self.serving.archiver
+        if archiver is None or archiver.txid >= self.position.txid:
+            return
+        why = archiver.error or f"the store has not taken more within {ARCHIVE_S:.0f} s"
+        self.missing.append(f"the archive is at TXID {archiver.txid}: {why}")
+
+    def say(self) -> None:
+        """How it ended."""
+        archiver = self.serving.archiver
+        facts = {
+            "database": self.serving.settings.name,
+            "position": str(self.position),
+            "followers": self.followers,
+            "archived_txid": archiver.txid if archiver else None,
+            "seconds": round(time.monotonic() - self.began_s, 3),
+        }
+        if self.missing:
+            log.warning("stopping: not everything went out", extra=facts | {"missing": self.missing})
+        else:
+            log.info("stopping: everything went out", extra=facts)
+
+
+async def to_followers(databases: Sequence[Serving]) -> list[Drain]:
+    """First; the streams may end then."""
+    drains = [Drain(serving) for serving in databases]
+    await asyncio.gather(*(drain.to_followers() for drain in drains))
+    return drains
+
+
+async def to_archives(drains: Sequence[Drain]) -> None:
+    """Then; nothing is archived afterwards."""
+    archivers = [drain.serving.archiver for drain in drains if drain.serving.archiver is not None]
+    for archiver in archivers:
+        archiver.finish()
+    until_s = time.monotonic() + ARCHIVE_S
+    while time.monotonic() < until_s and not all(archiver.ended for archiver in archivers):
+        await asyncio.sleep(LOOK_S)
+    for drain in drains:
+        drain.serving.drained = True
+        drain.note_archive()
+        drain.say()
