@@ -19,6 +19,9 @@ from typing import Any
 
 SCALE = 0.2
 TIMES = {
+    "node.draining": ("CAPTURE_S", "FOLLOWERS_S", "ARCHIVE_S"),
+    "node.host": ("GRACE_S",),
+    "primary.archiving.archiver": ("GIVE_UP_S",),
     "follower.client": ("SILENCE_S",),
     "follower.showing": ("TICK_S",),
     "follower.streaming": ("LOOK_BOUND_S",),
