@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 
 WINDOW_US = 60_000_000  # after it a clock that stood still for a moment, or drifts, counts as it is
+MOST = 4096
+ROUND_TRIPS = 3  # a long one among them was a moment
 GAP_US = 500_000  # a longer pause between two messages: either nothing was sent, or nothing came through
 
 
@@ -20,7 +22,9 @@ class SentTimes:
     def __init__(self, began_us: int) -> None:
         self._began_us = began_us
         self._first_clock_us: int | None = None
-        self._differences: deque[tuple[int, int]] = deque()  # ascending in both: a lower one later makes one useless
+        # Each with when the next heartbeat came after it, ascending in both: a lower one later makes one useless.
+        self._differences: deque[list[int]] = deque(maxlen=MOST)
+        self._round_trips: deque[int] = deque(maxlen=ROUND_TRIPS)
         self._age_us = 0  # of the newest heartbeat, when it came
         self._timely_us = began_us  # when something came last that was not older than `_age_us`
         self._waited = True
@@ -29,16 +33,20 @@ class SentTimes:
         """One that came at `now_us`: when it was sent, at the earliest. `round_trip_us`: as the primary measured it
         last, 0: never."""
         difference = now_us - clock_us
-        while self._differences and self._differences[-1][1] >= difference:
+        if self._differences:
+            self._differences[-1][1] = now_us
+        while self._differences and self._differences[-1][0] >= difference:
             self._differences.pop()
-        self._differences.append((now_us, difference))
-        while len(self._differences) > 1 and now_us - self._differences[1][0] > WINDOW_US:
+        self._differences.append([difference, now_us])
+        while now_us - self._differences[0][1] > WINDOW_US:  # one stays that was compared with all of the window
             self._differences.popleft()
         if self._first_clock_us is None:
             self._first_clock_us = clock_us
         least = self._began_us - self._first_clock_us
         if round_trip_us > 0:
-            least = self._differences[0][1] - round_trip_us
+            # The fastest of them all took no longer than any round trip that another one was a part of.
+            self._round_trips.append(round_trip_us)
+            least = self._differences[0][0] - min(self._round_trips)
         self._age_us = min(max(0, difference - least), max(0, now_us - self._began_us))
         self._timely_us, self._waited = now_us, False
         return now_us - self._age_us
