@@ -20,6 +20,7 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.log import TransactionLog
+from primary.segment import Entry
 from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term, look_age_ms, named
 from walcast import wire
 from walcast.errors import Corrupt
@@ -334,7 +335,17 @@ async def _chunks(served: Served, follower: Follower, txid: int) -> AsyncIterato
         follower.sent(txid, entry.captured_ns)
     if not pieces:
         raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log moved on past TXID {txid}", transactions.position)
-    yield _chunk(b"".join(pieces), ends, last.captured_ns, served), txid
+    captured_ns = last.captured_ns or _captured_before(last)
+    if not last.captured_ns:
+        follower.sent(txid, captured_ns)
+    yield _chunk(b"".join(pieces), ends, captured_ns, served), txid
+
+
+def _captured_before(entry: Entry) -> int:
+    """When an entry from before this process was captured, by the monotonic clock and the word of the wall clock: it is
+    not new because this process is."""
+    age_ns = max(0, time.time_ns() - entry.header().timestamp_ms * 1_000_000)
+    return time.monotonic_ns() - age_ns or -1
 
 
 def _chunk(data: bytes, ends: list[int], captured_ns: int, served: Served) -> pb.PrimaryMessage:

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from support.nodes import poll
 from follower.client import Client
 from follower.sent import WINDOW_US, SentTimes
 from follower.showing import Showing
-from node.failover.reports import STALE_S, stale_words
+from node.failover.reports import STALE_S, Shown, stale_words
+from primary import publisher
 from primary.capture import Capture
 from primary.database import Database
+from primary.tenure import Tenure
 from walcast import statusfile, wire
 from walcast.position import Position
 from walcast.statusfile import LOOK_BOUND_S, QUIET_S, State, Status, StatusWriter, read_status
@@ -283,3 +286,28 @@ def test_a_follower_is_well_while_it_shows_nothing_that_may_be_old(facts: dict[s
     }
     status = Status(**({"state": State.STREAMING, "level_ns": now, "written_ns": now} | facts | times))
     assert (stale_words(Path("app.db"), status, now) is None) is well
+
+
+def test_the_database_of_a_fenced_node_is_level_as_of_the_end_of_its_tenure(replica: Path) -> None:
+    member: Any = SimpleNamespace(tenure=Tenure(), path=replica)
+    shown = Shown(member)
+    assert shown._level_ns() is None
+    before_ns = time.time_ns()
+    member.tenure.end("deposed")
+    first = shown._level_ns()
+    assert first is not None
+    assert abs(first - before_ns) < SECOND_NS
+    assert poll(lambda: time.time_ns() > before_ns + SECOND_NS // 5)
+    second = shown._level_ns()
+    assert second is not None
+    assert abs(second - first) < SECOND_NS // 20
+    # One that was started so goes by what the process before it said.
+    writer = StatusWriter(replica.parent / "app.db-walcast")
+    writer.write(Status(State.PRIMARY, level_ns=before_ns - HOUR_NS))
+    writer.close()
+    assert Shown(member)._level_ns() == pytest.approx(before_ns - HOUR_NS, abs=SECOND_NS)
+
+
+def test_what_is_from_before_this_process_is_not_taken_for_new() -> None:
+    entry: Any = SimpleNamespace(header=lambda: SimpleNamespace(timestamp_ms=time.time_ns() // 10**6 - 90_000))
+    assert (time.monotonic_ns() - publisher._captured_before(entry)) / SECOND_NS == pytest.approx(90, abs=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import quick_node, staleness
 from support.failover_gates import Gates
+from support.frozen import disk
 from support.nodes import LOOPBACK, Node, poll
 from support.staleness import App, Oracle, Watched
 
@@ -70,6 +71,7 @@ def started(directory: Path, bug: str = "") -> Iterator[Set]:
         stack.callback(primary.start().end)
         facts = primary.ready()
         primary.address = facts["listen"]
+        primary.arguments[primary.arguments.index("--listen") + 1] = primary.address
         gates = Gates(lambda name: None)
         stack.callback(gates.close)
         gate = gates.open("primary")
@@ -134,3 +136,26 @@ def test_a_follower_that_is_level_on_arrival_is_found(tmp_path: Path) -> None:
 
     with pytest.raises(AssertionError, match="the truth is"):
         stuck_for_a_while()
+
+
+@pytest.mark.slow
+def test_a_log_whose_disk_stops_makes_nobody_look_fresh_and_an_end_that_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "app.db-walcast" / "log"
+    with disk(log, tmp_path / "log.img") as stopping, started(tmp_path) as it:
+        stopping.freeze()
+        it.fault(it.near, it.far)
+        began_s = time.monotonic()
+        with Primary(it.directory / "app.db") as asked, pytest.raises(Unavailable):
+            asked.barrier(timeout=0.3)
+        assert time.monotonic() < began_s + 3.0
+        stopping.go_on()
+        it.settle()
+        stopping.freeze()
+        it.fault(it.near)
+        it.primary.signal(signal.SIGTERM)
+        said = it.primary.wait_event("stopping: not everything went out", seconds=SOON_S)
+        assert "not captured" in said["missing"][0]
+        stopping.go_on()  # no process ends before the kernel has what it waits for
+        assert it.primary.wait() == 0
+        it.primary.start().ready()
+        it.gates.lead("primary", it.primary.address)
