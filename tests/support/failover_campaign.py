@@ -26,6 +26,7 @@ from typing import Any
 from support.failover_app import create
 from support.nodes import poll
 from support.replica_set import ReplicaSet, SetNode, archived_bytes, replica_set
+from support.staleness import AckedRows, Oracle
 from support.writers import Child, child, pause
 
 from walcast import ltx
@@ -36,6 +37,7 @@ from walcast.token import Token
 
 LAG_S = 0.15
 UP_S = 20.0
+STALE_EVERY_S = 0.2
 KINDS = ("kill", "pause", "partition", "switchover", "force", "kill", "half-partition")
 
 
@@ -78,6 +80,7 @@ class Campaign:
     apps: dict[str, Child] = field(default_factory=dict)
     readers: dict[str, Child] = field(default_factory=dict)
     failovers: list[tuple[str, float, str, str]] = field(default_factory=list)
+    oracle: Oracle = field(init=False)
 
     # Load
 
@@ -89,6 +92,11 @@ class Campaign:
             wrong = self.directory / f"{node.id}.wrong"
             wrong.touch()
             self.readers[node.id] = self.stack.enter_context(child("failover_reader.py", str(node.db), str(wrong)))
+        acked = AckedRows({id_: self.directory / f"{id_}.ledger" for id_ in self.set.nodes})
+        self.oracle = Oracle(acked, acked.query, STALE_EVERY_S)
+        for node in self.set.nodes.values():
+            self.oracle.add(node.db)
+        self.stack.enter_context(self.oracle.watching())
 
     def ledger(self) -> Ledger:
         return Ledger.read({id_: self.directory / f"{id_}.ledger" for id_ in self.set.nodes})
@@ -224,6 +232,7 @@ class Campaign:
         data = self.set.same_bytes()
         ledger = self.ledger()
         assert wrong == [], "readers saw what never was"
+        self.oracle.check()
         assert ledger.wrong == []
         assert min(snapshots.values()) > 10
         rows = self._rows()

@@ -22,6 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,6 +103,50 @@ class App:
         return self._at[first] if first < len(self._at) else None
 
 
+class AckedRows:
+    """The ledgers of `failover_app`: of rows that were acknowledged, since only these are never lost, the commits."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)
+        self._read_bytes = dict.fromkeys(files, 0)
+        self._committed: dict[tuple[str, int], float] = {}
+        self._acked: dict[str, list[int]] = {app: [] for app in files}
+        self._lock = threading.Lock()
+
+    @property
+    def query(self) -> str:
+        return " UNION ALL ".join(
+            f"SELECT '{app}', (SELECT max(n) FROM rows WHERE app = '{app}')" for app in self._files
+        )
+
+    def missing_since(self, seen: Mapping[str, int]) -> float | None:
+        with self._lock:
+            for app in self._files:
+                self._read(app)
+            missing = []
+            for app, rows in self._acked.items():
+                newest = seen.get(app)
+                at = bisect_right(rows, -1 if newest is None else newest)
+                if at < len(rows):
+                    missing.append(self._committed[app, rows[at]])
+            return min(missing, default=None)
+
+    def _read(self, app: str) -> None:
+        if not self._files[app].exists():
+            return
+        with self._files[app].open("rb") as file:
+            file.seek(self._read_bytes[app])
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_bytes[app] += len(whole)
+        for line in whole.decode().splitlines():
+            at, kind, *rest = line.split()
+            if kind == "commit":
+                self._committed[app, int(rest[0])] = float(at)
+            elif kind == "ack":
+                self._acked[app].extend(map(int, rest[1:]))
+
+
 @dataclass
 class Watched:
     """What was seen of one replica. `stalest_s`: how far behind it was at most; `fresher_s`: by how much what walcast
@@ -117,11 +162,14 @@ class Watched:
 
 
 class Oracle:
-    """Looks at replicas from a thread of its own, each EVERY_S, from `watching` to its end."""
+    """Looks at replicas, each from a thread of its own, every `every_s`, from `watching` to its end."""
 
-    def __init__(self, ledger: Ledger, query: str = "SELECT app, max(n) FROM commits GROUP BY app") -> None:
+    def __init__(
+        self, ledger: Ledger, query: str = "SELECT app, max(n) FROM commits GROUP BY app", every_s: float = EVERY_S
+    ) -> None:
         self._ledger = ledger
         self._query = query
+        self._every_s = every_s
         self._stop = threading.Event()
         self.watched: list[Watched] = []
 
@@ -155,7 +203,7 @@ class Oracle:
             assert not watched.wrong, f"{len(watched.wrong)} looks, the first: {watched.wrong[:5]}"
 
     def _run(self, watched: Watched) -> None:
-        while not self._stop.wait(EVERY_S):
+        while not self._stop.wait(self._every_s):
             self._look(watched)
 
     def _look(self, watched: Watched) -> None:
