@@ -17,7 +17,6 @@ gets SQLITE_BUSY.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -367,16 +366,6 @@ class Applier:
         except (apsw.Error, OSError) as error:
             raise Unavailable(f"{self.path}: cannot checkpoint: {error}") from error
         return CheckpointResult(frames, backfilled)
-
-    def sync(self) -> Position:
-        """Make everything applied durable; where that was, when this began. Unavailable when it is not durable."""
-        position = self.position
-        try:
-            self._journal.sync()
-            os.fdatasync(self._files.wal_fd)
-        except OSError as error:
-            raise Unavailable(f"{self.path}: cannot sync: {error.strerror}") from error
-        return position
 
     def restart_wal_if_possible(self) -> bool:
         """Go on at the beginning of the WAL file, if all of it is in the database file and no reader uses it."""

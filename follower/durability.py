@@ -28,10 +28,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from follower.journal import Journal
-from follower.wal_writer import WalWriter
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
+from walcast.wal_writer import WalWriter
 
 log = logging.getLogger("walcast.follower")
 

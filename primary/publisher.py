@@ -19,7 +19,6 @@ import grpc
 from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
-from primary.log import TransactionLog
 from primary.segment import Entry
 from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term, look_age_ms, named
 from walcast import wire

@@ -29,8 +29,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import numpy as np
-
 from walcast import ltx
 from walcast.errors import Corrupt
 from walcast.filesystem import pwrite_all

@@ -55,7 +55,7 @@ def _hang_while_there(file: Path) -> None:
 
 
 def _fail_while_there(file: Path) -> None:
-    from follower.wal_writer import WalWriter
+    from walcast.wal_writer import WalWriter
 
     publish = WalWriter.publish
 
