@@ -35,6 +35,7 @@ log = logging.getLogger("walcast.primary")
 READERS_S = 40.0  # a copy keeps its connection for up to 30 s after its end
 READERS_EVERY_S = 0.05
 RELEASE_S = 1.0
+LEAVE_S = 0.3
 
 
 class ServedByName(dict[str, Served]):
@@ -180,8 +181,7 @@ class Serving:
         if self._local is not None:
             await self._local.stop()
         if self.archiver is not None:
-            drain_s = 0.0 if self.drained else ARCHIVE_DRAIN_S
-            await asyncio.to_thread(self.archiver.stop, drain_s=drain_s)
+            await asyncio.to_thread(self.archiver.stop, drain_s=LEAVE_S if self.drained else ARCHIVE_DRAIN_S)
         self.database.leaving = self.database.leaving or Unavailable("stopping")
         for _ in range(int(patience_s / READERS_EVERY_S)):
             if not self.database.readers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,12 +19,13 @@ from support.s3 import CountedS3, counted_s3
 from node import draining
 from walcast.position import Position
 from walcast.restore import restore
+from walcast.statusfile import read_status
 from walcast.store import open_store
 
 WHOLE = "stopping: everything went out"
 PARTS = "stopping: not everything went out"
 SLACK_S = 5.0  # for a machine that does much else
-REPEATED = 3
+REPEATED = 2
 
 
 def made(path: Path) -> sqlite3.Connection:
@@ -31,6 +33,26 @@ def made(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("CREATE TABLE orders (n INTEGER PRIMARY KEY)")
     return db
+
+
+@contextmanager
+def writer(path: Path) -> Iterator[None]:
+    """An app that commits without a pause."""
+    stop = threading.Event()
+
+    def run() -> None:
+        db = sqlite3.connect(path, isolation_level=None)
+        while not stop.is_set():
+            db.execute("INSERT INTO orders VALUES (NULL)")
+        db.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def archived(url: Path, copy: Path) -> int:
@@ -66,8 +88,18 @@ def test_what_was_committed_before_the_signal_is_archived_and_at_the_follower(tm
             assert archived(archive, tmp_path / "back.db") == number + 1
             assert poll(lambda at=position: position_of(replica) == at)
             assert count(replica) == number + 1
+        home.start().ready()
+        began_s = time.monotonic()
+        with writer(tmp_path / "app.db"):  # it never comes to an end of what is committed
+            code = home.stop()
+        assert code == 0
+        assert time.monotonic() < began_s + draining.ARCHIVE_S
+        said = home.wait_event(WHOLE, REPEATED + 1)
+        assert said["seconds"] < 1.0 + draining.FOLLOWERS_S
         assert edge.stop() == 0
-        assert edge.wait_event("stopping: everything received is applied and synced")["position"] == said["position"]
+        assert edge.wait_event("stopping: everything received is applied and synced")["position"] == str(
+            read_status(replica).position
+        )
     db.close()
 
 

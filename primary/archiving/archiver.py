@@ -76,6 +76,7 @@ class Archiver:
         self._relist = False
         self._behind_since_s: float | None = time.monotonic()
         self._grown = threading.Event()
+        self._last_txid = 0
         self._stop = threading.Event()
         self._abandoned = threading.Event()
         self._stop_listening = database.log.listen(self._on_append)
@@ -107,9 +108,12 @@ class Archiver:
         self._unarchived.begin(archived, position, pages)
 
     def finish(self) -> None:
-        """Upload what is left, and end: begun here, and over once it has `ended`."""
+        """Upload what is in the log now, and end: begun here, and over once it has `ended`. Upkeep gives up."""
         if not self._stop.is_set():
             self._stop_listening()
+            self._last_txid = self._database.log.position.txid
+        if self._upkeep is not None:
+            self._upkeep.stop(0.0)
         self._stop.set()
         self._grown.set()
 
@@ -145,7 +149,7 @@ class Archiver:
             began = time.monotonic()
             try:
                 self._take_a_turn()
-                while stopping and self._is_behind():
+                while stopping and self._is_behind() and self.txid < self._last_txid:  # apps may go on
                     self._upload_next()
             except Exception as error:  # noqa: BLE001 - logged, with its traceback when nobody expects it
                 self._failed(error)
