@@ -350,6 +350,19 @@ class Applier:
         self.term, self.position = term, position
         self.written = Written(position, self.checksums.commit_pages, self.knows)
 
+    def name_after_loss(self) -> None:
+        """Give a state without a name one that nobody else has: the newest TXID that the journal knows, with the
+        state's own checksum. For a replica that is to be the primary when there is nobody left to ask; the new term
+        begins far behind any TXID that the state can really have, and whoever is at another checksum compares pages.
+
+        Unavailable when the journal knows no position: then it never was a replica.
+        """
+        known = self._journal.last()
+        if known is None:
+            raise Unavailable(f"{self.path}: never was at a known position")
+        term, last = known
+        self.name(term, Position(last.txid, self.checksums.database))
+
     # The WAL
 
     def checkpoint(self) -> CheckpointResult:

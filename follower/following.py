@@ -177,6 +177,16 @@ class Following:
         async with self._using:
             return await self._catch_up_from_archive(None if kept else self.circumstances(FORKED))
 
+    async def name_after_loss(self) -> None:
+        """Have a name for the replica's state though nobody can be asked for it. Unavailable when it never had one."""
+        if self._applier is not None and not self._applier.position:
+            async with self._using:
+                applier = self._applier
+                if applier is not None and not applier.position:
+                    applier.name_after_loss()
+                    facts = {"database": str(self.path), "position": str(applier.position)}
+                    log.warning("gave the replica's state a name of its own", extra=facts)
+
     async def release(self) -> Applier | None:
         """End following, and give the applier away, with the write lock and the state folder; None when there is none
         yet. While the primary offers its place (`Owner.take_over`) the answer can still be sent."""

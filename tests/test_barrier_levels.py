@@ -372,3 +372,29 @@ def test_a_primary_that_lies_about_the_name_of_a_state_is_not_believed(txid: int
         _check_resumed(address, welcome, CHECKSUM)
     welcome.resume_at.CopyFrom(pb.Position(txid=5, checksum=CHECKSUM, term=2))
     _check_resumed(address, welcome, CHECKSUM)
+
+
+def test_a_state_that_lost_its_name_can_be_promoted_when_the_primary_is_gone(tmp_path: Path) -> None:
+    """What it has may be confirmed as durable, and nobody is left who knows its name."""
+    db, copy = tmp_path / "app.db", tmp_path / "edge" / "app.db"
+    create_database(db)
+    with primary(db) as node, sql(db) as app:
+        with follower(copy, node.address) as edge:
+            for x in range(5):
+                app("INSERT INTO t VALUES (?)", x)
+                wait_level(node.address, copy)
+            edge.kill()
+        node.kill()
+        lose_names(copy)
+        with follower(copy, node.address, "--listen", "127.0.0.1:0", wait=False) as edge:
+            assert edge.wait_event("the replica's state has no name here")
+            refused = walcast("promote", copy)
+            assert refused.returncode == 1
+            assert "knows the state of this replica" in refused.stderr
+            done = walcast("promote", copy, "--force", "--json")
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["term"] == 2
+            with sql(copy) as mine:
+                assert mine("SELECT count(*) FROM t") == [[6]]
+                mine("INSERT INTO t VALUES (6)")
+            assert Primary(copy).barrier().term == 2

@@ -232,8 +232,12 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
         raise ConfigError(f"{member.path}: this follower runs with --never-promote")
     if member.unreachable:
         raise ConfigError(member.unreachable)
-    if following is None or following.applier is None or not following.applier.position:
+    if following is None or following.applier is None:
         raise Unavailable(f"{member.path}: there is no replica yet")
+    if force:
+        await following.name_after_loss()  # a power failure may have taken the name of what it confirmed
+    if not following.applier.position:
+        raise Unavailable(f"{member.path}: no primary was found yet that knows the state of this replica")
     promotion = member.expect_promotion()
     if not force:
         await _ask_primary(member, following.where.client.primary)
