@@ -25,13 +25,13 @@ MOST_S = 5400.0
 
 
 @pytest.fixture
-def power(tmp_path: Path) -> Iterator[Path]:
+def power(tmp_path: Path) -> Path:
     """A folder for disks that may lose their power; skipped where that cannot be had."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
     own_mounts()
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.fixture

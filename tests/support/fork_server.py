@@ -4,7 +4,8 @@
 
     {"run": "walcast" or a script of `support`, "arguments": […], "out": PATH, "err": PATH}
 
-It has one thread and has used neither gRPC nor SQLite, so that a child is as good as a process of its own. Children end with it.
+It has one thread and has used neither gRPC nor SQLite, so that a child is as good as a process of its own.
+Children end with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes from the fork server: started in milliseconds, signalled by a handle that no other process can take over."""
+"""Processes from the fork server: started in milliseconds, signalled by a handle that no other process can get."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ _own_mounts = False
 def own_mounts() -> None:
     """From now on this thread, and what it starts, has mounts of its own: whatever ends it, the kernel removes them,
     and with them their loop devices."""
-    global _own_mounts  # noqa: PLW0603
+    global _own_mounts
     if _own_mounts:
         return
     _check(_libc.unshare(CLONE_NEWNS), "unshare")

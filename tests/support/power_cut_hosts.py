@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -62,6 +61,11 @@ class Host:
     def db(self) -> Path:
         return self.disk.path / "app.db"
 
+    @property
+    def report(self) -> Path:
+        """What the reader that was started last says."""
+        return self.outside / f"{self.id}.{self.readers}.reader"
+
     # Its processes
 
     @property
@@ -83,7 +87,7 @@ class Host:
     def start_reader(self) -> None:
         if self.reader is None or not self.reader.running:
             self.readers += 1
-            self.reader = self._run("power_cut_reader.py", self.db, self.outside / f"{self.id}.{self.readers}.reader")
+            self.reader = self._run("power_cut_reader.py", self.db, self.report)
 
     def _run(self, what: str, *arguments: str | Path) -> Forked:
         out, err = (self.outside / f"{self.id}.{Path(what).stem}.{kind}" for kind in ("out", "err"))
@@ -186,7 +190,7 @@ class Host:
         with tempfile.TemporaryDirectory(dir=self.outside) as folder:
             copy = Path(folder) / "app.db"
             for end in ("", "-wal"):
-                if os.path.exists(f"{self.db}{end}"):
+                if Path(f"{self.db}{end}").exists():
                     shutil.copyfile(f"{self.db}{end}", f"{copy}{end}")
             if not copy.exists() or not copy.stat().st_size:
                 return {}

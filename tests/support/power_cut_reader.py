@@ -24,7 +24,7 @@ ending = False
 
 
 def end(*_: object) -> None:
-    global ending  # noqa: PLW0603
+    global ending
     ending = True
 
 
