@@ -32,7 +32,7 @@ def test_forty_failovers_five_times(tmp_path: Path, seed: int, offset: int) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", ["swap", "tenure", "publisher", "election"])
+@pytest.mark.parametrize("bug", ["swap", "tenure", "publisher", "election", "discarded"])
 def test_a_planted_bug_is_found(tmp_path: Path, seed: int, bug: str) -> None:
     with pytest.raises(AssertionError) as found:
         run(tmp_path, seed, 40, script="failover_planted.py", bug=bug)

@@ -60,7 +60,7 @@ class App:
         """One transaction; False when this node is not the one to write on."""
         try:
             self.db.execute("BEGIN IMMEDIATE")
-            values = (self.name, self.n, self.rng.randbytes(self.rng.randrange(200)))
+            values = (self.name, self.n, self.rng.randbytes(self.rng.randrange(8, 200)))
             self.db.execute("INSERT INTO rows VALUES (?, ?, ?)", values)
             self.db.execute("UPDATE stamps SET stamp = ?", (self.rng.getrandbits(40),))
             self.db.execute("COMMIT")

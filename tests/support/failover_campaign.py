@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from support.failover_app import create
+from support.failover_steps import Step, check_steps, explain, kept_by
 from support.nodes import poll
 from support.replica_set import ReplicaSet, SetNode, archived_bytes, replica_set
 from support.staleness import AckedRows, Oracle
@@ -91,7 +93,10 @@ class Campaign:
             self.apps[node.id] = self.stack.enter_context(child("failover_app.py", *arguments))
             wrong = self.directory / f"{node.id}.wrong"
             wrong.touch()
-            self.readers[node.id] = self.stack.enter_context(child("failover_reader.py", str(node.db), str(wrong)))
+            steps = self.directory / f"{node.id}.steps"
+            steps.touch()
+            arguments = (str(node.db), str(wrong), str(steps), *self.set.nodes)
+            self.readers[node.id] = self.stack.enter_context(child("failover_reader.py", *arguments))
         acked = AckedRows({id_: self.directory / f"{id_}.ledger" for id_ in self.set.nodes})
         self.oracle = Oracle(acked, acked.query, STALE_EVERY_S)
         for node in self.set.nodes.values():
@@ -238,10 +243,21 @@ class Campaign:
         rows = self._rows()
         lost = sorted(ledger.acked.keys() - rows)
         assert not lost, f"{len(lost)} acknowledged rows are lost: {[(row, ledger.acked[row]) for row in lost[:10]]}"
+        steps = self.steps()
+        check_steps(steps, {row: at for row, (at, _) in ledger.acked.items()})
         check_terms(ledger, events)
         check_archive(self.url)
         assert archived_bytes(self.url, self.directory) == data, "the archive restores to something else"
-        return self._numbers(ledger, rows)
+        return self._numbers(ledger, rows) | {"steps_back": dict(Counter(step.kind for step in steps))}
+
+    def steps(self) -> list[Step]:
+        """Every step back that a reader saw, with what explains it."""
+        found = []
+        for node in self.set.nodes.values():
+            kept = kept_by(node.db)
+            lines = (self.directory / f"{node.id}.steps").read_text().splitlines()
+            found += [explain(node.id, line, kept) for line in lines]
+        return found
 
     def _archived(self, primary: SetNode) -> bool:
         facts = primary.facts()

@@ -6,8 +6,9 @@ import math
 import os
 
 from follower.client import Stream
+from follower.keeping import Keeping
 from node.cli import main
-from node.failover import claims, decisions, leasing
+from node.failover import changes, claims, decisions, leasing
 from primary.served import Served
 from primary.tenure import Tenure
 from walcast.store.directory import DirectoryStore
@@ -46,6 +47,9 @@ def plant(bug: str) -> None:
         Tenure.left_ms = property(lambda self: 0)  # type: ignore[assignment, method-assign]
     elif bug == "election":
         claims._order = by_id
+    elif bug == "discarded":  # overwrites what only it had, and keeps nothing
+        changes.keep_discarded = lambda member, fork: True  # type: ignore[assignment]
+        Keeping._save = lambda self, term, position: None  # type: ignore[method-assign]
     elif bug == "silence":  # notices a primary's silence when others have taken its place
         leasing.SILENT = math.inf
     else:
