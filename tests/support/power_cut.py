@@ -24,8 +24,10 @@ import random
 import shutil
 import struct
 import subprocess
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -39,7 +41,8 @@ SIZE_BYTES = 96 << 20
 UNMOUNT_S = 10.0
 WRITE_RANGE = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 CLONE_NEWNS = 0x20000
-MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 1 << 18, 0x1000
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,13 +65,24 @@ _own_mounts = False
 
 def own_mounts() -> None:
     """From now on this thread, and what it starts, has mounts of its own: whatever ends it, the kernel removes them,
-    and with them their loop devices."""
+    and with them their loop devices. The kernel's boot id becomes a file of ours: each cut is a start of the machine.
+    """
     global _own_mounts
     if _own_mounts:
         return
     _check(_libc.unshare(CLONE_NEWNS), "unshare")
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount")
+    with tempfile.NamedTemporaryFile("w") as file:  # a file without a name, in place of the kernel's
+        file.write(f"{uuid.uuid4()}\n")
+        file.flush()
+        _check(_libc.mount(os.fsencode(file.name), os.fsencode(BOOT_ID), None, MS_BIND, None), "mount")
     _own_mounts = True
+
+
+def start_anew() -> None:
+    """As far as processes can tell, the machine was started again."""
+    if _own_mounts:
+        BOOT_ID.write_text(f"{uuid.uuid4()}\n")
 
 
 def _check(answer: int, what: str) -> None:
@@ -112,6 +126,7 @@ class Disk:
         """Power is back. Who had files open there must have ended, or have closed them."""
         self._unmount()
         self._mount()
+        start_anew()
 
     def _unmount(self) -> None:
         end_s = time.monotonic() + UNMOUNT_S
