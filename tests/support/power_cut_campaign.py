@@ -182,6 +182,7 @@ class Life:
         self.cut_now = []
         getattr(self, f"_{kind}")(primary, follower)
         self.settle(kind)
+        self.cut_now = []
 
     def _wait_confirmed(self) -> None:
         self.ledger.look()
@@ -338,7 +339,8 @@ class Life:
         for host in self.hosts:
             if not host.running:
                 host.start()
-            if early and host.db.exists() and host.db.stat().st_size:
+            torn = self.setting.synchronous == "OFF" and host in self.cut_now  # until walcast has replayed its log
+            if early and not torn and host.db.exists() and host.db.stat().st_size:
                 host.start_reader()
         primary, follower = self._whole(kind)
         for host in self.hosts:
@@ -387,12 +389,12 @@ class Life:
 
     def _check_confirmed(self, chain: dict[int, str], kept: dict[str, list[Path]], kind: str) -> None:
         missing = self.ledger.missing(chain)
-        if kind == "wrote" and missing:  # documented, if it is kept
+        if kind == "wrote":  # documented, if it is kept
             folders = [folder for found in kept.values() for folder in found]
             words = kept_bytes(folders)
             dropped = [seq for seq in missing if self.ledger.confirmed[seq].encode() not in words]
             if not dropped:
-                self.ledger.forget(missing)
+                self.ledger.forget(missing, chain)
                 return
             self.counts.lost += len(dropped)
             raise Fault(f"{len(dropped)} confirmed rows are in no folder of discarded/: {dropped[:5]}; {folders}")
@@ -415,12 +417,13 @@ class Life:
         wrong: list[str] = []
         for path in sorted(self.outside.glob("*.reader")):
             for line in self._new_lines(path):
-                at_s, what, *rest = line.split(maxsplit=2)
+                at_s, what, *rest = line.split()
                 host = path.name.partition(".")[0]
                 gone_s = self._cut_s.get(path, math.inf)  # it lived on for a moment, on a disk that was gone
                 if what == "at" or float(at_s) > gone_s:
                     continue
-                if what != "wrong" and (kind == "wrote" or kept[host]):
+                left = rest[0] in self.ledger.abandoned  # also by a follower that catches up over that later
+                if what != "wrong" and (left or kind == "wrote" or kept[host]):
                     self.counts.documented += 1
                     continue
                 self.counts.steps_back += what != "wrong"

@@ -85,6 +85,7 @@ class Ledger:
     committed: dict[int, str] = field(default_factory=dict)
     confirmed: dict[int, str] = field(default_factory=dict)
     confirmations: int = 0
+    abandoned: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     _read: dict[Path, int] = field(default_factory=dict)
 
@@ -117,7 +118,8 @@ class Ledger:
         """Rows that were confirmed and are not in this history."""
         return [seq for seq, its in self.confirmed.items() if chain.get(seq) != its]
 
-    def forget(self, seqs: list[int]) -> None:
-        """These are accounted for elsewhere."""
+    def forget(self, seqs: list[int], chain: dict[int, str]) -> None:
+        """These are accounted for elsewhere; what is not in this history is of one that was left."""
         for seq in seqs:
             del self.confirmed[seq]
+        self.abandoned.update(its for seq, its in self.committed.items() if chain.get(seq) != its)

@@ -2,8 +2,8 @@
 
     power_cut_reader.py DATABASE REPORT
 
-REPORT gets a line for each thing that a reader should not see: `SECONDS back NEWEST NOW`, `SECONDS other SEQ` for a row
-that was replaced by another one, `SECONDS wrong …`; and `SECONDS at SEQ` now and then.
+REPORT gets a line for each thing that a reader should not see: `SECONDS back HASH NEWEST NOW`, `SECONDS other HASH SEQ` for
+a row that was replaced by another one, `SECONDS wrong …`; and `SECONDS at SEQ` now and then.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def main() -> None:
                 time.sleep(EVERY_S)
                 continue
             if newest and kept is None:
-                say("back", newest, seq)
+                say("back", its, newest, seq)
             elif newest and kept != its:
-                say("other", newest)
+                say("other", its, newest)
             if looks % WHOLE_EVERY == 1:
                 say("at", seq)
             newest, its = seq, now
