@@ -15,6 +15,8 @@ from pathlib import Path
 
 import apsw
 
+from walcast.dbfiles import begin_reading
+
 BUSY_TIMEOUT_MS = 100
 
 
@@ -30,8 +32,12 @@ def prepare(connection: apsw.Connection, busy_timeout_ms: int) -> None:
 
     Nor does its close checkpoint and remove the WAL, as SQLite's last one does: what the WAL says of the database is
     needed until log and database were brought together (`checkpoint_on_close`).
+
+    It reads pages also where a power cut has torn the schema, or left the file shorter than its header says, as
+    `synchronous=OFF` allows: the log may have what is missing. We never write through it.
     """
     connection.set_busy_timeout(busy_timeout_ms)
+    connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
     connection.execute("PRAGMA wal_autocheckpoint=0")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -73,7 +79,7 @@ class Anchor:
 def _begin(connection: apsw.Connection) -> None:
     connection.execute("BEGIN")
     try:
-        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        begin_reading(connection)
     except BaseException:
         connection.execute("ROLLBACK")
         raise

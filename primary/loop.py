@@ -22,6 +22,7 @@ from primary.boot import Boot
 from primary.capture import Capture
 from primary.checkpointer import Checkpointer
 from primary.identity import SizeWatch, check_same_files
+from primary.opening import check_schema
 from primary.redo import recover
 from primary.resume import Scanned, compare, resume
 from primary.wakeup import Wakeup
@@ -117,15 +118,22 @@ class CaptureLoop:
     def find_place(self, last_boot: Boot | None) -> None:
         """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database."""
         self._complete_s = time.monotonic()
+        why = "the WAL does not continue the log"
         if resume(self._capture):
-            return
+            if not Boot.now(self._files.db_fd).lost_power_since(last_boot):
+                return
+            # The WAL is whole, but a checkpoint that was not synced may have been lost from under it.
+            self._capture.capture()
+            why = "the machine was started since"
         held = self._log.checksums
         if held is None or held.page_size != self._capture.page_size:
+            check_schema(self._files.path)
             self._compare("no log yet")
             return
         recovered = recover(self._capture, last_boot, lambda: self._stopping)
         if not recovered.replayed:
-            self._compare("the WAL does not continue the log", recovered.scanned)
+            check_schema(self._files.path)
+            self._compare(why, recovered.scanned)
 
     def hold_writers(self) -> Future[Captured]:
         """Take SQLite's write lock as soon as no app has it, and keep it: apps that write get SQLITE_BUSY. The state

@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 
 from primary.anchor import prepare
+from walcast.dbfiles import begin_reading
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file
 
@@ -29,8 +30,20 @@ def check_readable(path: Path) -> None:
         log.debug("cannot be read now", extra={"path": str(path), "error": str(error)})
 
 
+def check_schema(path: Path) -> None:
+    """ConfigError for a database whose schema cannot be read: SQLite would refuse it to every app. Asked when the log
+    could not mend it, and before such a state is published."""
+    try:
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
+            connection.set_busy_timeout(SWITCH_TIMEOUT_MS)
+            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise ConfigError(f"{path}: {error}; restore it from its archive, or promote a follower") from error
+
+
 def open_database(path: Path) -> apsw.Connection:
-    """A connection on the database, in WAL mode. ConfigError, one line, when that cannot be had."""
+    """A connection on the database, in WAL mode. ConfigError, one line, when that cannot be had. It may be one whose
+    schema cannot be read: `check_schema`."""
     check_database_file(path)
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
@@ -41,7 +54,7 @@ def open_database(path: Path) -> apsw.Connection:
                 raise ConfigError(f"{path}: cannot be switched to WAL mode while it is in use in mode {mode}")
             log.info("switched to WAL mode", extra={"path": str(path), "was": mode})
         # Reading creates -wal and -shm; an empty file gets its first page by the switch to WAL mode.
-        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        begin_reading(connection)
     except apsw.NotADBError as error:
         connection.close()
         raise ConfigError(f"{path}: not a SQLite database, or encrypted") from error

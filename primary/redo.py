@@ -150,7 +150,8 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     origin = origin_by_wal(transactions, scanned.index, capture.page_size, capture.frame_cksum)
     origin = origin or origin_by_content(transactions, now.database)
     if isinstance(origin, TakenBack):
-        return Found(origin, lost_power), origin.entry.min_txid
+        # Where power was lost, checkpoints from before the fork may be missing in the database, too.
+        return Found(origin, lost_power), 0 if lost_power else origin.entry.min_txid
     if origin is not None:
         return Found(origin, lost_power), 0
     held = _held(transactions)

@@ -155,6 +155,12 @@ class DatabaseFiles:
         return np.frombuffer(buffer, frame_dtype(page_size), count)
 
 
+def begin_reading(connection: apsw.Connection) -> None:
+    """Have SQLite take its read lock, and recover WAL and wal-index where that is due. Of the database only the header
+    is looked at, so that pages can be read of one whose schema cannot."""
+    connection.execute("PRAGMA schema_version").fetchall()
+
+
 class PageReader:
     """Pages of one consistent state, read through our own descriptors while a read transaction of `connection` is open.
 
@@ -180,7 +186,7 @@ class PageReader:
     def __enter__(self) -> Self:
         try:
             self._connection.execute("BEGIN")
-            self._connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+            begin_reading(self._connection)
         except apsw.BusyError as error:
             self._rollback()
             raise Unavailable(f"{self._files.path}: busy") from error

@@ -2,8 +2,8 @@
 
     power_cut_reader.py DATABASE REPORT
 
-REPORT gets a line for each thing that a reader should not see: `SECONDS back HASH NEWEST NOW`, `SECONDS other HASH SEQ` for
-a row that was replaced by another one, `SECONDS wrong …`; and `SECONDS at SEQ` now and then.
+REPORT gets a line for each thing that a reader should not see: `SECONDS back HASH NEWEST NOW`, `SECONDS other HASH SEQ`
+for a row that was replaced by another one, `SECONDS wrong …`; and `SECONDS at SEQ` now and then.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""A database that a power cut left torn, as `synchronous=OFF` allows: no whole state, and perhaps no schema."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+from support.crash_images import PAGE_SIZE, Machine, machine, newest_row, set_boot
+from support.nodes import poll
+
+from primary.database import Database
+from walcast.checksum import PageChecksums
+from walcast.dbfiles import PageReader
+from walcast.discarded import list_discarded
+from walcast.errors import ConfigError
+from walcast.statedir import state_dir
+
+ROWS = 30
+
+
+@contextmanager
+def served(image: Path) -> Iterator[Database]:
+    """The primary, started again after the machine was."""
+    set_boot(image, "another start")
+    database = Database(image, "app")
+    try:
+        database.start()
+        database.loop.barrier().result(10)
+        yield database
+    finally:
+        database.stop()
+
+
+def assert_whole(image: Path, database: Database) -> None:
+    """It has every row, as SQLite sees it, and is what the log says."""
+    assert newest_row(image) == ROWS
+    with PageReader(database.files, database._reader) as reader:
+        now = PageChecksums.scan(database.page_size, reader.chunks())
+    assert now.database == database.log.position.checksum
+    assert list_discarded(image) == []
+
+
+def grow(app: Machine) -> None:
+    """Rows on many pages, all in the log."""
+    for _ in range(ROWS):
+        app.commit(filler=2000)
+        app.captured()
+
+
+def tear(image: Path, pgno: int, data: bytes = bytes(PAGE_SIZE - 100), at: int = 100) -> None:
+    """Overwrite a part of a page."""
+    with image.open("r+b") as file:
+        file.seek((pgno - 1) * PAGE_SIZE + at)
+        file.write(data)
+
+
+@pytest.mark.parametrize("how", ["schema", "short"])
+def test_a_database_that_sqlite_cannot_open_is_mended_from_the_log(tmp_path: Path, how: str) -> None:
+    with machine(tmp_path / "m") as app:
+        grow(app)
+        app.photograph(tmp_path / "full")
+        image = app.power_cut(tmp_path / "cut", photograph=tmp_path / "full")
+    with apsw.Connection(str(image)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.close()
+    if how == "schema":
+        tear(image, 1)
+    else:
+        with image.open("r+b") as file:
+            file.truncate(6 * PAGE_SIZE)
+    with pytest.raises(apsw.CorruptError):
+        apsw.Connection(str(image)).execute("SELECT * FROM newest").fetchall()
+    with served(image) as database:
+        assert_whole(image, database)
+
+
+def test_a_torn_schema_that_no_log_can_mend_is_refused_and_not_published(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        grow(app)
+        image = app.power_cut(tmp_path / "cut")
+    with apsw.Connection(str(image)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.close()
+    tear(image, 1)
+    shutil.rmtree(state_dir(image) / "log")
+    database = Database(image, "app")
+    try:
+        with pytest.raises(ConfigError, match="malformed"):
+            database.start()
+        assert not database.log.position
+    finally:
+        database.stop()
+
+
+@pytest.mark.parametrize("lost_frames", [0, 1])
+def test_pages_that_a_checkpoint_lost_are_mended_although_the_wal_goes_on(tmp_path: Path, lost_frames: int) -> None:
+    """The WAL restarted behind a checkpoint that was not synced: the WAL is there, to its end or nearly, and the file
+    is older."""
+    with machine(tmp_path / "m") as app:
+        app.commit(3, filler=2000)
+        app.captured()
+        app.photograph(tmp_path / "older")
+        grow(app)
+
+        def copied_back() -> bool:
+            _, frames, copied = app.app.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
+            return bool(frames == copied and app.database.loop._anchored[1:] == (frames, True))  # at read lock 0
+
+        assert poll(copied_back, 10.0), "the WAL is not copied back"
+        app.commit()
+        app.captured()
+        assert app.frames < 10
+        app.commit()
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=app.frames - lost_frames)
+    with (tmp_path / "older" / "app.db").open("rb") as file:
+        older = file.read()
+    tear(image, 1, older, at=0)
+    with served(image) as database:
+        assert newest_row(image) == ROWS + 5
+        with PageReader(database.files, database._reader) as reader:
+            now = PageChecksums.scan(database.page_size, reader.chunks())
+        assert now.database == database.log.position.checksum
