@@ -46,13 +46,18 @@ class WrittenOn:
     fork: Position
 
 
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The WAL has all that the log has: nothing is missing in it, whatever came after."""
+
+
 Origin = TakenBack | WrittenOn
 
 
 def origin_by_wal(
     log: TransactionLog, index: IndexHeader, page_size: int, frame_cksum: Callable[[int], tuple[int, int]]
-) -> Origin | None:
-    """What the WAL proves; None when it proves nothing, or that nothing is missing.
+) -> Origin | Complete | None:
+    """What the WAL proves; None when it proves nothing.
 
     `index` is the committed state of the WAL, `frame_cksum` answers the checksum of one of its frames.
     """
@@ -65,7 +70,7 @@ def origin_by_wal(
         if frames is not None and frames.stop - 1 <= index.mx_frame:
             last = frames.stop - 1
             if frame_cksum(last) == header.wal_cksum:
-                return _after(entry.position, later, last, index, frame_cksum) if later is not None else None
+                return _after(entry.position, later, last, index, frame_cksum) if later is not None else Complete()
         later = entry
     frames = _frames(later.header(), page_size) if later is not None else None
     if later is None or frames is None or later.header().wal_salt != index.salt or index.mx_frame < frames.start - 1:
@@ -107,24 +112,31 @@ def origin_by_content(log: TransactionLog, checksum: int) -> TakenBack | None:
 @dataclass(frozen=True, slots=True)
 class Versions:
     """What the log has of some pages. `missing`: those that no entry wrote. `fork`: the position before the first entry
-    one of whose pages stands in the database as it was before that entry; None when there is no such page."""
+    one of whose pages stands in the database as it was before that entry; None when there is no such page. `traced`:
+    the position after the newest entry one of whose pages stands in the database as that entry wrote it and none after
+    it; of what the log has beyond it nothing is to be seen there."""
 
     missing: frozenset[int]
     fork: Position | None
+    traced: Position
 
 
 def versions_in_log(log: TransactionLog, pgnos: NDArray[np.uint32], checksums: NDArray[np.uint64]) -> Versions:
     """Look for pages, whose present checksums are given, among everything that the log has: reads all of it."""
     present = dict(zip(pgnos.tolist(), checksums.tolist(), strict=True))
     newest: dict[int, int] = {}
+    writer: dict[int, Position] = {}  # by page: after the last entry that wrote it
     undone: dict[int, Position] = {}  # by page: before the last entry that replaced what stands there now
     for entry in reversed(list(log.backwards())):
         before = Position(entry.min_txid - 1, entry.pre_checksum)
         for page in entry.pages():
+            writer[page.pgno] = entry.position
             if page.pgno not in present:
                 continue
             if newest.get(page.pgno) == present[page.pgno]:
                 undone[page.pgno] = before
             newest[page.pgno] = page_checksum(page.pgno, page.data)
     fork = min(undone.values(), default=None)
-    return Versions(frozenset(present.keys() - newest.keys()), fork)
+    pages = log.checksums.commit_pages if log.checksums is not None else 0
+    traced = max((at for pgno, at in writer.items() if pgno <= pages and pgno not in present), default=log.first)
+    return Versions(frozenset(present.keys() - newest.keys()), fork, traced)

@@ -152,7 +152,7 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     if isinstance(origin, TakenBack):
         # Where power was lost, checkpoints from before the fork may be missing in the database, too.
         return Found(origin, lost_power), 0 if lost_power else origin.entry.min_txid
-    if origin is not None:
+    if isinstance(origin, WrittenOn):
         return Found(origin, lost_power), 0
     held = _held(transactions)
     differing = _differing(now, held)
@@ -162,10 +162,13 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
         versions = versions_in_log(transactions, inside, sums)
     except (Corrupt, OSError) as error:
         log.warning("the log cannot be read whole", extra={"error": str(error)})
-        versions = Versions(frozenset(inside.tolist()), None)
+        versions = Versions(frozenset(inside.tolist()), None, transactions.position)
     torn = not versions.missing and not _written_since(capture)
-    fork = WrittenOn(versions.fork) if versions.fork is not None else None
-    return Found(fork, lost_power, torn), transactions.first.txid + 1
+    fork = versions.fork
+    if lost_power and origin is None and versions.traced < transactions.position:
+        # Apps may have written over all of it, but more likely it went with the power.
+        fork = min(fork or versions.traced, versions.traced)
+    return Found(WrittenOn(fork) if fork is not None else None, lost_power, torn), transactions.first.txid + 1
 
 
 def _written_since(capture: Capture) -> bool:

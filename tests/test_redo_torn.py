@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +51,13 @@ def grow(app: Machine) -> None:
     for _ in range(ROWS):
         app.commit(filler=2000)
         app.captured()
+
+
+def a_minute_later(image: Path) -> None:
+    """What was written last was written after the machine had come up again."""
+    for file in image.parent.glob("app.db*"):
+        if file.is_file():
+            os.utime(file, (time.time() + 60, time.time() + 60))
 
 
 def tear(image: Path, pgno: int, data: bytes = bytes(PAGE_SIZE - 100), at: int = 100) -> None:
@@ -125,3 +134,45 @@ def test_pages_that_a_checkpoint_lost_are_mended_although_the_wal_goes_on(tmp_pa
         with PageReader(database.files, database._reader) as reader:
             now = PageChecksums.scan(database.page_size, reader.chunks())
         assert now.database == database.log.position.checksum
+
+
+@pytest.mark.parametrize("commits_before", [0, 5])
+def test_what_left_no_trace_before_an_app_wrote_is_kept_aside(tmp_path: Path, commits_before: int) -> None:
+    """The WAL went with the power, then an app wrote: no page tells that there was more, but the log has it."""
+    with machine(tmp_path / "m") as app:
+        for _ in range(commits_before):
+            app.commit()
+            app.captured()
+        app.photograph(tmp_path / "older")
+        app.commit(ROWS)
+        app.captured()
+        position = app.database.log.position
+        image = app.power_cut(tmp_path / "cut", photograph=tmp_path / "older")
+    for text in ("PRAGMA wal_checkpoint(TRUNCATE)", "UPDATE newest SET n = 1000", "DELETE FROM rows"):
+        other = apsw.Connection(str(image))  # its close removes the WAL
+        other.execute(text).fetchall()
+        other.close()
+    a_minute_later(image)
+    with served(image) as database:
+        assert database.log.position.txid > position.txid
+    [kept] = list_discarded(image)
+    assert kept.max_txid == position.txid
+    assert kept.max_txid - kept.min_txid + 1 >= ROWS
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_what_apps_wrote_behind_the_end_of_the_log_is_no_loss(tmp_path: Path, removed: bool) -> None:
+    """The machine was started again, nothing was lost, and an app wrote first."""
+    with machine(tmp_path / "m") as app:
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+    kept_open = apsw.Connection(str(image))
+    kept_open.execute("CREATE TABLE of_its_own(x)")
+    a_minute_later(image)
+    if removed:
+        kept_open.close()
+    with served(image):
+        assert newest_row(image) == ROWS
+    kept_open.close()
+    assert list_discarded(image) == []

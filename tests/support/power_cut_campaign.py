@@ -373,8 +373,15 @@ class Life:
             _sound(follower, lambda: rows(other))
             if image(one) != image(other):
                 raise Fault("the follower is at the primary's position and not the same bytes")
+            strangers = [text for (text,) in one.execute("SELECT said FROM strangers")]
         kept = {host.id: host.new_discarded() for host in self.hosts}
         wrong = [f"an app says: {line}" for line in self.ledger.wrong[:3]]
+        wrote = [text for host in self.hosts for text in host.strangers]
+        for host in self.hosts:
+            host.strangers.clear()  # the next cut may take them back, as `wrote` allows
+        if missing := [text for text in wrote if text not in strangers]:
+            self.counts.lost += len(missing)
+            wrong.append(f"what an app wrote before walcast ran again is gone: {missing}")
         for check in (
             lambda: self._check_confirmed(chain, kept, kind),
             lambda: self._check_kept(kept, kind),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 import socket
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from walcast.errors import WalcastError
 from walcast.statedir import state_dir
 
 LEVEL_S = 30.0
+STARTING_S = 10.0
 
 
 class Fault(AssertionError):
@@ -55,6 +58,7 @@ class Host:
     reader: Forked | None = None
     readers: int = 0
     discarded: set[str] = field(default_factory=set)
+    strangers: list[str] = field(default_factory=list)
     said_bytes: int = 0
 
     @property
@@ -198,9 +202,13 @@ class Host:
                 return rows(db)
 
     def write_alone(self, text: str) -> None:
-        """An app commits before walcast runs here again."""
+        """An app commits before walcast runs here again, as late as on a machine that takes its time to start."""
         with closing(sqlite3.connect(self.db, isolation_level=None, timeout=5.0)) as db:
             db.execute("INSERT INTO strangers VALUES (?)", (text,))
+            now_s = time.time() + STARTING_S
+            for path in (self.db, self.db.with_name("app.db-wal")):
+                os.utime(path, (now_s, now_s))
+        self.strangers.append(text)
 
 
 def wait_whole(hosts: list[Host], seconds: float = LEVEL_S) -> tuple[Host, Host]:
