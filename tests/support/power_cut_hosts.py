@@ -205,8 +205,9 @@ class Host:
         """An app commits before walcast runs here again, as late as on a machine that takes its time to start."""
         with closing(sqlite3.connect(self.db, isolation_level=None, timeout=5.0)) as db:
             db.execute("INSERT INTO strangers VALUES (?)", (text,))
-            now_s = time.time() + STARTING_S
-            for path in (self.db, self.db.with_name("app.db-wal")):
+        now_s = time.time() + STARTING_S
+        for path in self.disk.path.glob("app.db*"):
+            if path.is_file():
                 os.utime(path, (now_s, now_s))
         self.strangers.append(text)
 
