@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import lz4.block
@@ -18,13 +20,16 @@ from numpy.typing import NDArray
 from follower.applier import Applier
 from follower.client import Client
 from follower.fresh import Fresh
+from follower.identity import ReplicaIdentity
 from follower.keeping import Keeping
 from follower.newfile import TEMPORARY, NewFile, put_in_place
 from follower.receiver import Receiver, Target
 from walcast import ltx, wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
+from walcast.archive.identity import read_archive_id
 from walcast.discarded import Circumstances
 from walcast.errors import Corrupt, Unavailable
+from walcast.identity import forget_database_id, write_database_id
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
 from walcast.restore.apply import GoOn, Restored
@@ -44,6 +49,7 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     What is damaged, or compacted away while this runs, is gone around as in any restore.
     """
     temporary = state_dir / TEMPORARY
+    owner = read_archive_id(store)
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
         return restore_to(store, plan, temporary, progress=progress, go_on=go_on)
@@ -51,6 +57,10 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     try:
         restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
         fresh = Fresh.of(temporary, restored.checksums)  # before anybody else can open it
+        if owner is not None:
+            write_database_id(state_dir, owner)
+        else:
+            forget_database_id(state_dir)  # of a database that is no more
         put_in_place(temporary, path, state_dir, restored.term, restored.position)
     except ArchiveEmpty:
         return None
@@ -116,11 +126,14 @@ async def from_primary(
     term: int = 0,
     last_mismatched: bool = False,
     keeping: Circumstances | None = None,
+    identity: ReplicaIdentity | None = None,
 ) -> None:
     """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
 
-    `keeping`: what the replica had in their place goes to `discarded/` first.
+    `keeping`: what the replica had in their place goes to `discarded/` first. `identity`: the replica's, which becomes
+    that of the primary's database with the commit, where it may; OtherDatabase where it may not.
     """
+    client.database_id = identity.asked if identity is not None and not identity.replace else ""
     keeper = Keeping(applier, state_dir, keeping) if applier and keeping else None
     if keeper is not None:
         await keeper.look_up_tables()
@@ -130,6 +143,9 @@ async def from_primary(
     async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
         start = copy.start
         target: Target = keeper or applier or NewFile(path, state_dir, start.page_size)
+        if identity is not None:
+            target = identity.renaming(target, start.database_id, partial(_sync, applier) if applier else None)
+        client.database_id = start.database_id  # the stream must be of the same database
         target.begin()
         try:
             fetched = 0
@@ -149,6 +165,15 @@ async def from_primary(
             raise
     facts = {"position": str(target.position), "pages": fetched, "of": start.commit_pages}
     log.info("copied from the primary", extra=facts)
+
+
+def _sync(applier: Applier) -> None:
+    """What was committed outlives a power cut."""
+    try:
+        os.fdatasync(applier._files.wal_fd)
+        applier._journal.sync()
+    except OSError as error:
+        raise Unavailable(f"{applier.path}-wal: {error.strerror}") from error
 
 
 async def _stream_until(client: Client, target: Target, start: Position, term: int, txid: int) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.identity import OtherDatabase, parse_database_id
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -24,6 +25,7 @@ SILENCE_S = 10.0
 DRAIN_S = 1.0
 CHECKSUM_PIECE_BYTES = 1 << 20
 
+_OTHER = pb.REFUSAL_KIND_OTHER_DATABASE
 _FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
 _ELSEWHERE = (pb.REFUSAL_KIND_NOT_PRIMARY, pb.REFUSAL_KIND_FENCED, pb.REFUSAL_KIND_OLDER_TERM)
 _COPY = (pb.REFUSAL_KIND_LOG_MOVED_ON, pb.REFUSAL_KIND_DIVERGED)
@@ -51,6 +53,8 @@ def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
     """What a refusal means for the follower."""
     if refusal.kind in _COPY:
         return MustCopy(refusal)
+    if refusal.kind == _OTHER:
+        return OtherDatabase(f"{primary}: {refusal.detail}")
     if refusal.kind in _FINAL:
         return ConfigError(f"{primary}: {refusal.detail}")
     if refusal.kind in _ELSEWHERE:
@@ -73,6 +77,20 @@ def _check_resumed(primary: wire.Address, welcome: pb.Welcome, checksum: int) ->
         raise Unavailable(f"{primary}: named a state with the checksum {checksum:016x} {position}, which it cannot be")
 
 
+def check_database(primary: wire.Address, name: str, theirs: str, mine: str) -> None:
+    """OtherDatabase when the primary's database is not the one that the replica is a copy of: whether the primary
+    compares the two is its business. Unavailable for what is no id at all. Empty: not known."""
+    if not theirs:
+        return
+    try:
+        parse_database_id(theirs)
+    except ValueError as error:
+        raise Unavailable(f"{primary}: the database {name!r}: {error}") from error
+    if mine and mine != theirs:
+        message = f"{primary}: the database {name!r} has the id {theirs} there, not {mine}"
+        raise OtherDatabase(message, mine=mine, theirs=theirs)
+
+
 class Client:
     """One primary, reached over one channel."""
 
@@ -92,6 +110,7 @@ class Client:
         self.primary = primary
         self.database = database
         self.follower_id = follower_id
+        self.database_id = ""  # of what the replica is a copy of; empty: of nothing yet, or nobody knows
         self._hello = pb.Hello(
             protocol=wire.PROTOCOL_VERSION,
             database=database,
@@ -120,7 +139,8 @@ class Client:
         """Everything after `position`; an `observer` is no replica that is there already. Of a state without a name the
         position has the checksum alone; `welcome.resume_at` then is a position with it.
 
-        MustCopy, Unavailable or ConfigError when the primary refuses.
+        MustCopy, Unavailable or ConfigError when the primary refuses; OtherDatabase, one of the latter, also when its
+        database has another id than `database_id`.
         """
         call = self._stub.Stream()
         stream = Stream(call, self.primary)
@@ -129,12 +149,14 @@ class Client:
                 hello = pb.Hello()
                 hello.CopyFrom(self._hello)
                 hello.observer = observer
+                hello.database_id = self.database_id
                 hello.position.CopyFrom(wire.position_message(position, term))
                 await _write(call, pb.FollowerMessage(hello=hello))
             welcome = await stream.read()
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
             stream.welcome = welcome.welcome
+            check_database(self.primary, stream.welcome.database, stream.welcome.database_id, self.database_id)
             check_term(self.primary, stream.welcome.term, term)
             if not position.txid:
                 _check_resumed(self.primary, stream.welcome, position.checksum)
@@ -162,6 +184,7 @@ class Client:
                     page_size=page_size,
                     database_is_guess=self._hello.database_is_guess,
                     last_mismatched=last_mismatched,
+                    database_id=self.database_id,
                 )
                 await _write(call, pb.CopyRequest(hello=hello))
                 data = b"" if checksums is None else checksums.astype("<u8").tobytes()
@@ -173,6 +196,7 @@ class Client:
             if first.WhichOneof("kind") != "start":
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
             copy.start = first.start
+            check_database(self.primary, self.database, copy.start.database_id, self.database_id)
             check_term(self.primary, copy.start.position.term, term)
             yield copy
         finally:

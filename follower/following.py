@@ -25,6 +25,7 @@ from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, from_archive, from_primary
 from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
+from follower.identity import ReplicaIdentity
 from follower.in_thread import InThread
 from follower.overwriting import has_database
 from follower.owner import Alone, Owner
@@ -37,6 +38,7 @@ from walcast import wire
 from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
 from walcast.held import Held
+from walcast.identity import OtherDatabase
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, state_dir
@@ -56,6 +58,7 @@ NOT_APPLIED = (
     "this state was not applied here, as far as the records beside it and the primary's log tell: somebody wrote to "
     "this database while no walcast ran here, or a power failure lost the record of what was applied last"
 )
+REPLACED = "it was no replica of the primary's database, and was to be replaced by one"
 
 
 class HandedOver(Exception):
@@ -63,7 +66,8 @@ class HandedOver(Exception):
 
 
 class Following:
-    """One replica and its primary, wherever that is. `held`: a replica that this process has open already."""
+    """One replica and its primary, wherever that is. `held`: a replica that this process has open already. `replace`:
+    what is no replica of the primary's database may be overwritten."""
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Following:
         store: Store | None = None,
         owner: Owner | None = None,
         held: Held | None = None,
+        replace: bool = False,
     ) -> None:
         self.path = path
         self.where = where if isinstance(where, Whereabouts) else Whereabouts.only(where)
@@ -99,6 +104,8 @@ class Following:
         self._threads = InThread()
         self._catching_up: asyncio.Task[bool] | None = None
         self._was_replica = any((state_dir(path) / name).exists() for name in ("positions", "log"))
+        self._identity = ReplicaIdentity(path, self._state.path, replace=replace)
+        self._identity.is_replica |= held is not None
         self._mismatched = False
         self._copied_s = -MEND_EVERY_S
 
@@ -118,6 +125,11 @@ class Following:
     def state(self) -> StateDir:
         """The state folder."""
         return self._state
+
+    @property
+    def identity(self) -> ReplicaIdentity:
+        """Of which database the replica is a copy."""
+        return self._identity
 
     @property
     def silent_s(self) -> float:
@@ -252,6 +264,7 @@ class Following:
             fresh = await self._from_archive()
             if fresh is None:
                 await self._copy()
+            self._identity.made()
         self._applier = await self._threads.run(Applier.open, self.path, self._state.path, fresh)
         self._keeper = WalKeeper(self._applier)
         self._show(State.CATCHING_UP)
@@ -283,18 +296,27 @@ class Following:
         """Stream for ever; when the primary cannot go on from here, catch up another way."""
         applier = self._applier
         assert applier is not None
+        if not self._identity.is_replica and self._identity.replace:
+            self.term, self.history = 0, ()  # of nobody knows what
         while True:
             try:
                 applier.check_usable()
                 position = applier.position
-                self.term = max(self.term, applier.term)
+                self.term = max(self.term, applier.term) if self._identity.is_replica else self.term
+                self._client.database_id = self._identity.asked
                 unnamed = Position(0, applier.checksums.database)
                 async with self._client.stream(position or unnamed, self.term) as stream, self._using:
+                    await self._threads.run(self._identity.accepted, stream.welcome.database_id)
                     if applier.position == position:  # nobody caught up from the archive meanwhile
                         if not position:
                             await self._name(stream, applier)
                         await self._stay_with(stream, applier)
+            except OtherDatabase as other:
+                await self._overwrite(other)
             except MustCopy as must:
+                if not self._identity.is_replica:
+                    await self._overwrite(must)
+                    continue
                 if not applier.position:
                     await self._copy_unnamed(applier, str(must))
                     continue
@@ -320,6 +342,13 @@ class Following:
         facts = {"database": str(self.path), "reason": reason}
         log.warning("nobody knows the replica's state: mending it by its pages", extra=facts)
         await self._copy(await self._keep_own(applier))
+
+    async def _overwrite(self, why: WalcastError) -> None:
+        """What is here is no replica of the primary's database: ConfigError, unless it is to be replaced."""
+        if not self._identity.replace:
+            raise self._identity.refused(self._client.primary, why) from why
+        log.warning("overwriting what is no replica", extra={"database": str(self.path), "reason": str(why)})
+        await self._copy(self.circumstances(REPLACED) if self._was_replica else None)
 
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
@@ -372,6 +401,8 @@ class Following:
         if now - self._copied_s < MEND_EVERY_S:
             await asyncio.sleep(self._retry_s)
         self._copied_s = now
+        if self._identity.replace:
+            self.term, self.history = 0, ()  # of another database, perhaps
         mismatched, self._mismatched = self._mismatched, False
         try:
             async with self._using:
@@ -384,6 +415,7 @@ class Following:
                     term=self.term,
                     last_mismatched=mismatched,
                     keeping=keeping,
+                    identity=self._identity,
                 )
         except ChecksumMismatch:
             self._mismatched = True
@@ -393,6 +425,8 @@ class Following:
     async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:
         if self._store is None or self._applier is None or self._stopping or self._released:
             return False
+        if not self._identity.is_replica:
+            return False  # nobody has said yet that it is one
         try:
             return await self._threads.run(catch_up, self._store, self._applier, keeping)
         except WalcastError as error:

@@ -55,6 +55,16 @@ def _decode(data: bytes) -> list[_Record]:
     return records
 
 
+def find_position(directory: Path, checksum: int) -> tuple[int, Position] | None:
+    """As `Journal.find`, for whoever only reads: nothing is created."""
+    try:
+        data = (directory / "positions").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    found = (record for record in reversed(_decode(data)) if record.position.checksum == checksum)
+    return next(((record.term, record.position) for record in found), None)
+
+
 class Journal:
     """The file `<dir>/positions`. One thread appends; `sync` may be called from another."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from walcast.errors import ConfigError
 from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local
+from walcast.identity import read_database_id
 from walcast.statedir import state_dir
 
 
@@ -20,9 +21,20 @@ def check_replica(path: Path) -> None:
         check_local(path.parent)
         return
     check_database_file(path)
+    if not path.stat().st_size:
+        return
     state = state_dir(path)
-    if path.stat().st_size and not (state / "positions").exists() and not (state / "log").exists():
+    if read_database_id(state) is None and not _has_positions(state):
         raise ConfigError(f"{path}: holds data and is no replica; move it away, or give --replace to overwrite it")
+
+
+def _has_positions(state: Path) -> bool:
+    """Were transactions applied here? What an older walcast followed has no id: whether it is a replica of what it is
+    to follow now, its position decides (`follower.identity`)."""
+    try:
+        return (state / "positions").stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def has_database(path: Path) -> bool:

@@ -15,8 +15,10 @@ from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import archived_since, keeping_of
 from walcast import ltx
 from walcast.archive import ArchiveFile, list_files, plan_restore
+from walcast.archive.identity import read_archive_id
 from walcast.discarded import Circumstances
 from walcast.errors import WalcastError
+from walcast.identity import OtherDatabase, read_database_id
 from walcast.restore import restore_to
 from walcast.restore.apply import GoOn, Restored
 from walcast.restore.around import Around, Goal
@@ -32,7 +34,13 @@ BATCH_PAGES = 256
 def catch_up(store: Store, applier: Applier, keeping: Circumstances | None = None) -> bool:
     """What the archive has and the replica does not, in one commit: the files after its position, or, with `keeping`,
     the archive's state when that is of a newer term and the replica is not on its history. False when there is nothing.
+
+    OtherDatabase, before anything is changed, when the archive belongs to another database than the replica.
     """
+    mine, owner = read_database_id(state_dir(applier.path)), read_archive_id(store)
+    if mine is not None and owner is not None and mine != owner:
+        message = f"the archive {store.url} belongs to the database {owner}, and {applier.path} is a copy of {mine}"
+        raise OtherDatabase(message, mine=mine, theirs=owner)
     try:
         done = archived_since(store, applier, keeping)
     except ChecksumMismatch:

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from follower.client import Client
-from follower.journal import Journal
+from follower.journal import find_position
 from follower.receiver import Receiver
 from walcast import wire
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Diverged, Unavailable
+from walcast.identity import read_database_id
 from walcast.position import Position
 from walcast.statedir import state_dir
 
@@ -90,15 +91,17 @@ def read_replica(path: Path) -> ChecksumsOnly:
         connection.close()
         if files is not None:
             files.close()
-    found = Journal(state_dir(path)).find(checksums.database)
+    found = find_position(state_dir(path), checksums.database)
     if found is None:
         raise Diverged(f"{path}: its checksum {checksums.database:016x} is of no position that was applied here")
     return ChecksumsOnly(checksums, found[1])
 
 
 async def verify_replica(path: Path, client: Client) -> Verified:
-    """Diverged when a page differs that should not; Unavailable when the primary cannot be asked."""
+    """Diverged when a page differs that should not; Unavailable when the primary cannot be asked; OtherDatabase when it
+    has another database than the one that the replica is a copy of."""
     replica = read_replica(path)
+    client.database_id = read_database_id(state_dir(path)) or ""
     at = replica.position
     await _stream(client, replica)
     mine = replica.checksums

@@ -37,7 +37,7 @@ def _keys(text: str) -> frozenset[str]:
 
 
 _TOP = _keys("listen http log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval")
-_DATABASE = _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists") | PLACES
+_DATABASE = _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive") | PLACES
 
 # Litestream's, from `cmd/litestream/main.go`; those of 0.3 that 0.5 still reads past, too.
 _IGNORED_TOP = (IGNORED_REPLICA - {"tls", "name"}) | _keys(
@@ -60,6 +60,7 @@ class DatabaseConfig:
     line: int
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     restore: bool = False
+    continue_archive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,7 @@ class _Reader:
             line_of(node),
             policy,
             restore=self._yaml.optional(keys, "restore-if-db-not-exists", self._yaml.boolean) or False,
+            continue_archive=self._yaml.optional(keys, "continue-archive", self._yaml.boolean) or False,
         )
 
     def _folder(
@@ -225,6 +227,8 @@ class _Reader:
     ) -> FolderConfig:
         if "restore-if-db-not-exists" in keys:  # what is missing in a folder nobody knows
             self._yaml.ignore(keys["restore-if-db-not-exists"], "dbs.restore-if-db-not-exists")
+        if "continue-archive" in keys:  # it is said of one database and its archive, by whoever knows both
+            raise self._yaml.error(keys["continue-archive"], "'continue-archive' is for one database, not for a folder")
         recursive = self._yaml.optional(keys, "recursive", self._yaml.boolean) or False
         where = keys.get("pattern") or keys["path"]
         folder = self._yaml.parsed(where, lambda: Folder(directory, pattern, recursive))

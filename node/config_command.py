@@ -74,6 +74,8 @@ def _database(config: DatabaseConfig, names: dict[str, Path]) -> Facts:
     found: Facts = {"name": config.name, "path": str(config.path), "line": config.line}
     if config.restore:
         found["restore_if_db_not_exists"] = True
+    if config.continue_archive:
+        found["continue_archive"] = True
     taken = names.setdefault(config.name, config.path)
     if taken != config.path:
         found["problem"] = f"the name is already that of {taken}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ Example:
 @flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
 @flag("--heartbeat-url", default=None, help="GET this, again and again, while all is captured and archived in time.")
 @flag("--heartbeat-interval", default=None, type=click.FloatRange(min=1), help="Seconds between two.  [default: 300]")
+@flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
 @flag("--force", is_flag=True, help="Take the lease of a primary that is gone for good.")
 @failover_flags
 @flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
@@ -92,6 +94,7 @@ def _settings(
     log_max_age: float | None,
     heartbeat_url: str | None,
     heartbeat_interval: float | None,
+    continue_archive: bool,
     force: bool,
     **more: Any,
 ) -> HostSettings:
@@ -103,6 +106,10 @@ def _settings(
     databases, folders = [settings_of(d) for d in told.dbs], told.folders
     if db is not None:
         databases, folders = [DatabaseSettings(db, name or db.stem, archive_url, told.policy)], ()
+    if continue_archive:
+        if len(databases) != 1 or folders:
+            raise click.UsageError("--continue-archive is for one database; in a configuration file say it of that one")
+        databases = [replace(databases[0], continue_archive=True)]
     if not databases and not folders:
         raise click.UsageError("give a database, or --config FILE with some")
     url = heartbeat_url or told.heartbeat_url

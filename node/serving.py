@@ -14,6 +14,7 @@ from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import DatabaseSettings
 from primary.archiving.archiver import DRAIN_S as ARCHIVE_DRAIN_S
 from primary.archiving.archiver import Archiver
+from primary.archiving.ownership import find_owner, identify
 from primary.archiving.tenured import tenured
 from primary.database import Database
 from primary.resume import State
@@ -24,10 +25,12 @@ from walcast.errors import ConfigError, Stopped, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.held import Held
+from walcast.identity import OtherDatabase, make_database_id
 from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
 from walcast.statusfile import LOOK_BOUND_S
 from walcast.store import Store, open_store
+from walcast.store.s3_retry import Bounds
 from walcast.terms import TermStart, gaps_between
 
 log = logging.getLogger("walcast.primary")
@@ -36,6 +39,7 @@ READERS_S = 40.0  # a copy keeps its connection for up to 30 s after its end
 READERS_EVERY_S = 0.05
 RELEASE_S = 1.0
 LEAVE_S = 0.3
+ASK_BOUNDS = Bounds(connect_s=1.0, read_s=1.5, attempts=2)  # whose archive it is: a store that is away delays no start
 
 
 class ServedByName(dict[str, Served]):
@@ -76,7 +80,11 @@ class Serving:
         self.served = Served(database, place.history if place else ())
         kept = tenured(store, place.tenure) if store and place else store
         history = place.history if place else ()
-        self.archiver = Archiver(database, kept, settings.policy, history=history) if kept else None
+        self.archiver = (
+            Archiver(database, kept, settings.policy, history=history, take_over=settings.continue_archive)
+            if kept
+            else None
+        )
         self._store = store
         self._local: LocalService | None = None
         self.drained = False  # what was left went to the archive, or had its time
@@ -122,6 +130,8 @@ class Serving:
                 await asyncio.to_thread(database.start)
             else:
                 await asyncio.to_thread(database.start, at=place.at, term=place.term)
+            if place is None or place.held is None or database.id is None:
+                await asyncio.to_thread(_identify, settings, database, store, promoted=bool(place and place.held))
         except BaseException:
             if database is not None and (place is None or place.held is None):
                 await asyncio.to_thread(database.stop)
@@ -222,6 +232,7 @@ class Serving:
             log_bytes=self.served.log.size_bytes,
             log_first_txid=self.served.log.first.txid,
             role="primary",
+            database_id=database.id or "",
             term=self.served.log.term,
             trouble=self.trouble or "",
             look_age_ms=look_age_ms(self.served),
@@ -275,6 +286,24 @@ def _ready_archive(settings: DatabaseSettings) -> Store | None:
         store.close()
         raise
     return store
+
+
+def _identify(settings: DatabaseSettings, database: Database, store: Store | None, *, promoted: bool) -> None:
+    """See that the database has an id, and that the archive is not another's; the store is asked, but not for long.
+
+    OtherDatabase keeps a primary from starting. One that is `promoted` serves all the same, and archives nothing.
+    """
+    owner = None
+    if store is not None and settings.archive:
+        with open_store(settings.archive, ASK_BOUNDS) as asked:
+            owner = find_owner(asked)
+    try:
+        identify(database, store, owner, take_over=settings.continue_archive)
+    except OtherDatabase:
+        if not promoted:
+            raise
+        if database.id is None:
+            database.identify(make_database_id())
 
 
 def _hold(settings: DatabaseSettings, inodes: Inodes) -> tuple[Path, Inode]:

@@ -14,7 +14,8 @@ from walcast.store import StoreSpec
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """One database to serve. With `restore` a missing file is made from the archive first, if that has any. A link
+    """One database to serve. With `restore` a missing file is made from the archive first, if that has any; with
+    `continue_archive` the archive is gone on with, whosever database it is by its id. A link
     stands for the file behind it, as it does for SQLite: `-wal`, `-shm` and walcast's folder are beside that."""
 
     path: Path
@@ -22,6 +23,7 @@ class DatabaseSettings:
     archive: str | StoreSpec | None = None
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     restore: bool = False
+    continue_archive: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", behind_link(self.path))
@@ -29,7 +31,9 @@ class DatabaseSettings:
 
 def settings_of(config: DatabaseConfig) -> DatabaseSettings:
     """What to serve, of what the file says."""
-    return DatabaseSettings(config.path, config.name, config.archive, config.policy, config.restore)
+    return DatabaseSettings(
+        config.path, config.name, config.archive, config.policy, config.restore, config.continue_archive
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,17 +24,21 @@ from node.ping import check_url, ping
 from primary.archiving.compaction import Written, prove
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
 from primary.archiving.levels import ArchivePolicy
+from primary.archiving.ownership import identify, other_database
 from primary.archiving.putting import put_file
 from primary.archiving.retention import delete_expired
 from primary.archiving.snapshot import snapshot
 from primary.database import Database
 from walcast import local, ltx
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
+from walcast.archive.identity import claim_archive, read_archive_id, take_over_archive
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.filesystem import check_database_file
+from walcast.identity import read_database_id
 from walcast.position import Position, format_txid
 from walcast.statedir import in_use, state_dir
 from walcast.store import Store, open_store
+from walcast.terms import FOLLOWER, read_standing
 
 log = logging.getLogger("walcast.snapshot")
 
@@ -62,19 +66,21 @@ class Archived:
 @click.argument("db", type=PATH)
 @click.argument("url")
 @flag("--retention-days", type=click.FloatRange(min=0), default=None, help="Then delete what is older, if a newer is.")
+@flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
 @flag("--ping-url", default=None, help="GET this, only when all went well.")
 @JSON
-def snapshot_command(db: Path, url: str, retention_days: float | None, ping_url: str | None, as_json: bool) -> None:
+def snapshot_command(
+    db: Path, url: str, retention_days: float | None, continue_archive: bool, ping_url: str | None, as_json: bool
+) -> None:
     """Back up a database now, whatever is writing to it: a verified snapshot in the archive, and its size."""
     if ping_url:
         check_url(ping_url)
     check_database_file(db)
-    if (state_dir(db) / "positions").exists():
-        raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
+    _check_not_replica(db)
     started = time.monotonic()
     with open_store(url) as store:
         store.check(delete=retention_days is not None)
-        archived = archive_snapshot(db, store, retention_days)
+        archived = archive_snapshot(db, store, retention_days, take_over=continue_archive)
         if ping_url:
             ping(ping_url)
         seconds = round(time.monotonic() - started, 3)
@@ -82,11 +88,26 @@ def snapshot_command(db: Path, url: str, retention_days: float | None, ping_url:
     sys.stdout.flush()
 
 
-def archive_snapshot(db: Path, store: Store, retention_days: float | None = None) -> Archived:
-    """Make, put, read back, and tidy up. Raises as `walcast.errors` says; nothing is deleted unless all went well."""
+def _check_not_replica(db: Path) -> None:
+    """A node that was promoted has been a replica, and is the primary: its role file says so."""
+    standing = read_standing(state_dir(db))
+    is_replica = standing.role == FOLLOWER if standing else (state_dir(db) / "positions").exists()
+    if is_replica:
+        raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
+
+
+def archive_snapshot(
+    db: Path, store: Store, retention_days: float | None = None, *, take_over: bool = False
+) -> Archived:
+    """Make, put, read back, and tidy up. Raises as `walcast.errors` says; nothing is deleted unless all went well.
+
+    OtherDatabase when the archive belongs to another database, unless it is to be `take_over`.
+    """
     files = list_files(store)
     served = in_use(db) is not False
-    taken = _from_its_primary(db, store, files) if served else _by_ourselves(db, store, files)
+    if served:
+        _claim(db, store, take_over=take_over)
+    taken = _from_its_primary(db, store, files) if served else _by_ourselves(db, store, files, take_over=take_over)
     with taken as (written, stream):
         file = put_file(store, SNAPSHOT_LEVEL, written, stream)
     header = prove(store, file.key)
@@ -110,6 +131,18 @@ def archive_snapshot(db: Path, store: Store, retention_days: float | None = None
     return Archived(file, position, header.commit_pages, header.page_size, deleted)
 
 
+def _claim(db: Path, store: Store, *, take_over: bool) -> None:
+    """See that the archive is this database's. One that an older walcast serves has no id yet: nothing to compare."""
+    mine = read_database_id(state_dir(db))
+    if mine is None:
+        return
+    if take_over:
+        take_over_archive(store, mine)
+    owner = claim_archive(store, mine)
+    if owner != mine:
+        raise other_database(db, store, mine, owner)
+
+
 @contextmanager
 def _from_its_primary(db: Path, store: Store, files: Sequence[ArchiveFile]) -> Iterator[tuple[Written, BinaryIO]]:
     """A snapshot by the process that serves the database."""
@@ -129,11 +162,15 @@ def _from_its_primary(db: Path, store: Store, files: Sequence[ArchiveFile]) -> I
 
 
 @contextmanager
-def _by_ourselves(db: Path, store: Store, files: Sequence[ArchiveFile]) -> Iterator[tuple[Written, BinaryIO]]:
+def _by_ourselves(
+    db: Path, store: Store, files: Sequence[ArchiveFile], *, take_over: bool
+) -> Iterator[tuple[Written, BinaryIO]]:
     """A snapshot by this process, which is the database's primary for as long as it takes."""
     database = Database(db, db.stem)
     try:
         database.start()
+        identify(database, store, read_archive_id(store), take_over=take_over)
+        _claim(db, store, take_over=take_over)
         if files and not continues(database, archive_end(store, files)):
             begin_behind(database, newest_txid(files))
         with snapshot(database) as taken:

@@ -13,6 +13,7 @@ from rich.table import Table
 from walcast import local, wire
 from walcast.errors import ConfigError, Unavailable
 from walcast.facts import primary_facts
+from walcast.identity import read_database_id
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statedir import state_dir
@@ -66,6 +67,7 @@ def replica_status(path: Path) -> Facts:
         "name": status.name,
         "path": str(path.absolute()),
         "id": status.follower_id,
+        "database_id": _database_id(path),
         "state": str(status.state if status.is_live(now) else State.STOPPED),
         "term": status.term,
         "position": str(status.position),
@@ -77,6 +79,13 @@ def replica_status(path: Path) -> Facts:
         "primary": status.primary,
         "pid": status.pid,
     }
+
+
+def _database_id(path: Path) -> str | None:
+    try:
+        return read_database_id(state_dir(path))
+    except ConfigError:  # damaged: the node says so when it starts
+        return None
 
 
 def table(facts: Facts) -> Table:

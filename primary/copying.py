@@ -39,6 +39,7 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.Cop
                 position=wire.position_message(start.position, log.term),
                 page_size=database.page_size,
                 commit_pages=start.commit_pages,
+                database_id=database.id or "",
             )
         )
         step = max(1, PIECE_BYTES // database.page_size)

@@ -22,6 +22,7 @@ from primary.tenure import Tenure
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Unavailable, WalcastError
 from walcast.held import Held
+from walcast.identity import DatabaseId, read_database_id, write_database_id
 from walcast.statedir import StateDir
 
 PARTS = ("_anchor", "_reader", "files", "log", "state")  # connections first, then the files (`walcast.dbfiles`)
@@ -50,6 +51,7 @@ class Database:
         self.name = name
         self.tenure = tenure or Tenure()
         self.readers = 0
+        self.id: DatabaseId | None = None  # that of the database; None until `identify` where the folder has none
         self.leaving: WalcastError | None = None
         self.snapshotting = threading.Lock()
         self._counting = threading.Lock()
@@ -62,6 +64,7 @@ class Database:
     def _open(self, log_bytes: int, log_age_s: float, held: Held | None) -> None:
         self._reader = held.connection if held else open_database(self.path)
         self.state = held.state if held else StateDir(self.path)
+        self.id = read_database_id(self.state.path)
         self.log = TransactionLog.open(self.state.path / "log", max_bytes=log_bytes, max_age_s=log_age_s)
         self.page_size = int(self._reader.pragma("page_size"))
         self._anchor = Anchor(self.path)
@@ -91,6 +94,11 @@ class Database:
         """Instead of `start`, for one that is not to be served any more: whether log and database could be brought
         together (`primary.redo.finish`). `stop` comes next."""
         return finish(self._capture, read_boot(self.state.path))
+
+    def identify(self, database_id: DatabaseId) -> None:
+        """Give the database its id, durably: before anything of it is published."""
+        write_database_id(self.state.path, database_id)
+        self.id = database_id
 
     def release(self) -> Held:
         """Instead of `stop`: end capturing and keep the files and, if `loop.holds_writers`, the write lock. Nobody may

@@ -20,7 +20,16 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.segment import Entry
-from primary.served import RECHECK_EVERY_S, Refused, Served, check_known, check_term, look_age_ms, named
+from primary.served import (
+    RECHECK_EVERY_S,
+    Refused,
+    Served,
+    check_known,
+    check_same_database,
+    check_term,
+    look_age_ms,
+    named,
+)
 from walcast import wire
 from walcast.errors import Corrupt
 from walcast.levels import Level
@@ -99,6 +108,7 @@ class Publisher(rpc.ReplicationServicer):
             served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
             if self._streams >= MAX_FOLLOWERS:
                 raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
+            check_same_database(served, hello.database_id)
             position = wire.position_of(hello.position)
             check_term(served.log, hello.position.term)
             resume_at = None if position.txid else named(served, position.checksum)
@@ -135,6 +145,7 @@ class Publisher(rpc.ReplicationServicer):
                     history=wire.history_message(served.history),
                     app_url=self._app_url,
                     resume_at=resume_at,
+                    database_id=served.database.id or "",
                 )
             )
             async for message in self._send_from(served, follower, position.txid):
@@ -196,6 +207,7 @@ class Publisher(rpc.ReplicationServicer):
         try:
             hello = first.hello
             served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
+            check_same_database(served, hello.database_id)
             size = served.database.page_size
             if hello.page_size not in (0, size):
                 detail = f"the primary's pages have {size} bytes, the copy's {hello.page_size}"

@@ -10,6 +10,7 @@ from primary.followers import Followers
 from primary.log import Known, TransactionLog
 from walcast import wire
 from walcast.errors import Corrupt
+from walcast.identity import parse_database_id
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.terms import TermStart
@@ -120,6 +121,19 @@ def check_known(served: Served, position: Position) -> None:
     if known is Known.DIVERGED:
         detail = f"{position} is not on this primary's history"
         raise Refused(pb.REFUSAL_KIND_DIVERGED, detail, transactions.position, history=history)
+
+
+def check_same_database(served: Served, theirs: str) -> None:
+    """Refused when the follower's replica is of another database, by its id; one without an id is of none yet."""
+    mine = served.database.id
+    if not theirs or mine is None or theirs == mine:
+        return
+    try:
+        parse_database_id(theirs)
+    except ValueError as error:
+        raise Refused(pb.REFUSAL_KIND_OTHER_DATABASE, str(error)) from error
+    detail = f"the database {served.database.name!r} has the id {mine} here, and the follower's replica is of {theirs}"
+    raise Refused(pb.REFUSAL_KIND_OTHER_DATABASE, detail)
 
 
 def check_term(transactions: TransactionLog, term: int) -> None:

@@ -21,6 +21,7 @@ def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
         "path": database.path,
         "role": database.role or "primary",
         "term": database.term or 1,
+        "database_id": database.database_id or None,
         "trouble": database.trouble or None,
         "look_age_ms": database.look_age_ms if database.role != "follower" else None,
         "lease": {

@@ -358,7 +358,8 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
     known = [Address.parse(member.standing.primary)] if member.standing.primary else []
     others = [a for a in (*member.settings.primaries, *known) if a not in addresses]
     where = member.whereabouts([*addresses, *others] or [member.address])
-    following = Following(member.path, where, store=member.store, owner=member, held=held)
+    replace = member.settings.replace and held is None  # at the start, not of what this node was the primary of
+    following = Following(member.path, where, store=member.store, owner=member, held=held, replace=replace)
     following.history, following.term = member.standing.history, member.standing.term
     following.progress = lambda: Progress("bootstrapping") if sys.stderr.isatty() else None
     member.run_follower(following)

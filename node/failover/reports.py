@@ -35,6 +35,7 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
         following = member.following
         if following is not None:
             now = following.status
+            status.database_id = following.identity.asked
             status.position.CopyFrom(wire.position_message(now.position, now.term))
             status.term = max(status.term, now.term)
             status.primary, status.state = now.primary, str(now.state)

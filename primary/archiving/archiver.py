@@ -23,6 +23,7 @@ from primary.archiving.compaction import Written
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
 from primary.archiving.levels import ArchivePolicy
 from primary.archiving.merging import merge
+from primary.archiving.ownership import Ownership
 from primary.archiving.putting import probe
 from primary.archiving.snapshot import difference, snapshot
 from primary.archiving.unarchived import Unarchived
@@ -32,6 +33,7 @@ from primary.log import Known
 from primary.segment import Entry
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
 from walcast.errors import Corrupt, Unavailable, WalcastError
+from walcast.identity import OtherDatabase
 from walcast.position import Position
 from walcast.store import Store
 from walcast.terms import TermStart
@@ -50,7 +52,8 @@ class Archiver:
     """Uploads one database's transactions, in a thread of its own. Whatever has no underscore may be used by any.
 
     `txid` is how far the archive reaches; `error` why it does not get further, None while all is well. To be made
-    before the database's capture starts, so that what the log lets go of is noted from the beginning.
+    before the database's capture starts, so that what the log lets go of is noted from the beginning. `take_over`: an
+    archive that belongs to another database is to be this one's.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Archiver:
         policy: ArchivePolicy = ArchivePolicy(),  # noqa: B008 - frozen
         *,
         history: Sequence[TermStart] = (),
+        take_over: bool = False,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self.store = store
@@ -70,6 +74,7 @@ class Archiver:
         self._database = database
         self._interval_s = interval_s
         self._position: Position | None = None
+        self._ownership = Ownership(store, database, take_over=take_over)
         self._unarchived = Unarchived(database.state.path, database.log)
         self._catalogue: Catalogue | None = None
         self._upkeep: Upkeep | None = None
@@ -172,7 +177,9 @@ class Archiver:
             self._stop.wait(max(0.0, began + self._interval_s - time.monotonic()))
 
     def _failed(self, error: Exception) -> None:
-        if str(error) != self.error:
+        if isinstance(error, OtherDatabase) and str(error) != self.error:
+            log.error("the archive belongs to another database; nothing is uploaded", extra={"error": str(error)})
+        elif str(error) != self.error:
             expected = isinstance(error, WalcastError | OSError)
             facts = {"url": self.store.url, "error": str(error)}
             log.warning("cannot archive, trying again", extra=facts, exc_info=not expected)
@@ -180,9 +187,12 @@ class Archiver:
 
     def _take_a_turn(self) -> None:
         """Upload one file, if there is anything to upload."""
+        if self._ownership.lost is not None:
+            self._ownership.check()
+            self._begin_anew()
         if self._catalogue is None:
             self._catalogue, self._position = self._begin()
-            self._upkeep = Upkeep(self._database, self.store, self.policy, self._catalogue)
+            self._upkeep = Upkeep(self._database, self.store, self.policy, self._catalogue, self._ownership.check)
         if self._relist:
             self._relist = False
             before = self._catalogue.all()
@@ -208,6 +218,7 @@ class Archiver:
 
     def _begin(self) -> tuple[Catalogue, Position | None]:
         """What is in the archive, and where it ends; None where this log does not go on from that."""
+        self._ownership.claim(self._stop.wait)
         self.store.tidy()
         files = self._list()
         end = archive_end(self.store, files)
@@ -218,6 +229,12 @@ class Archiver:
         assert end is not None
         self.txid = end.txid
         return Catalogue(files), end
+
+    def _begin_anew(self) -> None:
+        """What another database's primary left there meanwhile is not known."""
+        if self._upkeep is not None:
+            self._upkeep.stop(DRAIN_S)
+        self._catalogue = self._upkeep = self._position = None
 
     def _list(self) -> list[ArchiveFile]:
         """What there is, less what is of no history of this set: that is set aside."""
@@ -296,6 +313,7 @@ class Archiver:
     def _write(self, level: int, written: Written, file: BinaryIO) -> None:
         if self._upkeep is None:
             raise Unavailable("the archive was not listed yet")
+        self._ownership.check()
         self._upkeep.write(level, written, file)
 
     def _moved(self, position: Position, *, continued: bool) -> None:

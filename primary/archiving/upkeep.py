@@ -49,11 +49,19 @@ _working = threading.BoundedSemaphore(WORKERS)
 class Upkeep:
     """Of one database's archive. `error` may be read by any thread, `write` called by the archiver's."""
 
-    def __init__(self, database: Database, store: Store, policy: ArchivePolicy, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        policy: ArchivePolicy,
+        catalogue: Catalogue,
+        check_owner: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._store = store
         self._policy = policy
         self._catalogue = catalogue
+        self._check_owner = check_owner
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._errors: dict[str, str] = {}
@@ -153,11 +161,13 @@ class Upkeep:
                 return
         try:
             now_ms = _now_ms()
-            done = [
-                self._try("compaction", self._compact_levels, now_ms),
-                self._try("snapshot", self._snapshot_when_due, now_ms),
-                self._try("retention", self._delete_when_due, now_ms),
-            ]
+            done = [self._try("owner", lambda _: self._check_owner(), now_ms)]
+            if done[0]:
+                done += [
+                    self._try("compaction", self._compact_levels, now_ms),
+                    self._try("snapshot", self._snapshot_when_due, now_ms),
+                    self._try("retention", self._delete_when_due, now_ms),
+                ]
         finally:
             _working.release()
         self._failures = 0 if all(done) else self._failures + 1

@@ -5,25 +5,31 @@ Nothing is ever seen at the output path but a whole, proven database.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from walcast.archive.files import ArchiveFile, ArchiveGap, list_files, restorable_txids
 from walcast.archive.generations import GenerationFile, list_generations, plan_generation
+from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import read_headers
-from walcast.errors import ConfigError, Corrupt
+from walcast.errors import ConfigError, Corrupt, WalcastError
+from walcast.identity import DatabaseId, forget_database_id, write_database_id
 from walcast.ltx import Header
 from walcast.position import Position, format_txid
 from walcast.restore.apply import GoOn, Progress, Restored, restore_to
 from walcast.restore.around import Around, Attempt, Goal
 from walcast.restore.generations import restore_generation
 from walcast.restore.target import check_output, put_in_place, temporary_beside
+from walcast.statedir import state_dir
 from walcast.store.base import Store
+
+log = logging.getLogger("walcast.restore")
 
 T = TypeVar("T")
 
@@ -100,11 +106,43 @@ def restore(
     if dry_run:
         plan, planned = way.look_ahead()
         return RestoreReport(output, plan, None, None, way.went_around, planned, str(obstacle) if obstacle else None)
+    owner = _owner(store)
     with temporary_beside(place) as temporary:
         restored = way.go(temporary, parallelism, progress)
         check_integrity(temporary, integrity_check)
-        put_in_place(temporary, place, force=force)
+        with _identified(place, owner):
+            put_in_place(temporary, place, force=force)
     return RestoreReport(output, restored.applied, restored, went_around=way.went_around)
+
+
+def _owner(store: Store) -> DatabaseId | None:
+    """Whose archive it is. What says so is not needed for a restore, and must not keep one from being made."""
+    try:
+        return read_archive_id(store)
+    except WalcastError as error:
+        log.warning("whose archive it is cannot be told", extra={"url": store.url, "error": str(error)})
+        return None
+
+
+@contextmanager
+def _identified(place: Path, owner: DatabaseId | None) -> Iterator[None]:
+    """What is put at `place` meanwhile has the id of the archive's owner. An archive without one says nothing: what is
+    restored over a database is taken for an edit of that.
+
+    Whoever is interrupted leaves a database without an id, or an id without a database, and never one with another's.
+    """
+    if owner is None:
+        yield
+        return
+    state = state_dir(place)
+    there = place.exists()
+    if there:
+        forget_database_id(state)
+    else:
+        write_database_id(state, owner)
+    yield
+    if there:
+        write_database_id(state, owner)
 
 
 class _Way(Protocol):
