@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from follower.overwriting import has_database
 from follower.receiver import Target
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
@@ -32,6 +31,7 @@ from walcast.identity import (
     DatabaseId,
     OtherDatabase,
     forget_database_id,
+    id_of_database,
     parse_database_id,
     read_database_id,
     write_database_id,
@@ -49,9 +49,8 @@ class ReplicaIdentity:
     """
 
     def __init__(self, path: Path, state_dir: Path, *, replace: bool = False) -> None:
-        there = has_database(path)
-        self.id = read_database_id(state_dir) if there else None
-        self.is_replica = self.id is not None or not there
+        self.id = id_of_database(path)
+        self.is_replica = self.id is not None or not _holds_data(path)
         self.replace = replace
         self._path = path
         self._state_dir = state_dir
@@ -110,6 +109,11 @@ class ReplicaIdentity:
         except OSError as error:
             raise Unavailable(f"{self._state_dir}: the database id cannot be written: {error.strerror}") from error
         self.id = new
+
+
+def _holds_data(path: Path) -> bool:
+    """Not opened, as in `id_of_database`."""
+    return path.exists() and path.stat().st_size > 0
 
 
 class _Renaming:

@@ -168,6 +168,10 @@ def test_a_replica_an_archive_of_another_history_and_no_database_are_refused(db:
             assert "replica" in done.stderr
         done = walcast("snapshot", db, ahead)
         assert done.returncode == 1
+        assert "belongs to the database" in done.stderr
+        (ahead / "walcast-database").unlink()  # an older walcast's archive
+        done = walcast("snapshot", db, ahead)
+        assert done.returncode == 1
         assert "another history" in done.stderr
     assert walcast("snapshot", tmp_path / "none.db", tmp_path / "backup").returncode == 1
     assert not (tmp_path / "backup").exists()

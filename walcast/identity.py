@@ -14,6 +14,7 @@ from typing import NewType
 
 from walcast.errors import ConfigError
 from walcast.filesystem import fsync_directory, write_durably
+from walcast.statedir import state_dir
 
 DatabaseId = NewType("DatabaseId", str)
 
@@ -45,9 +46,9 @@ def parse_database_id(text: str) -> DatabaseId:
     return DatabaseId(text)
 
 
-def read_database_id(state_dir: Path) -> DatabaseId | None:
-    """None when there is none. ConfigError when the file is damaged: nobody may guess then."""
-    path = state_dir / NAME
+def read_database_id(folder: Path) -> DatabaseId | None:
+    """What the state folder says; None when it says nothing. ConfigError when the file is damaged."""
+    path = folder / NAME
     try:
         with path.open("rb") as file:
             data = file.read(DIGITS + 2)
@@ -62,16 +63,28 @@ def read_database_id(state_dir: Path) -> DatabaseId | None:
         ) from error
 
 
-def write_database_id(state_dir: Path, database_id: DatabaseId) -> None:
+def id_of_database(database: Path) -> DatabaseId | None:
+    """That of the database at this path; None also where there is no database: what an older one left says nothing.
+
+    The file is not opened: closing it would take SQLite's locks away from a connection of this process.
+    """
+    try:
+        there = database.stat().st_size > 0
+    except FileNotFoundError:
+        return None
+    return read_database_id(state_dir(database)) if there else None
+
+
+def write_database_id(folder: Path, database_id: DatabaseId) -> None:
     """Durably, and all or nothing; the folder is made if it is missing."""
-    state_dir.mkdir(mode=0o755, exist_ok=True)
-    write_durably(state_dir / NAME, f"{database_id}\n".encode())
-    fsync_directory(state_dir.parent)
+    folder.mkdir(mode=0o755, exist_ok=True)
+    write_durably(folder / NAME, f"{database_id}\n".encode())
+    fsync_directory(folder.parent)
 
 
-def forget_database_id(state_dir: Path) -> None:
+def forget_database_id(folder: Path) -> None:
     """Durably: from now on the database is a copy of none."""
-    path = state_dir / NAME
+    path = folder / NAME
     if path.exists():
         path.unlink()
-        fsync_directory(state_dir)
+        fsync_directory(folder)

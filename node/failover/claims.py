@@ -1,9 +1,10 @@
 """Claims: what each follower that could take over says of itself, beside the lease, once the lease is not renewed.
 
-    walcast-claims/<id>: {"walcast_claim": 1, "id": …, "nonce": …, "term": 3, "txid": 4711, "priority": 0}
+    walcast-claims/<id>: {"walcast_claim": 1, "id": …, "nonce": …, "term": 3, "txid": 4711, "priority": 0,
+                          "database": "9f0c…"}
 
-`nonce` is that of the lease which ran out; claims for another one count for nothing. So all candidates compare the same
-claims, also when they cannot reach each other: the store is where they meet.
+`nonce` is that of the lease which ran out; claims for another one, or of another database, count for nothing. So all
+candidates compare the same claims, also when they cannot reach each other: the store is where they meet.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from walcast.errors import Corrupt
+from walcast.identity import parse_database_id
 
 PREFIX = "walcast-claims/"
 FORMAT = 1
@@ -29,6 +31,7 @@ class Claim:
     term: int
     txid: int
     priority: int = 0
+    database: str = ""  # its id; "" from an older walcast
 
     @property
     def key(self) -> str:
@@ -44,6 +47,7 @@ class Claim:
             "term": self.term,
             "txid": self.txid,
             "priority": self.priority,
+            **({"database": self.database} if self.database else {}),
         }
         return json.dumps(facts).encode() + b"\n"
 
@@ -55,7 +59,8 @@ class Claim:
             if not isinstance(facts, dict) or facts.get("walcast_claim") != FORMAT:
                 raise ValueError("not a claim of this version")
             numbers = (int(facts["term"]), int(facts["txid"]), int(facts["priority"]))
-            claim = cls(str(facts["id"]), str(facts["nonce"]), *numbers)
+            database = parse_database_id(facts["database"]) if "database" in facts else ""
+            claim = cls(str(facts["id"]), str(facts["nonce"]), *numbers, database)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Corrupt(f"a claim: {error}") from error
         if not claim.id or claim.term < 0 or claim.txid < 0:
@@ -66,6 +71,7 @@ class Claim:
 def rank(claims: Iterable[Claim], mine: Claim) -> int:
     """How many go first: those that have more, then those of a higher priority, then by id."""
     others = [claim for claim in claims if claim.nonce == mine.nonce and claim.id != mine.id]
+    others = [claim for claim in others if not (claim.database and mine.database and claim.database != mine.database)]
     return sum(_order(claim) < _order(mine) for claim in others)
 
 

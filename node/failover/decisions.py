@@ -205,8 +205,9 @@ def _made(state: State, now_s: float, made: Attempt, version: str) -> Step:
 def _claims(state: State, now_s: float, claims: tuple[Claim, ...], made: Claim | None) -> State:
     if made is not None:
         return replace(state, claimed=made.nonce, txid=made.txid, term=made.term)
-    mine = Claim(state.node.id, state.claimed, state.term, state.txid, state.node.priority)
     lease = state.lease
+    database = lease.database if lease is not None else ""
+    mine = Claim(state.node.id, state.claimed, state.term, state.txid, state.node.priority, database)
     if lease is not None and now_s < state.seen_s + lease.lease_s + RANK_S:
         missing = set(lease.followers) - {claim.id for claim in claims if claim.nonce == lease.nonce} - {mine.id}
         if missing:  # one of them may have more
@@ -298,7 +299,8 @@ def _swap(state: State, now_s: float, term: int, holder: str, address: str) -> S
     from_s, lease_s = _from_s(state), _lease_s(state)
     early = EARLY if now_s < from_s else ""
     followers = state.followers if holder == state.node.id else ()
-    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}{early}", followers)
+    database = state.lease.database if state.lease is not None else ""
+    lease = Lease(term, holder, address, lease_s, f"{state.node.run}-{state.count + 1:x}{early}", followers, database)
     sent = (*state.sent, Attempt(lease, now_s, from_s))[-ATTEMPTS:]
     # Shorter than what was there: it counts from now on, whether the answer comes or not.
     until_s = min(state.until_s, now_s + lease_s * (1 - MARGIN))

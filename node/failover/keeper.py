@@ -12,12 +12,13 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from node.failover import state as d
 from node.failover.claims import PREFIX, Claim
 from node.failover.decisions import step
-from node.failover.lease import KEY, Lease
+from node.failover.lease import KEY, Lease, is_other, other_words
 from primary.tenure import now_s
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
@@ -33,7 +34,9 @@ PATIENCE = 4  # requests, in the time of a lease
 
 class Keeper:
     """One node's. `act` is called, in the event loop, with every action that is not about the store, `changed` after
-    every step; `claim` catches up from the archive and says how far this node is."""
+    every step; `claim` catches up from the archive and says how far this node is; `database_id` is that of its
+    database, "" while nobody knows: a lease of another database is no lease to this node, unless it is to be
+    `take_over`n with the archive."""
 
     def __init__(
         self,
@@ -43,6 +46,8 @@ class Keeper:
         act: Callable[[d.Action], None],
         changed: Callable[[d.State], None],
         claim: Callable[[str], Awaitable[Claim]],
+        database_id: Callable[[], str] = lambda: "",
+        take_over: bool = False,
     ) -> None:
         self.state = state
         self.error: str | None = None
@@ -50,6 +55,8 @@ class Keeper:
         self._act = act
         self._changed = changed
         self._claim = claim
+        self._database_id = database_id
+        self._take_over = take_over
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lease")
@@ -111,7 +118,8 @@ class Keeper:
                 found = await self._in_thread(self._read)
                 return d.Found(now_s(), *found)
             case d.Swap(lease, version):
-                made = await self._in_thread(lambda: self._store.swap(KEY, lease.encode(time.time()), version))
+                named = replace(lease, database=self._database_id() or lease.database)
+                made = await self._in_thread(lambda: self._store.swap(KEY, named.encode(time.time()), version))
                 return d.Swapped(now_s(), lease.nonce, made)
             case d.MakeClaim(nonce):
                 async with asyncio.timeout(self._lease_s):
@@ -136,9 +144,12 @@ class Keeper:
             self._check_archive()
             return None, None
         try:
-            return Lease.decode(found.data), found.version
+            lease = Lease.decode(found.data)
         except Corrupt as error:
             raise Unavailable(f"{self._store.url}: {error}") from error
+        if is_other(lease, self._database_id()) and not self._take_over:
+            raise Unavailable(other_words(self._store.url, lease, self._database_id()))
+        return lease, found.version
 
     def _check_archive(self) -> None:
         """Unavailable where a lease was and not even an archive is: a folder that is not mounted, which is another one

@@ -12,14 +12,16 @@ from node.failover import state as d
 from node.failover.claims import Claim
 from node.failover.decisions import start
 from node.failover.keeper import Keeper
-from node.failover.lease import KEY, Lease
+from node.failover.lease import KEY, Lease, is_other, other_words
 from primary.tenure import now_s
-from walcast.errors import ConfigError, Unavailable
+from walcast.errors import ConfigError, Corrupt, Unavailable
+from walcast.identity import OtherDatabase
 from walcast.store import Store, open_store
 from walcast.store.s3_retry import Bounds
 from walcast.terms import FOLLOWER, PRIMARY
 
 if TYPE_CHECKING:
+    from follower.following import Following
     from node.failover.member import Member
 
 log = logging.getLogger("walcast.failover")
@@ -58,6 +60,7 @@ class Leasing:
         store = open_store(archive, LEASE_BOUNDS)
         self.store = store
         try:
+            await asyncio.to_thread(self._check_database, store)
             if not self._member.settings.auto and (
                 self._member.standing.role == FOLLOWER or not self._member.standing.lease
             ):
@@ -73,6 +76,25 @@ class Leasing:
         self.reason = f"no automatic failover: {store.url} ignores preconditions, so no lease can be kept there"
         log.error("no automatic failover", extra={"url": store.url, "reason": "the store ignores preconditions"})
         return False
+
+    def _check_database(self, store: Store) -> None:
+        """A lease of another database is not this node's to take, nor its primary one to follow: OtherDatabase."""
+        settings = self._member.settings
+        mine = self._member.database_id
+        if not mine or settings.database.continue_archive or (settings.replace and not self._member.is_primary):
+            return
+        try:
+            found = store.read(KEY)
+            lease = Lease.decode(found.data) if found is not None else None
+        except (ConfigError, Corrupt):
+            return  # whoever needs the lease says so
+        if lease is not None and is_other(lease, mine):
+            raise OtherDatabase(
+                f"{self._member.path}: {other_words(store.url, lease, mine)}; give it another archive, or, to "
+                "overwrite it with that database, start it with `walcast follower … --replace`",
+                mine=mine,
+                theirs=lease.database,
+            )
 
     def _is_kept(self, store: Store) -> bool:
         """Is there a lease, of which this node was not told?"""
@@ -125,6 +147,8 @@ class Leasing:
             act=self._member.act,
             changed=self._set_tenure,
             claim=self._claim,
+            database_id=lambda: self._member.database_id,
+            take_over=settings.database.continue_archive,
         )
         if settings.force and primary:
             self.keeper.feed(d.Wanted(now_s()))
@@ -152,8 +176,17 @@ class Leasing:
         applier = following.applier if following else None
         if following is None or applier is None or not applier.position:
             raise Unavailable("there is no replica yet")
+        if not self._is_known(following):
+            raise Unavailable("it is not known yet to be a replica of the set's database")
         await following.catch_up_from_archive()
-        return Claim(self._member.id, nonce, applier.term, applier.position.txid, self._member.settings.priority)
+        priority, database = self._member.settings.priority, following.identity.asked
+        return Claim(self._member.id, nonce, applier.term, applier.position.txid, priority, database)
+
+    def _is_known(self, following: Following) -> bool:
+        """Is this a replica of the database that the lease names? One without an id is so only by its position, which
+        the primary has accepted."""
+        lease = self.keeper.state.lease if self.keeper is not None else None
+        return following.identity.is_replica or lease is None or not lease.database
 
     async def _look_at_stream(self) -> None:
         """A primary that says nothing may be gone; what this follower has may be too old."""
@@ -175,4 +208,5 @@ class Leasing:
         streaming = not ended and following.silent_s < min(SILENT_S, self.lease_s * SILENT)
         # How far behind it was when the primary was last heard of: after that nobody can tell.
         fit = bool(applier.position) and following.showing.behind_s <= self._member.settings.max_lag_s
+        fit = fit and self._is_known(following)
         self.keeper.feed(d.Following(now_s(), streaming, applier.term, applier.position.txid, fit))

@@ -35,6 +35,7 @@ from walcast import wire
 from walcast.discarded import list_discarded
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
+from walcast.identity import id_of_database
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
@@ -281,6 +282,20 @@ class Member:
         if self.settings.advertise or (listening.host not in EVERYWHERE and not (far and listening.is_loopback)):
             return None
         return f"{self.path}: other nodes cannot reach this one at {listening}; say where: --advertise HOST:PORT"
+
+    @property
+    def database_id(self) -> str:
+        """Of the database that this node has; "" while there is none, or nobody knows which it is."""
+        if self.serving is not None:
+            return self.serving.database.id or ""
+        if self.following is not None:
+            return self.following.identity.asked
+        return id_of_database(self.path) or ""
+
+    @property
+    def is_primary(self) -> bool:
+        """Is the node to be the primary, as far as it decides that itself?"""
+        return self.standing.role == PRIMARY
 
     @property
     def store(self) -> Store | None:
