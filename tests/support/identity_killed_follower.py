@@ -1,0 +1,28 @@
+"""A follower that dies, as by kill -9, at one step of becoming a copy of another database. Arguments as `walcast`.
+
+DIES=forgotten: the old id is gone, nothing is committed. DIES=committed: the new content is there, the new id is not.
+DIES=named: the id of a replica that is not in its place yet is written.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from follower import bootstrap, newfile
+from follower.applier import Applier
+from node.cli import main
+
+
+def die(*_: Any, **__: Any) -> Any:
+    os._exit(9)
+
+
+match os.environ["DIES"]:
+    case "forgotten":
+        Applier.commit = die  # type: ignore[method-assign]
+    case "committed":
+        bootstrap._sync = die
+    case "named":
+        newfile.put_in_place = die
+main()
