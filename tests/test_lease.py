@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,25 @@ def without(data: bytes, name: str) -> bytes:
 )
 def test_a_lease_is_read_as_it_was_written(written: Lease) -> None:
     assert Lease.decode(written.encode(1_767_225_600)) == written
+
+
+@pytest.mark.parametrize("written", [LEASE, CLAIM])
+def test_they_name_the_database_where_its_id_is_known(written: Lease | Claim) -> None:
+    named = replace(written, database="0f" * 16)
+    data = named.encode(0) if isinstance(named, Lease) else named.encode()
+    assert json.loads(data)["database"] == "0f" * 16
+    assert type(written).decode(data) == named
+    assert type(written).decode(without(data, "database")) == written
+    for wrong in ("", "0f" * 15, "0F" * 16, 7, None):
+        with pytest.raises(Corrupt):
+            type(written).decode(changed(data, database=wrong))
+
+
+def test_a_claim_of_another_database_counts_for_nothing() -> None:
+    mine = Claim("m", "n", 3, 10, 5, "a" * 32)
+    first = Claim("z", "n", 4, 11, 5)
+    assert rank([first, replace(first, id="y", database="a" * 32)], mine) == 2
+    assert rank([replace(first, database="b" * 32)], mine) == 0
 
 
 @given(st.builds(Claim, texts.filter(bool), texts, st.integers(0, 2**32 - 1), txids, st.integers(-(2**31), 2**31)))

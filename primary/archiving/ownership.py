@@ -29,6 +29,7 @@ log = logging.getLogger("walcast.archive")
 
 CHECK_EVERY_S = 20.0
 PROOF_FILES = 100
+FIRST_TXID = 1
 
 
 class Ownership:
@@ -113,12 +114,12 @@ def on_history(database: Database, store: Store) -> bool:
     """Is the database, whose log was just brought up to date, on the history that is in the archive?
 
     It is when it is in the archive's newest state, or when its log has been in a state that the archive has. The first
-    state of a log does not count: two databases that an app has just created are alike, byte for byte.
+    state of a history does not count: two databases that an app has just created are alike, byte for byte.
     """
     transactions = database.log
     files = list_files(store)
     end = archive_end(store, files)
-    if end is not None and end.checksum in (transactions.position.checksum, transactions.first.checksum):
+    if end is not None and end.txid > FIRST_TXID and end.checksum in (transactions.position.checksum, transactions.first.checksum):
         return True
     newest = sorted(
         (file for file in files if transactions.first.txid < file.max_txid <= transactions.position.txid),
