@@ -159,6 +159,7 @@ def test_a_replica_is_not_overwritten_by_another_database_unless_it_is_to_be_rep
     assert "--replace" in said
     follow(edge, y, "--replace")
     assert id_of_database(edge) == y.id
+    assert list((state_dir(edge) / "discarded").iterdir()), "what was followed before is kept"
     follow(edge, y)
     assert x.id in refused(edge, x)
 

@@ -35,7 +35,7 @@ PATIENCE = 4  # requests, in the time of a lease
 class Keeper:
     """One node's. `act` is called, in the event loop, with every action that is not about the store, `changed` after
     every step; `claim` catches up from the archive and says how far this node is; `database_id` is that of its
-    database, "" while nobody knows. A lease of another database is no lease to this node, unless `take_over` says so."""
+    database, "" while nobody knows. A lease of another database is no lease to this node, unless it may `take_over`."""
 
     def __init__(
         self,

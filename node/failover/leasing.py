@@ -185,8 +185,10 @@ class Leasing:
     def _is_known(self, following: Following) -> bool:
         """Is this a replica of the database that the lease names? One without an id is so only by its position, which
         the primary has accepted."""
-        lease = self.keeper.state.lease if self.keeper is not None else None
-        return following.identity.is_replica or lease is None or not lease.database
+        lease, identity = self.keeper.state.lease if self.keeper is not None else None, following.identity
+        if lease is None or not lease.database:
+            return True
+        return identity.is_replica if identity.id is None else identity.id == lease.database
 
     async def _look_at_stream(self) -> None:
         """A primary that says nothing may be gone; what this follower has may be too old."""

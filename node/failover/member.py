@@ -289,7 +289,8 @@ class Member:
         if self.serving is not None:
             return self.serving.database.id or ""
         if self.following is not None:
-            return self.following.identity.asked
+            identity = self.following.identity
+            return "" if identity.replace else identity.asked  # what it is to become is not known yet
         return id_of_database(self.path) or ""
 
     @property
