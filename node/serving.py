@@ -25,7 +25,7 @@ from walcast.errors import ConfigError, Stopped, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.held import Held
-from walcast.identity import OtherDatabase, make_database_id
+from walcast.identity import make_database_id
 from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
 from walcast.statusfile import LOOK_BOUND_S
@@ -131,7 +131,8 @@ class Serving:
             else:
                 await asyncio.to_thread(database.start, at=place.at, term=place.term)
             if place is None or place.held is None or database.id is None:
-                await asyncio.to_thread(_identify, settings, database, store, promoted=bool(place and place.held))
+                strict = (place is None or place.held is None) and not settings.serve_unarchived
+                await asyncio.to_thread(_identify, settings, database, store, strict=strict)
         except BaseException:
             if database is not None and (place is None or place.held is None):
                 await asyncio.to_thread(database.stop)
@@ -288,19 +289,20 @@ def _ready_archive(settings: DatabaseSettings) -> Store | None:
     return store
 
 
-def _identify(settings: DatabaseSettings, database: Database, store: Store | None, *, promoted: bool) -> None:
+def _identify(settings: DatabaseSettings, database: Database, store: Store | None, *, strict: bool) -> None:
     """See that the database has an id, and that the archive is not another's; the store is asked, but not for long.
 
-    OtherDatabase keeps a primary from starting. One that is `promoted` serves all the same, and archives nothing.
+    OtherDatabase, or ConfigError where nobody can tell, keeps a primary from starting. One that is not `strict`, as a
+    node that is promoted, serves all the same: the archiver archives nothing, and says so.
     """
-    owner = None
-    if store is not None and settings.archive:
-        with open_store(settings.archive, ASK_BOUNDS) as asked:
-            owner = find_owner(asked)
     try:
+        owner = None
+        if store is not None and settings.archive:
+            with open_store(settings.archive, ASK_BOUNDS) as asked:
+                owner = find_owner(asked)
         identify(database, store, owner, take_over=settings.continue_archive)
-    except OtherDatabase:
-        if not promoted:
+    except ConfigError:
+        if strict:
             raise
         if database.id is None:
             database.identify(make_database_id())

@@ -15,7 +15,8 @@ from walcast.store import StoreSpec
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
     """One database to serve. With `restore` a missing file is made from the archive first, if that has any; with
-    `continue_archive` the archive is gone on with, whosever database it is by its id. A link
+    `continue_archive` the archive is gone on with, whosever database it is by its id. With `serve_unarchived` it is
+    served also while its archive is another database's; without, that keeps a primary from starting. A link
     stands for the file behind it, as it does for SQLite: `-wal`, `-shm` and walcast's folder are beside that."""
 
     path: Path
@@ -24,6 +25,7 @@ class DatabaseSettings:
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     restore: bool = False
     continue_archive: bool = False
+    serve_unarchived: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", behind_link(self.path))

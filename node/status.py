@@ -116,7 +116,7 @@ def _primary_table(facts: Facts) -> Table:
 
 def _replica_table(facts: Facts) -> Table:
     shown = Table(title=f"replica {facts['path']}", title_justify="left", show_header=False, box=SIMPLE_HEAD)
-    for name in ("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id", "database_id"):
+    for name in ("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
         shown.add_row(name, str(facts[name]))
     for folder in facts.get("discarded", ()):
         shown.add_row("kept aside", folder)

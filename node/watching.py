@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -202,7 +202,8 @@ class Watching:
     async def _take_one(self, path: Path) -> None:
         name, inode = "", None
         try:
-            settings = settings_of(self.config.database(path))
+            # Whoever makes a database anew under an old name must not lose its followers over the old one's archive.
+            settings = replace(settings_of(self.config.database(path)), serve_unarchived=True)
             name = settings.name
             async with self._primary.gate:
                 if self._primary.stopping:

@@ -102,7 +102,13 @@ def test_databases_come_and_go_and_the_others_do_not_notice(tmp_path: Path) -> N
 
         write(data / "tenants" / "42.db", 44)  # the folder and the name again
         wait_served(node, "empty", "one", "tenants/42")
-        assert status(node)["tenants/42"]["txid"] > 2  # no TXID is given twice
+        # It is another database, whose followers are served; the archive is of the one before, and stays as it is.
+        assert poll(lambda: "belongs to the database" in (status(node)["tenants/42"]["archive"]["error"] or ""))
+        with open_store(str(tmp_path / "archive" / "tenants" / "42.db")) as store:
+            restore(store, tmp_path / "restored.db", force=True)
+        assert rows(tmp_path / "restored.db") == [42, 43]
+        (tmp_path / "archive" / "tenants").rename(tmp_path / "archive" / "former-tenants")
+        assert poll(lambda: status(node)["tenants/42"]["archive"]["error"] is None)
 
 
 def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) -> None:

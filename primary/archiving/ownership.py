@@ -75,7 +75,7 @@ def other_database(path: Path, store: Store, mine: DatabaseId | None, theirs: Da
     """What is wrong, and what to do."""
     what = f"has the id {mine}" if mine is not None else "has no id, and the archive does not show that it is that one"
     return OtherDatabase(
-        f"the archive {store.url} belongs to the database {theirs}, and {path} {what}: give it another URL; "
+        f"the archive {store.url} belongs to the database {theirs}, and {path} {what}: give it another URL, or move that archive away; "
         f"or restore that database here first (walcast restore {store.url} -o DB); or, if you know that the archive is "
         "to go on with this database, start it once with --continue-archive",
         mine=mine or "",
@@ -119,7 +119,8 @@ def on_history(database: Database, store: Store) -> bool:
     transactions = database.log
     files = list_files(store)
     end = archive_end(store, files)
-    if end is not None and end.txid > FIRST_TXID and end.checksum in (transactions.position.checksum, transactions.first.checksum):
+    mine = (transactions.position.checksum, transactions.first.checksum)
+    if end is not None and end.txid > FIRST_TXID and end.checksum in mine:
         return True
     newest = sorted(
         (file for file in files if transactions.first.txid < file.max_txid <= transactions.position.txid),
