@@ -158,7 +158,7 @@ class Client:
             stream.welcome = welcome.welcome
             check_database(self.primary, stream.welcome.database, stream.welcome.database_id, self.database_id)
             check_term(self.primary, stream.welcome.term, term)
-            if not position.txid:
+            if not position.txid and position.checksum:
                 _check_resumed(self.primary, stream.welcome, position.checksum)
             stream.lasts(welcome.welcome.tenure_ms)
             yield stream
