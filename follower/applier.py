@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NoReturn, Self
@@ -367,9 +368,10 @@ class Applier:
 
     def checkpoint(self) -> CheckpointResult:
         """Copy what readers allow into the database file, without waiting for anybody (PASSIVE)."""
-        # What is durable in the file should have a durable name.
         try:
-            self._durability.sync_journal()
+            # What is durable in the file should have a durable name; but on a full disk the room comes first.
+            with suppress(OSError):
+                self._durability.sync_journal()
             salt = self._wal.header.salt
             frames, backfilled = self._connections[1].wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             if backfilled >= frames:

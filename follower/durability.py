@@ -10,8 +10,9 @@ as a rule. The journal comes first, so that what is durable in the WAL has a dur
 descriptor: the next sync of the same file succeeds although they are not on disk. So from a failed sync on nothing is
 confirmed and the WAL does not begin again, until all that may be missing was written anew: the frames of the WAL to
 their own places (their checksums chain to the one in the wal-index, so that what the kernel has read back from the disk
-meanwhile is found out), the pages of the database file by a checkpoint from the first frame on, and the journal as a
-new file.
+meanwhile is found out) and the pages of the database file by a checkpoint from the first frame on. The journal looks
+after itself: it writes a new file. While it cannot, nothing is confirmed either, but the WAL may begin again: that is
+what gives a full disk room.
 
 A process that ends in between leaves the file `unsynced` in the state folder, and the next one begins like that. It is
 not synced itself: it is about the kernel's memory, and lives exactly as long as that.
@@ -52,7 +53,7 @@ class Durability:
         self._restarting = threading.Lock()  # a restart of the WAL against its being written anew
         self._named = False  # the directory has the WAL's name on disk
         self._backfilled: tuple[tuple[int, int], int] | None = None  # salts and frames of a WAL, all in the synced file
-        self._doubtful = self._marker.exists()
+        self._doubtful = self._marked = self._marker.exists()
         if self._doubtful:
             journal.doubt()
 
@@ -65,24 +66,26 @@ class Durability:
         """All that was applied when this was called is durable. OSError or Unavailable when it is not; Corrupt when it
         is lost: the WAL is not what was written to it."""
         with self._syncing:
-            anew = self._doubtful
-            if anew:
+            if self._doubtful:
                 self._write_anew()
+            self.sync_journal()
             with self._doubting():
-                self._journal.sync()
                 os.fdatasync(self._files.wal_fd)
                 if not self._named:
                     fsync_directory(self._files.path.parent)
                     self._named = True
-            if anew:
-                self._doubtful = False
+            if self._marked:
+                self._doubtful = self._marked = False
                 self._marker.unlink(missing_ok=True)
                 log.warning("synced again: everything was written anew", extra={"database": str(self._files.path)})
 
     def sync_journal(self) -> None:
         """As `sync`, for the names alone."""
-        with self._doubting():
+        try:
             self._journal.sync()
+        except OSError as error:
+            self._mark(error)
+            raise
 
     def sync_database(self, salt: tuple[int, int], frames: int) -> None:
         """The database file, which has all `frames` of the WAL with these salts."""
@@ -111,14 +114,18 @@ class Durability:
         try:
             yield
         except OSError as error:
-            if not self._doubtful:
-                facts = {"database": str(self._files.path), "error": error.strerror}
-                log.error("cannot sync: nothing is confirmed as durable until it can be written anew", extra=facts)  # noqa: TRY400
             self._doubtful = True
-            with suppress(OSError):
-                self._marker.touch()
+            self._mark(error)
             self._forget_backfill()  # also for a checkpoint that comes before the next sync, at the latest at the close
             raise
+
+    def _mark(self, error: OSError) -> None:
+        if not self._marked:
+            facts = {"database": str(self._files.path), "error": error.strerror}
+            log.error("cannot sync: nothing is confirmed as durable until it was written anew", extra=facts)
+        self._marked = True
+        with suppress(OSError):
+            self._marker.touch()
 
     def _write_anew(self) -> None:
         with self._restarting:
@@ -128,7 +135,6 @@ class Durability:
                 if time.monotonic() > until_s:
                     raise Unavailable(f"{self._files.path}: another process keeps making a checkpoint")
                 time.sleep(CHECKPOINT_STEP_S)
-            self._journal.doubt()
 
     def _forget_backfill(self) -> bool:
         """Have the next checkpoint copy every page of the WAL again; False while one is running."""

@@ -134,12 +134,10 @@ class Journal:
     def _rewrite(self) -> None:
         """Keep the newest records, in a new file that takes the old one's name once it is durable; with both locks."""
         records = self._records[-KEEP_RECORDS:]
+        durable = False
         try:
             write_durably(self._path, b"".join(record.data for record in records))
-            self._doubtful = False
-        except OSError:
-            self._doubtful = True
-            raise
+            durable = True
         finally:
             # Also where only the last step failed: an append to the old file would be lost with it.
             if not os.path.samestat(self._path.stat(), os.fstat(self._fd)):
@@ -147,3 +145,4 @@ class Journal:
                 self._fd = self._open()
                 self._records = records
                 self._size = len(records) * RECORD_SIZE
+                self._doubtful = not durable

@@ -132,8 +132,10 @@ def test_after_a_failed_sync_nothing_is_durable_before_all_of_it_was_written_ane
     last.apply(applier)
     disk.failing, disk.written[:], inode = set(), [], (tmp_path / "state" / "positions").stat().st_ino
     assert applier.sync() == last.position
-    assert disk.rewritten("app.db-wal") == frame_offset(applier.wal_frames + 1, applier.page_size)
-    assert (tmp_path / "state" / "positions").stat().st_ino != inode, "the names are in a new file"
+    whole = frame_offset(applier.wal_frames + 1, applier.page_size)
+    assert disk.rewritten("app.db-wal") == (whole if failing == "app.db-wal" else 0)
+    new_file = (tmp_path / "state" / "positions").stat().st_ino != inode
+    assert new_file == (failing == "positions"), "where names are not on disk, they are in a new file then"
     assert not (tmp_path / "state" / MARKER).exists()
     disk.written.clear()
     source.transfer().apply(applier)
@@ -163,6 +165,24 @@ def test_a_database_file_that_could_not_be_synced_is_copied_again_before_the_wal
         assert applier.restart_wal_if_possible()
         assert reader("PRAGMA integrity_check") == [["ok"]]
     source.transfer().apply(applier)
+    assert finish(applier) == source.close()
+
+
+def test_a_journal_that_cannot_be_synced_does_not_keep_the_wal_from_giving_its_room_back(
+    source: Source, tmp_path: Path, disk: Disk
+) -> None:
+    """On a full disk there may be no room for a new journal before the WAL was restarted and cut."""
+    applier = replica_of(source, tmp_path)
+    source.grow().apply(applier)
+    disk.failing = {"positions", "positions.tmp"}
+    with pytest.raises(Unavailable):
+        applier.sync()
+    assert applier.checkpoint().complete
+    assert applier.restart_wal_if_possible()
+    with pytest.raises(Unavailable):
+        applier.sync()
+    disk.failing = set()
+    assert applier.sync() == applier.position
     assert finish(applier) == source.close()
 
 
