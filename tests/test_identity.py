@@ -203,6 +203,7 @@ def test_a_replica_of_an_older_walcast_is_known_by_its_position(x: Primary, edge
     assert id_of_database(edge) == x.id
 
 
+@pytest.mark.slow
 def test_a_database_that_was_edited_is_no_replica_without_an_id(x: Primary, edge: Path) -> None:
     follow(edge, x)
     forget_database_id(state_dir(edge))
@@ -211,6 +212,7 @@ def test_a_database_that_was_edited_is_no_replica_without_an_id(x: Primary, edge
     assert "no replica" in refused(edge, x)
 
 
+@pytest.mark.slow
 def test_a_damaged_id_ends_a_follower_before_anything_is_changed(x: Primary, edge: Path) -> None:
     follow(edge, x)
     (state_dir(edge) / NAME).write_text("gibberish\n")

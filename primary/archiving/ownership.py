@@ -76,8 +76,8 @@ def other_database(path: Path, store: Store, mine: DatabaseId | None, theirs: Da
     what = f"has the id {mine}" if mine is not None else "has no id, and the archive does not show that it is that one"
     return OtherDatabase(
         f"the archive {store.url} belongs to the database {theirs}, and {path} {what}: give it another URL, or move "
-        f"that archive away; or restore that database here first (walcast restore {store.url} -o DB); or, if you know that the archive is "
-        "to go on with this database, start it once with --continue-archive",
+        f"that archive away; or restore that database here first (walcast restore {store.url} -o DB); or, if you know "
+        "that the archive is to go on with this database, start it once with --continue-archive",
         mine=mine or "",
         theirs=theirs,
     )
