@@ -34,11 +34,12 @@ from follower.journal import Journal
 from follower.written import Written
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
-from walcast.errors import ConfigError, Corrupt, Diverged, Stopped, Unavailable
+from walcast.errors import ConfigError, Corrupt, Diverged, Exhausted, Stopped, Unavailable
 from walcast.held import Held
 from walcast.position import Position
+from walcast.shortage import disk_error, disk_errors, out_of_descriptors, shortage
 from walcast.statedir import StateDir
-from walcast.wal import frame_offset
+from walcast.wal import FRAME_HEADER_SIZE, frame_offset
 from walcast.wal_writer import Page, WalWriter
 
 RESTART_FRAMES = 1000  # a WAL shorter than this is not worth a restart
@@ -260,8 +261,9 @@ class Applier:
                 if pgno == 1:
                     self._new_page_one = bytes(page)
         except OSError as error:
+            needed = (len(self._pgnos) + len(numbers)) * (FRAME_HEADER_SIZE + size)
             self.rollback()
-            raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
+            raise disk_error(error, f"{self.path}-wal", needed_bytes=needed) from error
         except BaseException:
             self.rollback()
             raise
@@ -287,8 +289,9 @@ class Applier:
             self._wal.publish(commit_pages, page_one)
         except OSError as error:
             self._broken = False  # raised before the header moved
+            needed = len(self._pgnos) * (FRAME_HEADER_SIZE + self.page_size)
             self.rollback()
-            raise Unavailable(f"{self.path}-wal: {error.strerror}") from error
+            raise disk_error(error, f"{self.path}-wal", needed_bytes=needed) from error
         self.checksums.apply(pgnos, sums, commit_pages, actual)
         self.written.note(pgnos, commit_pages, position)
         self._page_one = page_one
@@ -379,12 +382,19 @@ class Applier:
         except apsw.BusyError:  # another process is making one
             frames, backfilled = self.wal_frames, self.backfilled_frames
         except (apsw.Error, OSError) as error:
-            raise Unavailable(f"{self.path}: cannot checkpoint: {error}") from error
+            known = shortage(error, self.path)
+            raise known or Unavailable(f"{self.path}: cannot checkpoint: {error}") from error
         return CheckpointResult(frames, backfilled)
 
-    def restart_wal_if_possible(self) -> bool:
-        """Go on at the beginning of the WAL file, if all of it is in the database file and no reader uses it."""
-        restarted = self._durability.restart()
+    def cut_wal(self) -> None:
+        """Give the room back that no commit in the WAL file uses. Not in a transaction."""
+        with disk_errors(f"{self.path}-wal"):
+            self._wal.cut()
+
+    def restart_wal_if_possible(self, *, truncate: bool = False) -> bool:
+        """Go on at the beginning of the WAL file, if all of it is in the database file and no reader uses it.
+        `truncate`: give its room on the disk back."""
+        restarted = self._durability.restart(truncate=truncate)
         self.restart_refused = not restarted
         return restarted
 
@@ -410,6 +420,8 @@ def _connect(path: Path) -> apsw.Connection:
         connection.execute("PRAGMA synchronous = NORMAL").fetchall()
         connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
     except apsw.CantOpenError as error:
+        if out_of_descriptors():  # SQLite has one code for all reasons
+            raise Exhausted(path, "too many open files") from error
         raise ConfigError(f"{path}: {error}") from error
     except apsw.NotADBError as error:
         raise Corrupt(f"{path}: {error}") from error

@@ -24,6 +24,7 @@ from follower.identity import ReplicaIdentity
 from follower.keeping import Keeping
 from follower.newfile import TEMPORARY, NewFile, put_in_place
 from follower.receiver import Receiver, Target
+from follower.room import check_announced
 from walcast import ltx, wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
 from walcast.archive.identity import read_archive_id
@@ -35,8 +36,9 @@ from walcast.restore import pages_after, restore_to
 from walcast.restore.apply import GoOn, Restored
 from walcast.restore.around import Around, Goal
 from walcast.rpc import replication_pb2 as pb
+from walcast.shortage import disk_errors
 from walcast.statedir import state_dir
-from walcast.store import Store
+from walcast.store import ObjectMissing, Store
 
 log = logging.getLogger("walcast.follower")
 
@@ -52,16 +54,18 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     owner = read_archive_id(store)
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
+        check_announced(temporary, restored_bytes(store, plan))
         return restore_to(store, plan, temporary, progress=progress, go_on=go_on)
 
     try:
-        restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
-        fresh = Fresh.of(temporary, restored.checksums)  # before anybody else can open it
-        if owner is not None:
-            write_database_id(state_dir, owner)
-        else:
-            forget_database_id(state_dir)  # of a database that is no more
-        put_in_place(temporary, path, state_dir, restored.term, restored.position)
+        with disk_errors(temporary):
+            restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
+            fresh = Fresh.of(temporary, restored.checksums)  # before anybody else can open it
+            if owner is not None:
+                write_database_id(state_dir, owner)
+            else:
+                forget_database_id(state_dir)  # of a database that is no more
+            put_in_place(temporary, path, state_dir, restored.term, restored.position)
     except ArchiveEmpty:
         return None
     finally:
@@ -69,6 +73,16 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     facts = {"url": store.url, "position": str(restored.position), "files": restored.files}
     log.info("bootstrapped from the archive", extra=facts)
     return fresh
+
+
+def restored_bytes(store: Store, plan: Sequence[ArchiveFile]) -> int:
+    """How large the database of a plan is, as the header of its last file says; 0 when that cannot be told."""
+    last = plan[-1]
+    try:
+        header = ltx.Header.decode(store.get(last.key, 0, ltx.HEADER_SIZE))
+    except (Corrupt, ObjectMissing):  # restoring finds that out, and a way around
+        return 0
+    return header.commit_pages * header.page_size if header is not None else 0
 
 
 def archived_since(store: Store, applier: Applier, keeping: Circumstances | None = None) -> bool:
@@ -142,6 +156,8 @@ async def from_primary(
     size = applier.page_size if applier else 0
     async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
         start = copy.start
+        if applier is None:
+            check_announced(state_dir / TEMPORARY, start.commit_pages * start.page_size)
         target: Target = keeper or applier or NewFile(path, state_dir, start.page_size)
         if identity is not None:
             target = identity.renaming(target, start.database_id, partial(_sync, applier) if applier else None)
@@ -150,7 +166,7 @@ async def from_primary(
         try:
             fetched = 0
             while (message := await copy.read()).WhichOneof("kind") == "pages":
-                fetched += _write(target, message.pages, start.page_size)
+                fetched += _write(target, message.pages, start)
                 if progress is not None:
                     progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
             if message.WhichOneof("kind") != "end":
@@ -185,10 +201,13 @@ async def _stream_until(client: Client, target: Target, start: Position, term: i
                 receiver.feed(message.chunk.data, message.chunk.ends)
 
 
-def _write(target: Target, message: pb.CopyPages, page_size: int) -> int:
+def _write(target: Target, message: pb.CopyPages, start: pb.CopyStart) -> int:
+    page_size = start.page_size
     blocks = memoryview(message.blocks)
     pages: list[bytes] = []
     at = 0
+    if len(message.sizes) != len(message.pgnos) or not all(0 < n <= start.commit_pages for n in message.pgnos):
+        raise Corrupt("a piece of a copy has pages that the copy does not have")
     for size in message.sizes:
         try:
             pages.append(lz4.block.decompress(blocks[at : at + size], uncompressed_size=page_size))

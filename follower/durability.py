@@ -93,8 +93,9 @@ class Durability:
             os.fdatasync(self._files.db_fd)
         self._backfilled = salt, frames
 
-    def restart(self) -> bool:
-        """Begin the WAL again, if all of it is in the database file, durably, and no reader uses it."""
+    def restart(self, *, truncate: bool = False) -> bool:
+        """Begin the WAL again, if all of it is in the database file, durably, and no reader uses it. `truncate`: give
+        its room on the disk back."""
         wal, header = self._wal, self._wal.header
         if self._doubtful or not header.mx_frame or wal.backfilled_frames != header.mx_frame:
             return False
@@ -103,7 +104,7 @@ class Durability:
         try:
             if self._backfilled != (header.salt, header.mx_frame):
                 self.sync_database(header.salt, header.mx_frame)
-            return not self._doubtful and wal.restart()
+            return not self._doubtful and wal.restart(truncate=truncate)
         except OSError:
             return False
         finally:

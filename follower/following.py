@@ -30,17 +30,20 @@ from follower.in_thread import InThread
 from follower.overwriting import has_database
 from follower.owner import Alone, Owner
 from follower.rebase import catch_up
+from follower.room import Room
 from follower.showing import Showing
 from follower.streaming import Streaming
 from follower.walkeeper import WalKeeper
 from follower.whereabouts import Whereabouts
 from walcast import wire
 from walcast.discarded import Circumstances
-from walcast.errors import ConfigError, Corrupt, Diverged, Unavailable, WalcastError
+from walcast.errors import ConfigError, Corrupt, DiskFull, Diverged, Exhausted, Unavailable, WalcastError
 from walcast.held import Held
 from walcast.identity import OtherDatabase
 from walcast.position import Position
+from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
+from walcast.shortage import shortage
 from walcast.statedir import StateDir, state_dir
 from walcast.statusfile import State, Status
 from walcast.store import Store
@@ -50,8 +53,11 @@ log = logging.getLogger("walcast.follower")
 
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
+RETRY_BOOTSTRAP_MOST_S = 60.0  # without room for a first copy
+STEADY_S = 10.0  # a stream that lasted for so long was no failure
 MEND_EVERY_S = 1.0
 SYNC_S = 5.0
+BURST = 3  # lines of a kind before they become rare
 
 FORKED = "another node became the primary, and this one may have had transactions that it had not"
 NOT_APPLIED = (
@@ -108,6 +114,8 @@ class Following:
         self._identity.is_replica |= held is not None
         self._mismatched = False
         self._copied_s = -MEND_EVERY_S
+        self._room = Room()
+        self._rarely = Rarely(log)
 
     # What others ask
 
@@ -214,18 +222,51 @@ class Following:
         return applier
 
     async def _retrying(self, step: Callable[[], object]) -> None:
-        """Do `step` until it returns; what may pass is tried again, later each time, at times of its own."""
+        """Do `step` until it returns; what may pass is tried again, later each time, at times of its own, until
+        something was achieved. A connection alone is nothing: what fails behind it would be tried without a pause."""
         while True:
+            before, began_s = self._position, time.monotonic()
             try:
+                await self._have_room()
                 await self.where.turn()
                 await step()  # type: ignore[misc]
-            except (Unavailable, Corrupt, Diverged, MustCopy) as error:
-                self._turn_away(error)
-                self._lost(error)
-                await self._pause(self._retry_s * random.uniform(0.5, 1.0))
-                self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
-            else:
                 return
+            except (Unavailable, Corrupt, Diverged, MustCopy) as error:
+                failure: WalcastError = error
+            except (OSError, MemoryError, RuntimeError) as error:
+                known = shortage(error, self.path)
+                if known is None:
+                    raise
+                failure = known
+            if self._position != before or time.monotonic() - began_s > STEADY_S:
+                self._retry_s = RETRY_FIRST_S
+                self._rarely.forget_all()
+            if isinstance(failure, DiskFull):
+                self._room.lacks(failure)
+            elif not isinstance(failure, Exhausted):
+                self._turn_away(failure)
+            self._lost(failure)
+            await self._pause(self._retry_s * random.uniform(0.5, 1.0))
+            first = isinstance(failure, DiskFull) and self._applier is None
+            self._retry_s = min(self._retry_s * 2, RETRY_BOOTSTRAP_MOST_S if first else RETRY_MOST_S)
+
+    @property
+    def _position(self) -> Position:
+        return self._applier.position if self._applier is not None else Position()
+
+    async def _have_room(self) -> None:
+        """After the disk was full, before anything else is tried: give back what the replica's own WAL takes of it.
+        DiskFull while that is not enough: a reader has to go, or somebody to free some."""
+        if not self._room.is_lacking:
+            return
+        detail = ""
+        if self._keeper is not None:
+            async with self._using:
+                try:
+                    await self._keeper.give_back()
+                except DiskFull as error:
+                    detail = error.detail
+        self._room.check(detail)
 
     async def _pause(self, seconds: float) -> None:
         """Before the next try; less when somebody says where the primary is."""
@@ -248,8 +289,8 @@ class Following:
         self._owner.lost(error)
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
-        level = logging.DEBUG if self.status.state is state and self._retry_s > 1 else logging.WARNING
-        log.log(level, "trying again", extra={"error": str(error), "database": str(self.path)})
+        key = "trying again", type(error)
+        self._rarely.log(logging.WARNING, "trying again", key, burst=BURST, error=str(error), database=str(self.path))
         self._show(state)
 
     async def _begin(self) -> None:
@@ -288,8 +329,11 @@ class Following:
             return None
         try:
             return await self._threads.run(from_archive, self._store, self.path, self._state.path, self._progress())
+        except (DiskFull, Exhausted):
+            raise  # nor would a copy from the primary fit
         except (Unavailable, Corrupt) as error:
-            log.warning("cannot bootstrap from the archive", extra={"url": self._store.url, "error": str(error)})
+            facts = {"url": self._store.url, "error": str(error)}
+            self._rarely.log(logging.WARNING, "cannot bootstrap from the archive", "archive", burst=BURST, **facts)
             return None
 
     async def _follow(self) -> None:
@@ -320,15 +364,18 @@ class Following:
                 if not applier.position:
                     await self._copy_unnamed(applier, str(must))
                     continue
-                log.warning("cannot go on from here", extra={"position": str(applier.position), "reason": str(must)})
+                facts = {"position": str(applier.position), "reason": str(must)}
+                self._rarely.log(logging.WARNING, "cannot go on from here", "must copy", burst=BURST, **facts)
                 self.history = must.history or self.history
                 keeping = await self._keep_own(applier, diverged=must.diverged)
                 if must.diverged or keeping:
                     self._show(State.DIVERGED)
                 if must.diverged or keeping or not await self.catch_up_from_archive(kept=True):
+                    self._room.check()
                     await self._copy(keeping)
             except (Diverged, Corrupt) as error:
-                log.error("diverged; mending", extra={"position": str(applier.position), "error": str(error)})  # noqa: TRY400
+                facts = {"position": str(applier.position), "error": str(error)}
+                self._rarely.log(logging.ERROR, "diverged; mending", "diverged", burst=BURST, **facts)
                 self._show(State.DIVERGED)
                 await self._copy(await self._keep_own(applier))
 
@@ -366,7 +413,6 @@ class Following:
 
     def _connected(self, stream: Stream, applier: Applier) -> None:
         self._stream = stream
-        self._retry_s = RETRY_FIRST_S
         self.where.reached()
         welcome = stream.welcome
         self.term = max(self.term, welcome.term)
@@ -375,7 +421,7 @@ class Following:
         self.showing.connected(welcome.database, welcome.app_url)
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}
-        log.info("streaming", extra=facts)
+        self._rarely.log(logging.INFO, "streaming", "streaming", burst=BURST, **facts)
         self._owner.streaming(str(self._client.primary), welcome.term, self.history)
 
     async def _keep_own(self, applier: Applier, *, diverged: bool = False) -> Circumstances | None:
@@ -400,7 +446,8 @@ class Following:
         now = time.monotonic()
         if now - self._copied_s < MEND_EVERY_S:
             await asyncio.sleep(self._retry_s)
-        self._copied_s = now
+            self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
+        self._copied_s = time.monotonic()
         if self._identity.replace:
             self.term, self.history = 0, ()  # of another database, perhaps
         mismatched, self._mismatched = self._mismatched, False
@@ -430,7 +477,10 @@ class Following:
         try:
             return await self._threads.run(catch_up, self._store, self._applier, keeping)
         except WalcastError as error:
-            log.warning("cannot catch up from the archive", extra={"url": self._store.url, "error": str(error)})
+            if isinstance(error, DiskFull):
+                self._room.lacks(error)
+            facts = {"url": self._store.url, "error": str(error)}
+            self._rarely.log(logging.WARNING, "cannot catch up from the archive", "catch up", burst=BURST, **facts)
             return False
 
     async def _take_over(self, stream: Stream, applier: Applier, offer: pb.HandOver) -> None:

@@ -28,6 +28,7 @@ from walcast.discarded import Circumstances, Kind, Saving, Summary, Trees, find_
 from walcast.discarded.trees import TIMEOUT_S
 from walcast.errors import Unavailable
 from walcast.position import Position
+from walcast.shortage import disk_error, disk_errors, shortage
 
 PAGES_AT_ONCE = 256
 MIN_TXID = 2  # an LTX file that begins at TXID 1 has every page
@@ -83,7 +84,9 @@ class Keeping:
             self._applier.begin()
         except (OSError, apsw.Error) as error:
             self._close()
-            raise Unavailable(f"{self._state_dir}: cannot keep the pages that a copy overwrites: {error}") from error
+            raise shortage(error, self._state_dir) or Unavailable(
+                f"{self._state_dir}: cannot keep the pages that a copy overwrites: {error}"
+            ) from error
         except BaseException:
             self._close()
             raise
@@ -103,7 +106,8 @@ class Keeping:
         if self._will_hold(position, commit_pages):
             self._keep(range(commit_pages + 1, self._old_pages + 1))
             if self._kept and find_discarded(self._state_dir, f"{self._old.checksum:016x}") is None:
-                self._save(term, position)
+                with disk_errors(self._state_dir):
+                    self._save(term, position)
         self._applier.commit(term, position, commit_pages, timestamp_ms)
         self.term, self.position = term, position
         self._close()
@@ -149,7 +153,7 @@ class Keeping:
                 for pgno in pgnos:
                     self._spool.write(reader.read(pgno, 1))
         except OSError as error:
-            raise Unavailable(f"{self._state_dir}: cannot keep what a copy overwrites: {error.strerror}") from error
+            raise disk_error(error, self._state_dir) from error
         self._kept.extend(pgnos)
         for pgno in pgnos:
             self._seen[pgno] = 1

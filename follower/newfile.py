@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from follower.applier import ChecksumMismatch
 from follower.journal import Journal
 from walcast.checksum import PageChecksums, page_checksum
-from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory, pwrite_all
 from walcast.position import Position
+from walcast.shortage import disk_errors
 
 TEMPORARY = "bootstrap.db.tmp"
 
@@ -34,7 +33,8 @@ class NewFile:
         self.checksums = PageChecksums(page_size)
         self._state_dir = state_dir
         self._temporary = state_dir / TEMPORARY
-        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        with disk_errors(self._temporary):
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def begin(self) -> None:
         """Nothing is visible before the one commit."""
@@ -46,7 +46,7 @@ class NewFile:
         size = self.page_size
         numbers = np.asarray(pgnos, np.uint32)
         sums = np.empty(len(numbers), np.uint64)
-        with self._disk():
+        with disk_errors(self._temporary):
             for i, (pgno, page) in enumerate(zip(numbers.tolist(), pages, strict=True)):
                 pwrite_all(self._fd, page, (pgno - 1) * size)
                 sums[i] = page_checksum(pgno, page)
@@ -60,19 +60,12 @@ class NewFile:
         if self.checksums.database != position.checksum:
             self.rollback()
             raise ChecksumMismatch(position, self.checksums.database)
-        with self._disk():
+        with disk_errors(self._temporary):
             os.ftruncate(self._fd, commit_pages * self.page_size)
             os.fsync(self._fd)
             self.close()
             put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms)
         self.term, self.position = term, position
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise Unavailable(f"{self._temporary}: {error.strerror}") from error
 
     def rollback(self) -> None:
         """Forget it."""

@@ -12,7 +12,8 @@ import logging
 from collections.abc import Sequence
 
 from follower.applier import Applier, ChecksumMismatch
-from follower.bootstrap import archived_since, keeping_of
+from follower.bootstrap import archived_since, keeping_of, restored_bytes
+from follower.room import check_announced
 from walcast import ltx
 from walcast.archive import ArchiveFile, list_files, plan_restore
 from walcast.archive.identity import read_archive_id
@@ -22,6 +23,7 @@ from walcast.identity import OtherDatabase, read_database_id
 from walcast.restore import restore_to
 from walcast.restore.apply import GoOn, Restored
 from walcast.restore.around import Around, Goal
+from walcast.shortage import disk_errors
 from walcast.statedir import state_dir
 from walcast.store import Store
 
@@ -67,10 +69,12 @@ def rebase(store: Store, applier: Applier, keeping: Circumstances) -> bool:
     temporary = state_dir(applier.path) / TEMPORARY
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
+        check_announced(temporary, restored_bytes(store, plan))
         return restore_to(store, plan, temporary, go_on=go_on)
 
     try:
-        restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
+        with disk_errors(temporary):
+            restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
         if restored.term <= applier.term or restored.page_size != applier.page_size:
             return False
         target = keeping_of(applier, keeping)

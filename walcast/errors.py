@@ -3,6 +3,8 @@
     WalcastError
     ├── ConfigError        fix what was asked for: a path, a flag, a file, a URL; nothing was changed
     ├── Unavailable        try again later: the other side, the store or the lock is not there now
+    │   ├── DiskFull       a disk has no room: free some; walcast gives back what it can, and goes on by itself
+    │   ├── Exhausted      no file descriptors, memory or threads are left: raise the limit, or wait
     │   └── StaleReplica   the replica has not applied the token in time
     ├── Diverged           the copy is not the primary's at its position: copy again, only the pages that differ
     ├── LostContinuity     what was read so far no longer connects with what is there: compare all pages
@@ -13,6 +15,10 @@ Every error prints as one line; facts are typed fields.
 """
 
 from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
 
 
 class WalcastError(Exception):
@@ -25,6 +31,36 @@ class ConfigError(WalcastError):
 
 class Unavailable(WalcastError):
     """Not now: worth trying again."""
+
+
+class DiskFull(Unavailable):
+    """`path` cannot be written: its disk, or somebody's quota there, has no room. Bytes are None where not known."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        detail: str = "",
+        *,
+        free_bytes: int | None = None,
+        needed_bytes: int | None = None,
+        reason: str = os.strerror(errno.ENOSPC),
+    ) -> None:
+        known = [] if needed_bytes is None else [f"{needed_bytes:,} bytes are needed"]
+        known += [] if free_bytes is None else [f"{free_bytes:,} bytes are free there"]
+        room = f" ({', '.join(known)})" if known else ""
+        super().__init__(f"{path}: {reason}{room}" + (f"; {detail}" if detail else ""))
+        self.path = Path(path)
+        self.detail = detail
+        self.free_bytes = free_bytes
+        self.needed_bytes = needed_bytes
+
+
+class Exhausted(Unavailable):
+    """File descriptors, memory or threads have run out, of this process or of the machine; `path`: while doing what."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = Path(path)
 
 
 class StaleReplica(Unavailable):

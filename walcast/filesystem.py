@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
     with memoryview(data) as view:
         done = 0
         while done < len(view):
-            done += os.pwrite(fd, view[done:], offset + done)
+            written = os.pwrite(fd, view[done:], offset + done)
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done += written
 
 
 def write_durably(path: Path, *pieces: bytes | memoryview) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import Corrupt, Unavailable
+from walcast.filesystem import pwrite_all
 from walcast.locks import try_lock, unlock
 from walcast.wal import (
     FRAME_HEADER_SIZE,
@@ -260,8 +261,17 @@ class WalWriter:
         """How many frames a checkpoint has copied into the database file."""
         return self._files.checkpoint_info().backfill
 
-    def restart(self) -> bool:
+    def cut(self) -> None:
+        """Give the part of the WAL file back that no commit uses: of a transaction that was dropped, of older rounds.
+        Nobody reads behind `mx_frame`. Not while a transaction is open."""
+        used = frame_offset(self.header.mx_frame + 1, self.header.page_size) if self.header.mx_frame else 0
+        if not self._pgnos and os.fstat(self._files.wal_fd).st_size > used:
+            os.ftruncate(self._files.wal_fd, used)
+            self._wal_header_written = used > 0
+
+    def restart(self, *, truncate: bool = False) -> bool:
         """Begin the WAL again at its first frame, if all of it is in the database file and no reader uses it.
+        `truncate`: give its room on the disk back, too, as is done with a very long one.
 
         The checkpoint lock is taken too, which SQLite does not do: SQLite before 3.51.3 has a race in which a
         checkpoint that read the header before a restart marks frames of the new WAL as backfilled. Readers run what
@@ -276,14 +286,14 @@ class WalWriter:
             if not try_lock(fd, LOCK_READ0 + 1, READ_LOCKS):
                 return False
             try:
-                self._restart_locked()
+                self._restart_locked(truncate)
             finally:
                 unlock(fd, LOCK_READ0 + 1, READ_LOCKS)
         finally:
             unlock(fd, LOCK_CHECKPOINT)
         return True
 
-    def _restart_locked(self) -> None:
+    def _restart_locked(self, truncate: bool) -> None:
         salt = ((self._wal_header.salt[0] + 1) & 0xFFFFFFFF, secrets.randbits(32))
         seq = (self._wal_header.checkpoint_seq + 1) & 0xFFFFFFFF
         self._wal_header = WalHeader.new(self.header.page_size, salt, seq, big_endian=NATIVE_BIG_ENDIAN)
@@ -295,7 +305,7 @@ class WalWriter:
         block[CKPT_INFO_OFFSET : CKPT_INFO_OFFSET + _RESTARTED.size] = _RESTARTED.pack(0, *marks)
         block[NBACKFILL_ATTEMPTED_OFFSET : NBACKFILL_ATTEMPTED_OFFSET + 4] = bytes(4)
         self.discard()
-        if os.fstat(self._files.wal_fd).st_size > TRUNCATE_BYTES:
+        if os.fstat(self._files.wal_fd).st_size > (0 if truncate else TRUNCATE_BYTES):
             os.ftruncate(self._files.wal_fd, 0)
 
     # After a sync that failed
@@ -342,6 +352,4 @@ class WalWriter:
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     """All of it; the kernel may take less at a time. OSError when the disk is full."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
+    pwrite_all(fd, data, offset)

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from walcast.errors import ConfigError, Unavailable
+from walcast.errors import ConfigError, DiskFull, Unavailable
 from walcast.filesystem import fsync_directory
 from walcast.locks import try_lock
+from walcast.shortage import reason, shortage
 
 SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 
 _WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ATTEMPTS = 10
 
 
@@ -141,14 +141,9 @@ def _disk_errors(output: Path) -> Iterator[None]:
         what = f"cannot write {output}: {error.strerror}"
         if error.errno in _WRONG_PLACE:
             raise ConfigError(what) from error
-        if error.errno in _FULL:
-            raise Unavailable(f"{what}{_free(output)}; nothing was left behind") from error
+        full = shortage(error, output)
+        if isinstance(full, DiskFull):
+            raise DiskFull(
+                output, "nothing was left behind", free_bytes=full.free_bytes, reason=reason(error)
+            ) from error
         raise Unavailable(what) from error
-
-
-def _free(output: Path) -> str:
-    for folder in output.parents:
-        with contextlib.suppress(OSError):
-            status = os.statvfs(folder)
-            return f" ({status.f_bavail * status.f_frsize:,} bytes are free there)"
-    return ""

@@ -1,0 +1,80 @@
+"""What ran out: room on a disk, file descriptors, memory, threads. Told apart at the border, by `errno` and by type.
+
+Each passes: whoever meets one says it, gives back what it can, and tries again later. None is a reason to end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+
+from walcast.errors import DiskFull, Exhausted, Unavailable
+
+FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+_NO_THREAD = "can't start new thread"  # CPython has no type of its own for it
+
+
+def shortage(error: BaseException, path: Path | str, *, needed_bytes: int | None = None) -> Unavailable | None:
+    """DiskFull or Exhausted where `error`, met while working on `path`, says that something ran out; else None.
+
+    `needed_bytes`: the room that the work takes, where that is known.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in FULL or isinstance(error, apsw.FullError):
+        why = os.strerror(number or errno.ENOSPC)
+        return DiskFull(path, free_bytes=free_bytes(path), needed_bytes=needed_bytes, reason=why)
+    no_thread = isinstance(error, RuntimeError) and _NO_THREAD in str(error)
+    if number in EXHAUSTED or no_thread or isinstance(error, MemoryError | apsw.NoMemError):
+        return Exhausted(path, reason(error))
+    return None
+
+
+def disk_error(error: OSError, path: Path | str, *, needed_bytes: int | None = None) -> Unavailable:
+    """An error of the file system → ours, with the path and a reason."""
+    return shortage(error, path, needed_bytes=needed_bytes) or Unavailable(f"{path}: {reason(error)}")
+
+
+@contextmanager
+def disk_errors(path: Path | str, *, needed_bytes: int | None = None) -> Iterator[None]:
+    """OSError inside → DiskFull, Exhausted or Unavailable that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, needed_bytes=needed_bytes) from error
+
+
+def reason(error: BaseException) -> str:
+    """One line, never empty: what the system says, or the error's own text, or at least its type."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def free_bytes(path: Path | str) -> int | None:
+    """What this process may still write on the disk of `path`, which need not exist; None when that cannot be told.
+
+    A quota is not seen here.
+    """
+    for folder in (Path(path), *Path(path).absolute().parents):
+        try:
+            facts = os.statvfs(folder)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+        blocks = facts.f_bfree if os.geteuid() == 0 else facts.f_bavail  # root may use the reserved blocks
+        return blocks * facts.f_frsize
+    return None
+
+
+def out_of_descriptors() -> bool:
+    """Has this process, or the machine, none left now? For libraries that do not say why they cannot open a file."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in EXHAUSTED
+    return False
