@@ -24,6 +24,7 @@ from walcast.rpc import replication_pb2_grpc as rpc
 SILENCE_S = 10.0
 DRAIN_S = 1.0
 CHECKSUM_PIECE_BYTES = 1 << 20
+PAGE_SIZES = frozenset(1 << power for power in range(9, 17))  # SQLite's: 512 to 65536
 
 _OTHER = pb.REFUSAL_KIND_OTHER_DATABASE
 _FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
@@ -197,6 +198,8 @@ class Client:
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
             copy.start = first.start
             check_database(self.primary, self.database, copy.start.database_id, self.database_id)
+            if copy.start.page_size not in PAGE_SIZES or page_size not in (0, copy.start.page_size):
+                raise Unavailable(f"{self.primary}: the copy has pages of {copy.start.page_size} bytes")
             check_term(self.primary, copy.start.position.term, term)
             yield copy
         finally:
@@ -332,6 +335,8 @@ async def _next(call: Any, primary: wire.Address) -> Any:
     if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
         code, details = await call.code(), await call.details()
         raise Unavailable(f"{primary}: ended the call ({code.name}{': ' + details if details else ''})")
+    if message is None:  # gRPC's answer for bytes that are no message of this call
+        raise Unavailable(f"{primary}: sent what cannot be decoded")
     return message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -11,7 +12,11 @@ from pathlib import Path
 
 from follower.client import Client
 from walcast.position import Position
+from walcast.rarely import Rarely
+from walcast.shortage import disk_error
 from walcast.statusfile import State, Status, StatusWriter, ahead_ns, earlier, read_last_status
+
+log = logging.getLogger("walcast.follower")
 
 TICK_S = 2.0
 
@@ -20,7 +25,10 @@ class Showing:
     """One follower's status file, which outlives the process: how level it was is still known after a restart."""
 
     def __init__(self, state_dir: Path, client: Client) -> None:
-        self._writer = StatusWriter(state_dir)
+        self._directory = state_dir
+        self._writer: StatusWriter | None = None
+        self._rarely = Rarely(log)
+        self._failing = False
         before = read_last_status(state_dir)
         self.heard_ns = before.written_ns  # when the primary was last heard of, since the epoch; 0: never
         self._ahead_ns = ahead_ns()
@@ -65,7 +73,23 @@ class Showing:
             written_ns=now,
             primary=primary,
         )
-        self._writer.write(self.status)
+        self._write()
+
+    def _write(self) -> None:
+        """What the file cannot take now it is told with the next change: it serves those who look, nothing depends on
+        it."""
+        try:
+            if self._writer is None:
+                self._writer = StatusWriter(self._directory)
+            self._writer.write(self.status)
+        except OSError as error:
+            known = disk_error(error, self._directory / "status")
+            self._failing = True
+            self._rarely.log(logging.WARNING, "cannot write the status file", "status", error=str(known))
+            return
+        if self._failing:
+            self._failing = False
+            self._rarely.over("the status file is written again", "status")
 
     def connected(self, name: str, app_url: str) -> None:
         """To a primary, which calls the database so, and beside which the app answers at `app_url`. Shown with what is
@@ -96,4 +120,5 @@ class Showing:
     def close(self) -> None:
         """The last word was said."""
         self.over = True
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

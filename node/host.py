@@ -59,7 +59,6 @@ class Host:
         self.members: list[Member] = []
         self._watching = [Watching(config, self) for config in settings.folders if config.watch]
         self._healthy: Any = None
-        self._shown_in_vain: set[str] = set()
         self._stop = asyncio.Event()
         self._failed = asyncio.Event()
         self._failure: WalcastError | None = None
@@ -143,14 +142,8 @@ class Host:
 
     def _show(self, databases: Sequence[tuple[str, Serving]]) -> None:
         for name, serving in databases:
-            if name in self._shown_in_vain or self._serving.get(name) is not serving:
-                continue
-            try:
+            if self._serving.get(name) is serving:
                 show_primary(serving, State.PRIMARY, self.listening, "", self.settings.app_url)
-            except OSError as error:
-                if self._serving.get(name) is serving:
-                    self._shown_in_vain.add(name)
-                    log.warning("cannot write its status file", extra={"database": name, "error": str(error)})
 
     def _find(self) -> list[DatabaseSettings]:
         """All databases but those of watched folders; ConfigError when one cannot be served."""

@@ -6,6 +6,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
+
+from walcast.rarely import Rarely
 
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -49,3 +52,17 @@ def configure(level: str, *, as_json: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(handler.formatter)
+    libraries.addFilter(_rare(root))
+    for name in ("grpc", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers[:] = [libraries]
+        library.setLevel(logging.WARNING)
+        library.propagate = False
+
+
+def _rare(root: logging.Logger) -> Callable[[logging.LogRecord], bool]:
+    """Lets through what a library says of a kind now and then: others can make it say the same without end."""
+    rarely = Rarely(root)
+    return lambda record: rarely.due((record.name, record.msg)) is not None

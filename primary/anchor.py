@@ -55,6 +55,20 @@ class Anchor:
         self._held = connect(path)
         self._free = connect(path)
         _begin(self._held)
+        self.is_held = True
+
+    def let_go(self) -> None:
+        """Hold nothing for a while: frames may be overwritten unseen. Nothing happens the second time."""
+        if self.is_held:
+            self.is_held = False
+            if self._held.in_transaction:
+                self._held.execute("ROLLBACK")
+
+    def hold(self) -> None:
+        """Hold the newest state again, after `let_go`; nobody knows what was committed before."""
+        if not self.is_held:
+            _begin(self._held)
+            self.is_held = True
 
     def move(self, copy: Callable[[], object]) -> None:
         """Hold the newest state instead of the present one. `copy` must capture every committed frame.

@@ -23,6 +23,7 @@ writer outruns cost it fsyncs (wait before the next one).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ PASSIVE_AGAIN_S = 0.05
 LOCK_WINDOW_S = 0.004
 CHECKPOINT_WINDOW_S = 0.01
 CHECKPOINT_STEP_S = 0.0002
+CUT_BYTES = 4 << 20
+GIVE_BACK_EVERY_S = 1.0
 
 
 class Step(Enum):
@@ -98,6 +101,20 @@ class Checkpointer:
             self._locked()
         self.policy.done(frames, time.monotonic())
 
+    def give_back(self, frames: int) -> None:
+        """The disk is full: have the WAL, `frames` of it captured, begin anew, and cut its file if it is long. A
+        checkpoint copies what the database file has room for already; it changes nothing when a reader is in the way.
+
+        Cutting is a restart like any other: SQLite does it only when every frame is copied back, none of which the
+        anchor lets happen before it was captured.
+        """
+        again_s = self.policy.last_s + GIVE_BACK_EVERY_S
+        if frames == 0 or (frames == self.policy.last_frames and time.monotonic() < again_s):
+            return
+        if self._passive() and os.fstat(self._files.wal_fd).st_size > CUT_BYTES:
+            self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self.policy.done(frames, time.monotonic())
+
     def _passive(self) -> bool:
         """Without the write lock; True when the anchor is at read lock 0, so that the next commit restarts the WAL."""
         self._anchor.move(self._capture)
@@ -130,10 +147,10 @@ class Checkpointer:
                 return False
         return True
 
-    def _checkpoint(self) -> bool:
-        """PASSIVE; True when every frame of the WAL is in the database now."""
+    def _checkpoint(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> bool:
+        """True when every frame of the WAL is in the database now."""
         try:
-            frames, copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            frames, copied = self._connection.wal_checkpoint(mode=mode)
         except (apsw.BusyError, apsw.LockedError):
             return False
         return frames == copied and frames >= 0

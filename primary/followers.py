@@ -48,6 +48,7 @@ class Follower:
     candidate: bool = False  # it takes over by itself
     offer: Offer | None = None
     replies: int = 0
+    ended: str = ""  # why nothing more is read from it: its stream is to end
     _lag_us: int = 0
     _sent: deque[tuple[int, int]] = field(default_factory=deque)
 

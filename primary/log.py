@@ -225,6 +225,18 @@ class TransactionLog:
                 segment.path.unlink()
                 self._segments.remove(segment)
 
+    def give_back(self) -> bool:
+        """The disk is full: delete the oldest segment, whoever has pinned it; False when only the newest is left."""
+        with self._lock:
+            if len(self._segments) < 2:
+                return False
+            oldest = self._segments[0]
+        self.before_trim(oldest)
+        with self._lock:
+            oldest.path.unlink()
+            self._segments.remove(oldest)
+        return True
+
     def _over_bounds(self) -> list[Segment]:
         oldest_ms = int((time.time() - self.max_age_s) * 1000)
         over: list[Segment] = []

@@ -2,7 +2,8 @@
 
 It owns the anchor, the capture and the checkpointer. It ends when told to, or by itself when going on would publish
 something wrong, or could not go on for so long that holding the anchor would do the app harm; `failure` says why.
-What passes (a full disk, a busy lock) is tried again, and `trouble` says it meanwhile.
+What passes (a full disk, a busy lock) is tried again, and `trouble` says it meanwhile. Where room or descriptors lack
+for that long the anchor is let go, so that the app's WAL can begin anew, and all pages are compared once they are back.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from primary.checkpointer import Checkpointer
 from primary.identity import SizeWatch, check_same_files
 from primary.opening import check_schema
 from primary.redo import recover
+from primary.relief import Relief
 from primary.resume import Scanned, compare, resume
 from primary.wakeup import Wakeup
-from walcast.errors import LostContinuity, Stopped, Unavailable, WalcastError
+from walcast.errors import DiskFull, LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.locks import try_lock, unlock
 from walcast.position import Position
+from walcast.rarely import Rarely
+from walcast.shortage import disk_error, reason, shortage
 from walcast.statusfile import LOOK_BOUND_S, doubled
 from walcast.wal import WAL_HEADER_SIZE, frame_offset
 from walcast.walindex import LOCK_WRITE
@@ -70,6 +74,9 @@ class CaptureLoop:
         self._files = capture.files
         self._log = capture.log
         self._checkpointer = Checkpointer(self._files, capture.page_size, anchor, capture.capture)
+        self._relief = Relief(name, self._log, self._checkpointer)
+        self._rarely = Rarely(log)
+        self._lacks: Unavailable | None = None
         self._size = SizeWatch(self._files)
         self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
         self._lock = threading.Lock()
@@ -116,8 +123,19 @@ class CaptureLoop:
         self._thread.start()
 
     def find_place(self, last_boot: Boot | None) -> None:
-        """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database."""
+        """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database. A log
+        that fills its disk is cut for it."""
         self._complete_s = time.monotonic()
+        while True:
+            try:
+                self._find_place(last_boot)
+                return
+            except OSError as error:
+                known = disk_error(error, self._log.directory)
+                if not (isinstance(known, DiskFull) and self._relief.trim()):
+                    raise known from error
+
+    def _find_place(self, last_boot: Boot | None) -> None:
         why = "the WAL does not continue the log"
         if resume(self._capture):
             if not Boot.now(self._files.db_fd).lost_power_since(last_boot):
@@ -208,30 +226,59 @@ class CaptureLoop:
     def _try(self) -> None:
         """Work until told to stop, or something fails that may pass."""
         try:
-            if self._compare_because is not None:
-                reason, self._compare_because = self._compare_because, None
-                self._compare(reason)
+            if not self._anchor.is_held and not self._resume():
+                self._wakeup.pause(RETRY_S)
+                return
+            self._compare_when_due()
             self._work()
         except LostContinuity as error:
             self._compare_because = str(error)
         except (Unavailable, apsw.BusyError, apsw.LockedError, apsw.ProtocolError) as error:
             log.debug("busy", extra={"database": self.name, "error": str(error)})
             self._wakeup.pause(LOOK_AGAIN_S[4])
-        except (apsw.Error, OSError) as error:
+        except (apsw.Error, OSError, MemoryError) as error:
             check_same_files(self._files)
-            self._in_trouble(str(error))
+            path = self._files.path if isinstance(error, apsw.Error) else self._log.directory
+            self._lacks = shortage(error, path)
+            if isinstance(self._lacks, DiskFull) and self._relief.trim():
+                return  # there is room now, for something at least
+            self._in_trouble(str(self._lacks or reason(error)))
             self._wakeup.pause(RETRY_S)
 
+    def _compare_when_due(self) -> None:
+        why, self._compare_because = self._compare_because, None
+        if why is None:
+            return
+        try:
+            self._compare(why)
+        except BaseException:  # what is captured without it would not continue the log
+            self._compare_because = self._compare_because or why
+            raise
+
     def _in_trouble(self, what: str) -> None:
-        """Say it once. While it lasts the anchor keeps the app's WAL from restarting, so it must not last for ever."""
+        """Say it, rarely. While it lasts the anchor keeps the app's WAL from restarting, so it must not last for ever:
+        for want of room or descriptors it is let go, anything else is the end."""
         now = time.monotonic()
         if self.trouble is None:
             self._trouble_s = now
-        if what != self.trouble:
-            log.error("cannot capture, trying again", extra={"database": self.name, "error": what})
         self.trouble = what
+        key = "trouble", type(self._lacks) if self._lacks else what
+        self._rarely.log(logging.ERROR, "cannot capture, trying again", key, database=self.name, error=what)
         if now - self._trouble_s > TROUBLE_S:
-            raise Stopped(f"{self._files.path}: could not capture for {TROUBLE_S:.0f} s: {what}")
+            if self._lacks is None:
+                raise Stopped(f"{self._files.path}: could not capture for {TROUBLE_S:.0f} s: {what}")
+            self._anchor.let_go()
+            self._relief.suspended()
+            facts = {"database": self.name, "error": what}
+            self._rarely.log(logging.ERROR, "capture is suspended until that is over", "suspended", **facts)
+
+    def _resume(self) -> bool:
+        """After the anchor was let go: nobody knows what was committed since, so all pages are compared."""
+        if not self._relief.may_resume(self._lacks):
+            return False
+        self._anchor.hold()
+        self._compare_because = "capture was suspended"
+        return True
 
     def _work(self) -> None:
         looks = 0
@@ -247,7 +294,8 @@ class CaptureLoop:
             if transactions and not self.holds_writers:  # it would give the lock back
                 looks = 0
                 self._checkpointer.run(self._capture.frame, busy=busy)
-            self.trouble = None
+            if self.trouble is not None:
+                self._trouble_is_over()
             settled = self._move_anchor_when_due()
             self._look_around_when_due()
             if busy:
@@ -259,6 +307,12 @@ class CaptureLoop:
                 # An app's checkpoint writes the database first and moves nBackfill, which no event tells, last.
                 quiet = not self._wakeup.wait(IDLE_S if settled and quiet else ANCHOR_EVERY_S)
                 looks = looks if quiet else 0
+
+    def _trouble_is_over(self) -> None:
+        self.trouble = self._lacks = None
+        self._relief.resumed()
+        self._rarely.forget_all()
+        log.info("capturing again", extra={"database": self.name, "position": str(self._log.position)})
 
     def _turn(self) -> int:
         """Log what there is, and answer who waits for it."""
@@ -340,6 +394,7 @@ class CaptureLoop:
         self._capture.capture()
         self._size.check(size, self._capture.forget_lowest_pages() * self._capture.page_size)
         self._log.trim()
+        self._relief.when_low(self._capture.frame)
 
     def _compare(self, reason: str, known: Scanned | None = None) -> None:
         started = time.monotonic()

@@ -12,9 +12,11 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from primary.barriers import barrier
 from primary.copying import copy_pages
@@ -33,6 +35,7 @@ from primary.served import (
 from walcast import wire
 from walcast.errors import Corrupt
 from walcast.levels import Level
+from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
@@ -42,6 +45,8 @@ CHUNK_BYTES = 256 << 10
 MAX_FOLLOWERS = 1000
 MAX_COPIES = 8
 CHECKSUMS_S = 60.0
+HELLO_S = 10.0
+BURST = 5  # lines of one follower that comes and goes, before they become rare
 
 _LEVELS = {pb.BARRIER_LEVEL_DURABLE: Level.DURABLE, pb.BARRIER_LEVEL_APPLIED: Level.APPLIED}
 _NEAR = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
@@ -68,6 +73,7 @@ class Publisher(rpc.ReplicationServicer):
         self._stopping = asyncio.Event()
         self._copies = asyncio.Semaphore(MAX_COPIES)
         self._streams = 0
+        self._rarely = Rarely(log)
 
     def stop(self) -> None:
         """End the streams; new ones are refused."""
@@ -99,7 +105,7 @@ class Publisher(rpc.ReplicationServicer):
         self, request_iterator: AsyncIterator[pb.FollowerMessage], context: Context
     ) -> AsyncIterator[pb.PrimaryMessage]:
         """One follower's stream of one database."""
-        first = await anext(aiter(request_iterator), None)
+        first = await _first_of(request_iterator)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -130,9 +136,11 @@ class Publisher(rpc.ReplicationServicer):
             follower.acknowledged(position.txid, position.txid)
             served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
+        reading.add_done_callback(partial(_reading_ended, served, follower))
         self._streams += 1
-        level = logging.DEBUG if hello.observer else logging.INFO
-        log.log(level, "follower connected", extra={"follower": follower.id, "at": str(position)})
+        level, name = logging.DEBUG if hello.observer else logging.INFO, served.database.name
+        key, facts = ("connected", name, follower.id), {"follower": follower.id, "at": str(position)}
+        self._rarely.log(level, "follower connected", key, burst=BURST, **facts)
         try:
             yield pb.PrimaryMessage(
                 welcome=pb.Welcome(
@@ -157,7 +165,8 @@ class Publisher(rpc.ReplicationServicer):
             reading.cancel()
             if not hello.observer:
                 served.followers.remove(follower)
-            log.log(level, "follower gone", extra={"follower": follower.id, "applied_txid": follower.applied_txid})
+            key, gone = ("gone", name, follower.id), {"follower": follower.id, "applied_txid": follower.applied_txid}
+            self._rarely.log(level, "follower gone", key, burst=BURST, **gone)
 
     async def _send_from(self, served: Served, follower: Follower, txid: int) -> AsyncIterator[pb.PrimaryMessage]:
         """Everything after `txid`, for ever; a heartbeat whenever there was none for a while."""
@@ -180,6 +189,8 @@ class Publisher(rpc.ReplicationServicer):
                 raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
             if served.database.loop.failure:
                 raise Refused(pb.REFUSAL_KIND_STOPPING, str(served.database.loop.failure))
+            if follower.ended:
+                raise Refused(pb.REFUSAL_KIND_STOPPING, follower.ended)
             if served.log.position.txid == txid:
                 follower.state = "streaming"
                 await served.grown(max(0.0, beat_s + served.heartbeat_s - time.monotonic()))
@@ -191,7 +202,8 @@ class Publisher(rpc.ReplicationServicer):
                     txid = reached
                     yield message
             except (Corrupt, OSError) as error:
-                log.error("cannot read the log", extra={"database": served.database.name, "error": str(error)})  # noqa: TRY400
+                facts = {"database": served.database.name, "error": str(error)}
+                self._rarely.log(logging.ERROR, "cannot read the log", ("log", served.database.name), **facts)
                 raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log cannot be read: {error}") from error
 
     # Copy
@@ -200,7 +212,7 @@ class Publisher(rpc.ReplicationServicer):
         self, request_iterator: AsyncIterator[pb.CopyRequest], context: Context
     ) -> AsyncIterator[pb.CopyReply]:
         """The pages that differ from a copy's."""
-        first = await anext(aiter(request_iterator), None)
+        first = await _first_of(request_iterator)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -221,7 +233,12 @@ class Publisher(rpc.ReplicationServicer):
             if hello.last_mismatched and time.monotonic() - served.rechecked_s > RECHECK_EVERY_S:
                 served.rechecked_s = time.monotonic()
                 served.database.loop.recheck("a copy did not have the log's checksum")
-            theirs = await _read_checksums(request_iterator, served)
+            try:
+                theirs = await _read_checksums(request_iterator, served)
+            except (DecodeError, TimeoutError) as error:
+                detail = f"no page checksums came: {str(error) or 'it took too long'}"
+                yield pb.CopyReply(refusal=Refused(pb.REFUSAL_KIND_STOPPING, detail).refusal)
+                return
             async with contextlib.aclosing(copy_pages(served.database, theirs)) as replies:
                 async for reply in replies:
                     try:
@@ -284,6 +301,24 @@ def _check_known_peer(context: Context) -> None:
     if encrypted and not near and not context.peer_identities():
         detail = "to change roles from another machine, show a certificate: --tls-ca on this node, --tls-cert on yours"
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, detail)
+
+
+async def _first_of(requests: AsyncIterator[Any]) -> Any:
+    """The first message of a call; None for one that says nothing, in time, that can be decoded."""
+    try:
+        async with asyncio.timeout(HELLO_S):
+            return await anext(aiter(requests), None)
+    except (DecodeError, TimeoutError):
+        return None
+
+
+def _reading_ended(served: Served, follower: Follower, reading: asyncio.Task[None]) -> None:
+    """Of a follower that is not heard any more nobody knows how far it is: it has to connect again."""
+    error = None if reading.cancelled() else reading.exception()
+    if error is not None:
+        follower.ended = f"its acknowledgements cannot be read: {type(error).__name__}"
+        log.debug("acknowledgements ended", exc_info=error)
+        served.wake()
 
 
 async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Served) -> bytes:

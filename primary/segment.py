@@ -33,6 +33,7 @@ from walcast import ltx
 from walcast.errors import Corrupt
 from walcast.filesystem import pwrite_all
 from walcast.position import Position, format_txid
+from walcast.shortage import FULL
 
 PREFIX = struct.Struct(">4sIQ")
 MAGIC = b"WLTX"
@@ -256,7 +257,14 @@ class Segment:
         need = self.end + PREFIX.size + size
         if need > self.allocated:
             step = -(-(need - self.allocated) // ALLOCATION_STEP_BYTES) * ALLOCATION_STEP_BYTES
-            os.posix_fallocate(self.fd, self.allocated, step)
+            try:
+                os.posix_fallocate(self.fd, self.allocated, step)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                os.ftruncate(self.fd, self.allocated)  # what was allocated of it
+                step = need - self.allocated
+                os.posix_fallocate(self.fd, self.allocated, step)
             self.allocated += step
 
 

@@ -10,6 +10,7 @@ way from a commit to its capture; all further ones share one, and a thread that 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -22,6 +23,7 @@ from inotify_simple import INotify, flags
 POLL_S = 0.002  # where there is no inotify
 OWN_INSTANCES = 16
 
+_NO_WATCH = frozenset([errno.ENOSPC, errno.ENOMEM])
 _DATABASE = flags.MODIFY | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _WAL = flags.MODIFY | flags.ONESHOT
 
@@ -37,24 +39,31 @@ class Wakeup:
         self._poll = select.poll()
         self._poll.register(self._event, select.POLLIN)
         self._armed = False
+        self._polling = False  # there was no watch to be had the last time
         self._watch: _Own | _Lent | None = None
         try:
             self._watch = _Own(self._poll) if _take_instance() else _Lent(self._on_shared_event)
             self._watch.add(database, _DATABASE)
-        except OSError:  # the user has no instances left, or no watches
+        except (OSError, RuntimeError):  # the user has no instances left, or no watches, or no threads
             self._drop_watch()
 
     def arm(self) -> bool:
         """Have the next write to the `-wal` end a `wait`; True when it was not so yet: look again before waiting."""
         if self._armed or self._watch is None:
             return False
-        self._armed = True
-        self._watch.add(self._wal, _WAL)
+        try:
+            self._watch.add(self._wal, _WAL)
+        except OSError as error:
+            self._polling = error.errno in _NO_WATCH  # ENOSPC here is no full disk: see inotify_add_watch(2)
+            if not self._polling:
+                raise
+            return False
+        self._armed, self._polling = True, False
         return True
 
     def wait(self, timeout_s: float) -> bool:
         """True when there was an event."""
-        if self._watch is None:
+        if self._watch is None or self._polling:
             timeout_s = min(timeout_s, POLL_S)
         ready = self._poll.poll(timeout_s * 1000)
         for fd, _ in ready:

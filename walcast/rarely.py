@@ -39,16 +39,19 @@ class Rarely:
     def log(self, level: int, event: str, key: Hashable, *, burst: int = 1, **facts: object) -> bool:
         """It happened. The first `burst` times are logged, then one a minute, in ten minutes, an hour; what did not
         happen for as long as that is new again. Answers whether a line was written at `level`."""
-        with self._lock:
-            held_back = self._note(key, burst)
+        held_back = self.due(key, burst=burst)
         if held_back is None:
             self._logger.debug(event, extra=facts)
             return False
         self._logger.log(level, event, extra=facts | ({"suppressed": held_back} if held_back else {}))
         return True
 
+    def due(self, key: Hashable, *, burst: int = 1) -> int | None:
+        """It happened: how many lines were held back before the one that is due now; None when none is due."""
+        with self._lock:
+            return self._note(key, burst)
+
     def _note(self, key: Hashable, burst: int) -> int | None:
-        """How many lines were held back before the one that is due now; None when none is due."""
         now = self._clock()
         said = self._said.get(key)
         if said is None or now - said.last_s >= _interval_s(said, burst):

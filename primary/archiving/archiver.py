@@ -156,6 +156,8 @@ class Archiver:
                 self._take_a_turn()
                 while stopping and self._is_behind() and self.txid < self._last_txid:  # apps may go on
                     self._upload_next()
+                if not stopping and self._upkeep is not None:
+                    self._upkeep.start_when_due()
             except Exception as error:  # noqa: BLE001 - logged, with its traceback when nobody expects it
                 self._failed(error)
                 wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
@@ -171,7 +173,6 @@ class Archiver:
             if stopping:
                 return
             assert self._upkeep is not None  # the turn says so
-            self._upkeep.start_when_due()
             if not self._is_behind():
                 self._grown.wait(self._upkeep.wait_s())
             self._stop.wait(max(0.0, began + self._interval_s - time.monotonic()))

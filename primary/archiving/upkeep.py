@@ -90,8 +90,9 @@ class Upkeep:
         self._watch_clock()
         if time.monotonic() >= self._not_before_s and self._due(_now_ms()):
             name = f"upkeep-{self._database.name}"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            thread.start()  # RuntimeError where there are no threads left
+            self._thread = thread
 
     def wait_s(self) -> float:
         """When to ask again, if nothing is archived meanwhile."""
