@@ -225,7 +225,7 @@ class Following:
         """Do `step` until it returns; what may pass is tried again, later each time, at times of its own, until
         something was achieved. A connection alone is nothing: what fails behind it would be tried without a pause."""
         while True:
-            before, began_s = self._position, time.monotonic()
+            before = self._position
             try:
                 await self._have_room()
                 await self.where.turn()
@@ -238,9 +238,8 @@ class Following:
                 if known is None:
                     raise
                 failure = known
-            if self._position != before or time.monotonic() - began_s > STEADY_S:
+            if self._position != before:
                 self._retry_s = RETRY_FIRST_S
-                self._rarely.forget_all()
             if isinstance(failure, DiskFull):
                 self._room.lacks(failure)
             elif not isinstance(failure, Exhausted):
@@ -290,7 +289,8 @@ class Following:
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
         key = "trying again", type(error)
-        self._rarely.log(logging.WARNING, "trying again", key, burst=BURST, error=str(error), database=str(self.path))
+        facts = {"error": str(error), "database": str(self.path)}
+        self._rarely.log(logging.WARNING, "trying again", key, facts, burst=BURST)
         self._show(state)
 
     async def _begin(self) -> None:
@@ -333,7 +333,7 @@ class Following:
             raise  # nor would a copy from the primary fit
         except (Unavailable, Corrupt) as error:
             facts = {"url": self._store.url, "error": str(error)}
-            self._rarely.log(logging.WARNING, "cannot bootstrap from the archive", "archive", burst=BURST, **facts)
+            self._rarely.log(logging.WARNING, "cannot bootstrap from the archive", "archive", facts, burst=BURST)
             return None
 
     async def _follow(self) -> None:
@@ -365,7 +365,7 @@ class Following:
                     await self._copy_unnamed(applier, str(must))
                     continue
                 facts = {"position": str(applier.position), "reason": str(must)}
-                self._rarely.log(logging.WARNING, "cannot go on from here", "must copy", burst=BURST, **facts)
+                self._rarely.log(logging.WARNING, "cannot go on from here", "must copy", facts, burst=BURST)
                 self.history = must.history or self.history
                 keeping = await self._keep_own(applier, diverged=must.diverged)
                 if must.diverged or keeping:
@@ -375,7 +375,7 @@ class Following:
                     await self._copy(keeping)
             except (Diverged, Corrupt) as error:
                 facts = {"position": str(applier.position), "error": str(error)}
-                self._rarely.log(logging.ERROR, "diverged; mending", "diverged", burst=BURST, **facts)
+                self._rarely.log(logging.ERROR, "diverged; mending", "diverged", facts, burst=BURST)
                 self._show(State.DIVERGED)
                 await self._copy(await self._keep_own(applier))
 
@@ -399,6 +399,7 @@ class Following:
 
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
+        began_s = time.monotonic()
         try:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
@@ -408,6 +409,9 @@ class Following:
             await streaming.run()
         finally:
             self._stream = None
+            if time.monotonic() - began_s > STEADY_S:
+                self._retry_s = RETRY_FIRST_S
+                self._rarely.forget_all()
             if not self._released:
                 applier.rollback()  # what was cut off inside a transaction
 
@@ -421,7 +425,7 @@ class Following:
         self.showing.connected(welcome.database, welcome.app_url)
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}
-        self._rarely.log(logging.INFO, "streaming", "streaming", burst=BURST, **facts)
+        self._rarely.log(logging.INFO, "streaming", "streaming", facts, burst=BURST)
         self._owner.streaming(str(self._client.primary), welcome.term, self.history)
 
     async def _keep_own(self, applier: Applier, *, diverged: bool = False) -> Circumstances | None:
@@ -480,7 +484,7 @@ class Following:
             if isinstance(error, DiskFull):
                 self._room.lacks(error)
             facts = {"url": self._store.url, "error": str(error)}
-            self._rarely.log(logging.WARNING, "cannot catch up from the archive", "catch up", burst=BURST, **facts)
+            self._rarely.log(logging.WARNING, "cannot catch up from the archive", "catch up", facts, burst=BURST)
             return False
 
     async def _take_over(self, stream: Stream, applier: Applier, offer: pb.HandOver) -> None:

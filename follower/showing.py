@@ -85,7 +85,7 @@ class Showing:
         except OSError as error:
             known = disk_error(error, self._directory / "status")
             self._failing = True
-            self._rarely.log(logging.WARNING, "cannot write the status file", "status", error=str(known))
+            self._rarely.log(logging.WARNING, "cannot write the status file", "status", {"error": str(known)})
             return
         if self._failing:
             self._failing = False

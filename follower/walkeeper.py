@@ -53,7 +53,8 @@ class WalKeeper:
             self._failure = shortage(error, self._applier.path) if not isinstance(error, Unavailable) else error
             if self._failure is None:
                 raise
-            self._rarely.log(logging.ERROR, "the replica's WAL grows", "checkpoint", error=str(self._failure))
+            facts = {"error": str(self._failure)}
+            self._rarely.log(logging.ERROR, "the replica's WAL grows", "checkpoint", facts)
             return None
         self._failure = None
         self._rarely.over("the replica's WAL is checkpointed again", "checkpoint")

@@ -13,14 +13,25 @@ from walcast.errors import ConfigError
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
+LIMITS = [
+    ("grpc.server_handshake_timeout_ms", 5_000),  # TLS and HTTP/2 together; 120 s unless said
+    ("grpc.max_connection_idle_ms", 600_000),  # without a call; whoever needs another one connects again
+    ("grpc.max_concurrent_streams", 1_000),  # calls on one connection
+]
+
 SERVICE = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 
 
 def listen(
-    replication: rpc.ReplicationServicer, address: wire.Address, tls: wire.Tls
+    replication: rpc.ReplicationServicer, address: wire.Address, tls: wire.Tls, *, connections: int
 ) -> tuple[grpc.aio.Server, Any, wire.Address]:
-    """The server, still to be started; its health service; where it listens. ConfigError when it cannot there."""
-    server = grpc.aio.server(options=wire.OPTIONS)
+    """The server, still to be started; its health service; where it listens. ConfigError when it cannot there.
+
+    Of more than `connections` at a time gRPC closes the newest as they come, before a byte is read; those that are
+    silent until the handshake is over do not stay for long.
+    """
+    options = [*wire.OPTIONS, *LIMITS, ("grpc.max_allowed_incoming_connections", connections)]
+    server = grpc.aio.server(options=options)
     rpc.add_ReplicationServicer_to_server(replication, server)
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

@@ -90,7 +90,10 @@ class Host:
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
         publisher = Publisher(self._served, self.status, self._served.away, self.settings.app_url)
-        server, self._healthy, self.listening = listen(publisher, self.settings.listen, self.settings.tls)
+        expected = self._most if self._watching else len(databases) + len(self.settings.members)
+        server, self._healthy, self.listening = listen(
+            publisher, self.settings.listen, self.settings.tls, connections=limits.connections(expected)
+        )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
             stack.push_async_callback(server.stop, GRACE_S)

@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from walcast.errors import ConfigError
+from walcast.rarely import Rarely
+from walcast.shortage import reason
 from walcast.wire import Address
 
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 5.0  # for each wait
+TOTAL_S = 15.0  # for a request as a whole
+MAX_REQUESTS = 32
+ACCEPT_AGAIN_S = 0.5
 
 Facts = dict[str, Any]
+
+log = logging.getLogger("walcast.http")
+
+
+class _Bounded(ThreadingHTTPServer):
+    """Answers so many at a time and hangs up on the others; nobody stays for longer than a request may take."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._since_s: dict[socket.socket, float] = {}
+        self._rarely = Rarely(log)
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:  # no descriptors: whoever waits is still there the next time
+            self._rarely.log(logging.WARNING, "cannot answer over HTTP", "accept", {"error": reason(error)})
+            time.sleep(ACCEPT_AGAIN_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._since_s) >= MAX_REQUESTS:
+            self.shutdown_request(request)
+            return
+        self._since_s[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._since_s.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Every half second: hang up on those that take too long, byte by byte."""
+        for request, since_s in list(self._since_s.items()):
+            if time.monotonic() - since_s > TOTAL_S:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, OSError):  # who hangs up is no trouble of ours
+            facts = {"error": reason(error)}
+            self._rarely.log(logging.WARNING, "cannot answer over HTTP", type(error).__name__, facts)
 
 
 class HttpServer:
@@ -46,7 +99,7 @@ class HttpServer:
                 pass
 
         try:
-            self._server = ThreadingHTTPServer((address.host.strip("[]"), address.port), Handler)
+            self._server = _Bounded((address.host.strip("[]"), address.port), Handler)
         except OSError as error:
             raise ConfigError(f"cannot serve HTTP on {address}: {error.strerror}") from error
         self._server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""How many databases a process can serve on this host."""
+"""How many databases a process can serve on this host, and how many connections it takes beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ log = logging.getLogger("walcast.primary")
 MAX_DATABASES = 1000
 FILES_EACH = 20  # three of the database and its connections', the log's, the archive's, the wake-up's
 SPARE_FILES = 256
+MAX_CONNECTIONS = 2000  # twice the followers that a primary takes
+MAX_LOCAL_CALLS = 256
 _INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
@@ -22,6 +24,21 @@ def capacity() -> int:
     if hard == resource.RLIM_INFINITY:
         return MAX_DATABASES
     return max(1, min(MAX_DATABASES, (hard - SPARE_FILES) // FILES_EACH))
+
+
+def connections(databases: int) -> int:
+    """How many connections from other hosts a process that serves `databases` takes at a time, so that capture, log,
+    archive and local commands always have descriptors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(hard // 8, min(MAX_CONNECTIONS, hard - SPARE_FILES - FILES_EACH * databases))
+
+
+def local_calls() -> int:
+    """How many commands and apps on this host are answered at a time by each database's socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_LOCAL_CALLS if hard == resource.RLIM_INFINITY else max(4, min(MAX_LOCAL_CALLS, hard // 16))
 
 
 def warn_of_polling(databases: int) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from node.limits import local_calls
 from primary.archiving.compaction import Written
 from primary.archiving.snapshot import snapshot
 from primary.barriers import barrier
@@ -23,7 +25,9 @@ from primary.tenure import Tenure
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.levels import Level
+from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
+from walcast.shortage import reason, shortage
 
 log = logging.getLogger("walcast.primary")
 
@@ -31,6 +35,8 @@ REQUEST_S = 10.0
 CHUNK_BYTES = 1 << 18
 STUCK_S = 30.0
 SLOWEST_BYTES_S = 64 << 10
+LISTEN_AGAIN_S = 30.0
+ACCEPT_AGAIN_S = 0.5
 
 Facts = dict[str, Any]
 Answer = Callable[[Facts], Awaitable[Facts]]
@@ -44,44 +50,75 @@ class LocalService:
         self._path = path
         self._answers = answers
         self._database = database
-        self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._room = asyncio.Semaphore(local_calls())
+        self._rarely = Rarely(log)
         self._calls: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._snapshotting = False
 
     async def start(self) -> None:
-        """Listen. A file system without sockets costs the local commands, not the service."""
-        try:
-            made = local.listen(self._path)
-        except OSError as error:
-            log.warning("no local socket", extra={"database": str(self._path), "error": str(error)})
-            return
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=made, limit=local.LINE_BYTES, backlog=local.BACKLOG
-        )
+        """Listen, at once if that can be. Without a socket only the local commands are missing: it is tried again."""
+        self._listen()
+        self._accepting = asyncio.create_task(self._accept())
 
     async def stop(self) -> None:
         """Hang up and remove the socket."""
         self._stopping = True
-        if self._server is None:
+        if self._accepting is None:
             return
-        self._server.close()
+        self._accepting.cancel()
         for call in list(self._calls):
             call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
-        local.forget(self._path)
+        await asyncio.gather(self._accepting, *self._calls, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+            local.forget(self._path)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        call = asyncio.current_task()
-        assert call is not None
-        self._calls.add(call)
+    def _listen(self) -> None:
         try:
+            self._socket = local.listen(self._path)
+        except OSError as error:
+            facts = {"database": str(self._path), "error": reason(error)}
+            self._rarely.log(logging.WARNING, "no local socket", "listen", facts)
+
+    async def _accept(self) -> None:
+        """One after the other; while as many as there may be are answered, the others wait in the backlog."""
+        loop = asyncio.get_running_loop()
+        while self._socket is None:
+            await asyncio.sleep(LISTEN_AGAIN_S)
+            self._listen()
+        while True:
+            await self._room.acquire()
+            try:
+                connection, _ = await loop.sock_accept(self._socket)
+            except OSError as error:  # there are no descriptors left
+                self._room.release()
+                facts = {"database": str(self._path), "error": reason(error)}
+                self._rarely.log(logging.WARNING, "cannot answer local commands", "accept", facts)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            call = asyncio.create_task(self._serve(connection))
+            self._calls.add(call)
+            call.add_done_callback(self._served)
+
+    def _served(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._room.release()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        writer: asyncio.StreamWriter | None = None
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=local.LINE_BYTES)
             await self._answer(reader, writer)
         except (OSError, TimeoutError, ValueError, TypeError, asyncio.CancelledError):
             pass  # whoever asked went away, is stuck, or speaks another language; or we are to stop
+        except (RuntimeError, MemoryError) as error:
+            if shortage(error, self._path) is None:
+                raise
         finally:
-            self._calls.discard(call)
-            writer.close()
+            (writer or connection).close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = json.loads(await asyncio.wait_for(reader.readline(), REQUEST_S))

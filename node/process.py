@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from node.threads import Threads
+
 # Capture, stream and archive share the interpreter: a thread that computes gives way after this long, not after 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 GC_EVERY = 20_000
@@ -24,6 +26,8 @@ def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
+        await asyncio.to_thread(int)  # the first one, while there are some
 
         def on_signal(number: signal.Signals) -> None:
             if stop.is_set():

@@ -37,12 +37,13 @@ def show_primary(
     try:
         _show(serving, state, address, node_id, app_url, level_ns=level_ns, over=over)
     except OSError as error:  # it serves those who look, nothing depends on it
-        _rarely.log(logging.WARNING, "cannot write the status file", path, error=str(disk_error(error, path)))
+        facts = {"error": str(disk_error(error, path))}
+        _rarely.log(logging.WARNING, "cannot write the status file", path, facts)
         _failing.add(path)
     else:
         if path in _failing:
             _failing.discard(path)
-            _rarely.over("the status file is written again", path, path=str(path))
+            _rarely.over("the status file is written again", path, {"path": str(path)})
 
 
 def _show(

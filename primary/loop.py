@@ -263,14 +263,14 @@ class CaptureLoop:
             self._trouble_s = now
         self.trouble = what
         key = "trouble", type(self._lacks) if self._lacks else what
-        self._rarely.log(logging.ERROR, "cannot capture, trying again", key, database=self.name, error=what)
+        facts = {"database": self.name, "error": what}
+        self._rarely.log(logging.ERROR, "cannot capture, trying again", key, facts)
         if now - self._trouble_s > TROUBLE_S:
             if self._lacks is None:
                 raise Stopped(f"{self._files.path}: could not capture for {TROUBLE_S:.0f} s: {what}")
             self._anchor.let_go()
             self._relief.suspended()
-            facts = {"database": self.name, "error": what}
-            self._rarely.log(logging.ERROR, "capture is suspended until that is over", "suspended", **facts)
+            self._rarely.log(logging.ERROR, "capture is suspended until that is over", "suspended", facts)
 
     def _resume(self) -> bool:
         """After the anchor was let go: nobody knows what was committed since, so all pages are compared."""

@@ -140,7 +140,7 @@ class Publisher(rpc.ReplicationServicer):
         self._streams += 1
         level, name = logging.DEBUG if hello.observer else logging.INFO, served.database.name
         key, facts = ("connected", name, follower.id), {"follower": follower.id, "at": str(position)}
-        self._rarely.log(level, "follower connected", key, burst=BURST, **facts)
+        self._rarely.log(level, "follower connected", key, facts, burst=BURST)
         try:
             yield pb.PrimaryMessage(
                 welcome=pb.Welcome(
@@ -166,7 +166,7 @@ class Publisher(rpc.ReplicationServicer):
             if not hello.observer:
                 served.followers.remove(follower)
             key, gone = ("gone", name, follower.id), {"follower": follower.id, "applied_txid": follower.applied_txid}
-            self._rarely.log(level, "follower gone", key, burst=BURST, **gone)
+            self._rarely.log(level, "follower gone", key, gone, burst=BURST)
 
     async def _send_from(self, served: Served, follower: Follower, txid: int) -> AsyncIterator[pb.PrimaryMessage]:
         """Everything after `txid`, for ever; a heartbeat whenever there was none for a while."""
@@ -203,7 +203,7 @@ class Publisher(rpc.ReplicationServicer):
                     yield message
             except (Corrupt, OSError) as error:
                 facts = {"database": served.database.name, "error": str(error)}
-                self._rarely.log(logging.ERROR, "cannot read the log", ("log", served.database.name), **facts)
+                self._rarely.log(logging.ERROR, "cannot read the log", ("log", served.database.name), facts)
                 raise Refused(pb.REFUSAL_KIND_LOG_MOVED_ON, f"the log cannot be read: {error}") from error
 
     # Copy

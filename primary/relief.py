@@ -54,7 +54,7 @@ class Relief:
         if not self._log.give_back():
             return False
         facts = {"database": self._name, "log_bytes": self._log.size_bytes}
-        self._rarely.log(logging.WARNING, "the disk is full: the log was cut", "cut", **facts)
+        self._rarely.log(logging.WARNING, "the disk is full: the log was cut", "cut", facts)
         return True
 
     # While capture is suspended

@@ -10,8 +10,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 AGAIN_S = (60.0, 600.0, 3600.0)
 KEYS_MOST = 1000  # the ones that were said longest ago are forgotten
@@ -36,14 +37,14 @@ class Rarely:
         self._lock = threading.Lock()
         self._said: OrderedDict[Hashable, _Said] = OrderedDict()
 
-    def log(self, level: int, event: str, key: Hashable, *, burst: int = 1, **facts: object) -> bool:
+    def log(self, level: int, event: str, key: Hashable, facts: Mapping[str, object], *, burst: int = 1) -> bool:
         """It happened. The first `burst` times are logged, then one a minute, in ten minutes, an hour; what did not
         happen for as long as that is new again. Answers whether a line was written at `level`."""
         held_back = self.due(key, burst=burst)
         if held_back is None:
-            self._logger.debug(event, extra=facts)
+            self._logger.debug(event, extra=dict(facts))
             return False
-        self._logger.log(level, event, extra=facts | ({"suppressed": held_back} if held_back else {}))
+        self._logger.log(level, event, extra={**facts, **({"suppressed": held_back} if held_back else {})})
         return True
 
     def due(self, key: Hashable, *, burst: int = 1) -> int | None:
@@ -70,14 +71,14 @@ class Rarely:
         held_back, said.held_back = said.held_back, 0
         return held_back
 
-    def over(self, event: str, key: Hashable, **facts: object) -> bool:
+    def over(self, event: str, key: Hashable, facts: Mapping[str, object] = MappingProxyType({})) -> bool:
         """It has ended: logged once if the condition was, with how often and for how long it was met."""
         with self._lock:
             said = self._said.pop(key, None)
         if said is None:
             return False
         seconds = round(self._clock() - said.first_s, 1)
-        self._logger.info(event, extra=facts | {"times": said.times, "seconds": seconds})
+        self._logger.info(event, extra={**facts, "times": said.times, "seconds": seconds})
         return True
 
     def forget_all(self) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import apsw
-
 from walcast.errors import DiskFull, Exhausted, Unavailable
 
 FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -26,13 +24,19 @@ def shortage(error: BaseException, path: Path | str, *, needed_bytes: int | None
     `needed_bytes`: the room that the work takes, where that is known.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if number in FULL or isinstance(error, apsw.FullError):
+    if number in FULL or _is_sqlites(error, "FullError"):
         why = os.strerror(number or errno.ENOSPC)
         return DiskFull(path, free_bytes=free_bytes(path), needed_bytes=needed_bytes, reason=why)
     no_thread = isinstance(error, RuntimeError) and _NO_THREAD in str(error)
-    if number in EXHAUSTED or no_thread or isinstance(error, MemoryError | apsw.NoMemError):
+    if number in EXHAUSTED or no_thread or isinstance(error, MemoryError) or _is_sqlites(error, "NoMemError"):
         return Exhausted(path, reason(error))
     return None
+
+
+def _is_sqlites(error: BaseException, name: str) -> bool:
+    """By name: apps that import this library need not load apsw."""
+    kind = type(error)
+    return kind.__module__ == "apsw" and kind.__name__ == name
 
 
 def disk_error(error: OSError, path: Path | str, *, needed_bytes: int | None = None) -> Unavailable:

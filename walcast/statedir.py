@@ -8,6 +8,7 @@ from pathlib import Path
 from walcast.errors import ConfigError
 from walcast.filesystem import make_directory
 from walcast.locks import is_locked, try_lock
+from walcast.shortage import shortage
 
 
 def state_dir(database: Path) -> Path:
@@ -43,7 +44,8 @@ class StateDir:
             make_directory(self.path, 0o755)
             self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise ConfigError(f"cannot keep state in {self.path}: {error.strerror}") from error
+            what = ConfigError(f"cannot keep state in {self.path}: {error.strerror}")
+            raise shortage(error, self.path) or what from error
         if not try_lock(self._fd, 0):
             os.close(self._fd)
             raise ConfigError(f"{database}: another walcast process already serves or follows it")

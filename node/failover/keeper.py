@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -19,6 +18,7 @@ from node.failover import state as d
 from node.failover.claims import PREFIX, Claim
 from node.failover.decisions import step
 from node.failover.lease import KEY, Lease, is_other, other_words
+from node.threads import Threads
 from primary.tenure import now_s
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
@@ -58,7 +58,7 @@ class Keeper:
         self._take_over = take_over
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lease")
+        self._threads = Threads(THREADS, thread_name_prefix="lease")
 
     def feed(self, event: d.Event) -> None:
         """Something happened."""

@@ -33,11 +33,13 @@ from primary.served import Refused
 from primary.tenure import Tenure, now_s
 from walcast import wire
 from walcast.discarded import list_discarded
-from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.errors import ConfigError, DiskFull, Exhausted, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.identity import id_of_database
 from walcast.position import Position
+from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
+from walcast.shortage import shortage
 from walcast.statedir import state_dir
 from walcast.store import Store
 from walcast.terms import FOLLOWER, PRIMARY, Standing, TermStart, read_standing
@@ -51,6 +53,8 @@ log = logging.getLogger("walcast.failover")
 T = TypeVar("T")
 
 CLOSE_S = 5.0
+BEGIN_AGAIN_S = 1.0
+BEGIN_MOST_S = 30.0
 EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
 
@@ -79,6 +83,7 @@ class Member:
         self._promotion_after = 0
         self._new = False
         self._error: WalcastError | None = None
+        self._rarely = Rarely(log)
         self.id = ""
         self._local: LocalService | None = None
         self._actions: asyncio.Queue[d.Action] = asyncio.Queue()
@@ -160,7 +165,7 @@ class Member:
             check_replica(self.path)
         self.standing = standing or Standing(role, 0, history=())
         self._new = not folder.exists()
-        await self._find_role(role)
+        await self._have_role(role)
         await self._listen()
         while True:
             action = await self._actions.get()
@@ -169,6 +174,24 @@ class Member:
     async def _change(self, action: d.Action) -> None:
         async with self.changing:
             await self._carry_out(action)
+
+    async def _have_role(self, role: str) -> None:
+        """What runs out on this host may be there again: a node that begins then waits, as one that runs does."""
+        wait_s = BEGIN_AGAIN_S
+        while True:
+            try:
+                await self._find_role(role)
+            except (DiskFull, Exhausted, OSError, RuntimeError, MemoryError) as error:
+                known = error if isinstance(error, WalcastError) else shortage(error, state_dir(self.path))
+                if known is None or self.serving is not None or self.following is not None:
+                    raise
+            else:
+                return
+            facts = {"database": self.name, "error": str(known)}
+            self._rarely.log(logging.ERROR, "cannot begin, trying again", "begin", facts)
+            self.leasing.close()
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, BEGIN_MOST_S)
 
     async def _find_role(self, role: str) -> None:
         if self.settings.auto and self.settings.eligible and self.unreachable:
