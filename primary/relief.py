@@ -34,7 +34,7 @@ class Relief:
 
     @property
     def _free_bytes(self) -> int | None:
-        return free_bytes(self._log.directory)
+        return free_bytes(self._log.directory, for_anybody=True)  # the app's user may be another
 
     def when_low(self, frames: int) -> None:
         """Called now and then: keep a little room for the app and for the next entry. `frames` of the WAL are captured.
@@ -74,6 +74,6 @@ class Relief:
         if time.monotonic() < self._not_before_s:
             return False
         if isinstance(lacked, DiskFull):
-            free = self._free_bytes
+            free = free_bytes(self._log.directory)
             return free is None or free >= LOW_BYTES
         return not (isinstance(lacked, Exhausted) and out_of_descriptors())

@@ -210,7 +210,7 @@ def test_without_room_for_a_snapshot_the_apps_disk_is_left_alone(
 ) -> None:
     from primary.archiving import snapshot as snapshots
 
-    monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
+    monkeypatch.setattr(snapshots, "free_bytes", lambda path, for_anybody: 1 << 20)
     with archiving(app, DirectoryStore(tmp_path / "archive"), FAST) as archiver:
         assert poll(lambda: archiver.error)
         assert "no room for a snapshot" in str(archiver.error)

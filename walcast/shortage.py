@@ -58,10 +58,10 @@ def reason(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
-def free_bytes(path: Path | str) -> int | None:
+def free_bytes(path: Path | str, *, for_anybody: bool = False) -> int | None:
     """What this process may still write on the disk of `path`, which need not exist; None when that cannot be told.
 
-    A quota is not seen here.
+    `for_anybody`: what a process may that is not root's, and cannot use the reserved blocks. A quota is not seen here.
     """
     for folder in (Path(path), *Path(path).absolute().parents):
         try:
@@ -70,7 +70,7 @@ def free_bytes(path: Path | str) -> int | None:
             continue
         except OSError:
             return None
-        blocks = facts.f_bfree if os.geteuid() == 0 else facts.f_bavail  # root may use the reserved blocks
+        blocks = facts.f_bfree if os.geteuid() == 0 and not for_anybody else facts.f_bavail
         return blocks * facts.f_frsize
     return None
 

@@ -35,6 +35,8 @@ from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.identity import OtherDatabase
 from walcast.position import Position
+from walcast.rarely import Rarely
+from walcast.shortage import shortage
 from walcast.store import Store
 from walcast.terms import TermStart
 
@@ -71,6 +73,7 @@ class Archiver:
         self.policy = policy
         self.txid = 0
         self.error: str | None = None
+        self._rarely = Rarely(log)
         self._database = database
         self._interval_s = interval_s
         self._position: Position | None = None
@@ -168,6 +171,7 @@ class Archiver:
                 self._grown.set()
                 continue
             if self.error:
+                self._rarely.forget_all()
                 log.info("archiving again", extra={"url": self.store.url, "txid": self.txid})
             self.error, failures = None, 0
             if stopping:
@@ -178,9 +182,12 @@ class Archiver:
             self._stop.wait(max(0.0, began + self._interval_s - time.monotonic()))
 
     def _failed(self, error: Exception) -> None:
+        known = shortage(error, self._database.state.path)
+        error = known or error
+        key = type(known).__name__ if known else str(error)  # how much is free, and lacks, changes all the time
         if isinstance(error, OtherDatabase) and str(error) != self.error:
             log.error("the archive belongs to another database; nothing is uploaded", extra={"error": str(error)})
-        elif str(error) != self.error:
+        elif self._rarely.due(key) is not None:
             expected = isinstance(error, WalcastError | OSError)
             facts = {"url": self.store.url, "error": str(error)}
             log.warning("cannot archive, trying again", extra=facts, exc_info=not expected)

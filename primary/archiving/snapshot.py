@@ -7,7 +7,6 @@ entry of the log since. Its checksum proves it before anything is encoded. Disk:
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,9 +23,10 @@ from primary.database import Database
 from primary.segment import Entry
 from walcast import ltx
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
-from walcast.errors import Corrupt, Unavailable
+from walcast.errors import Corrupt, DiskFull, Unavailable
 from walcast.filesystem import pwrite_all
 from walcast.position import Position
+from walcast.shortage import free_bytes
 
 PIECE_BYTES = 1 << 20
 BARRIER_TIMEOUT_S = 60.0
@@ -133,11 +133,9 @@ def _build(database: Database, fd: int, tick: Tick) -> _Copy:
 def _check_space(database: Database, commit_pages: int) -> None:
     """The app's disk is not ours to fill."""
     need = 2 * commit_pages * database.page_size + SPARE_BYTES
-    free = shutil.disk_usage(database.state.path).free
-    if free < need:
-        raise Unavailable(
-            f"no room for a snapshot: {database.state.path} has {free >> 20} MiB free, it takes up to {need >> 20} MiB"
-        )
+    free = free_bytes(database.state.path, for_anybody=True)
+    if free is not None and free < need:
+        raise DiskFull(database.state.path, "no room for a snapshot", free_bytes=free, needed_bytes=need)
 
 
 def _timestamp_ms(database: Database, position: Position) -> int:

@@ -31,7 +31,9 @@ from primary.archiving.snapshot import SPARE_BYTES, snapshot
 from primary.database import Database
 from walcast import ltx
 from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile
-from walcast.errors import Corrupt, Unavailable, WalcastError
+from walcast.errors import Corrupt, DiskFull, Exhausted, Unavailable, WalcastError
+from walcast.rarely import Rarely
+from walcast.shortage import shortage
 from walcast.store import ObjectMissing, Store
 
 log = logging.getLogger("walcast.archive")
@@ -66,6 +68,7 @@ class Upkeep:
         self._thread: threading.Thread | None = None
         self._errors: dict[str, str] = {}
         self._failures = 0
+        self._rarely = Rarely(log)
         self._not_before_s = 0.0
         self._unproven = {file.key for level in LEVELS[1:] for file in catalogue.level(level)}
         self._compacted_ms = {
@@ -179,16 +182,19 @@ class Upkeep:
         try:
             step(now_ms)
         except Exception as error:
-            text = str(error) or type(error).__name__
+            known = shortage(error, self._database.state.path) or error
+            text = str(known) or type(known).__name__
             if self._stop.is_set():
                 return False
-            if text != self._errors.get(work):
+            key = work, (type(known).__name__ if isinstance(known, DiskFull | Exhausted) else text)
+            if self._rarely.due(key) is not None:
                 expected = isinstance(error, WalcastError | OSError)
                 facts = {"url": self._store.url, "work": work, "error": text}
                 log.warning("archive upkeep failed, trying again", extra=facts, exc_info=not expected)
             self._errors[work] = text
             return False
-        self._errors.pop(work, None)
+        if self._errors.pop(work, None) is not None:
+            self._rarely.forget_all()
         return True
 
     def _compact_levels(self, now_ms: int) -> None:
