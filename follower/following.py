@@ -288,9 +288,10 @@ class Following:
         self._owner.lost(error)
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
-        key = "trying again", type(error)
+        detail = error.detail if isinstance(error, DiskFull) else None
+        key, burst = ("trying again", type(error), bool(detail)), BURST if detail is None else 1
         facts = {"error": str(error), "database": str(self.path)}
-        self._rarely.log(logging.WARNING, "trying again", key, facts, burst=BURST)
+        self._rarely.log(logging.WARNING, "trying again", key, facts, burst=burst)
         self._show(state)
 
     async def _begin(self) -> None:

@@ -111,7 +111,7 @@ class Checkpointer:
         again_s = self.policy.last_s + GIVE_BACK_EVERY_S
         if frames == 0 or (frames == self.policy.last_frames and time.monotonic() < again_s):
             return
-        if self._passive() and os.fstat(self._files.wal_fd).st_size > CUT_BYTES:
+        if (self._passive() or self._locked()) and os.fstat(self._files.wal_fd).st_size > CUT_BYTES:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self.policy.done(frames, time.monotonic())
 

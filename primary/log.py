@@ -35,6 +35,7 @@ from walcast.terms import TERM_TXIDS
 
 PINNED_FACTOR = 4
 CLOCK_STEP_MS = 60_000
+WORTH_BYTES = 1 << 20
 
 
 class Known(Enum):
@@ -225,8 +226,13 @@ class TransactionLog:
                 segment.path.unlink()
                 self._segments.remove(segment)
 
-    def give_back(self) -> bool:
-        """The disk is full: delete the oldest segment, whoever has pinned it; False when only the newest is left."""
+    def give_back(self, *, newest: bool = False) -> bool:
+        """The disk is full: delete the oldest segment, whoever has pinned it; False when there is none to spare. Of the
+        only one a new one is begun first, if it is worth it, and it goes the next time, or with `newest` now."""
+        if len(self._segments) == 1 and self._segments[0].end >= WORTH_BYTES:
+            self._roll(self.position.txid + 1)
+            if not newest:
+                return False
         with self._lock:
             if len(self._segments) < 2:
                 return False

@@ -132,7 +132,7 @@ class CaptureLoop:
                 return
             except OSError as error:
                 known = disk_error(error, self._log.directory)
-                if not (isinstance(known, DiskFull) and self._relief.trim()):
+                if not (isinstance(known, DiskFull) and self._make_room()):
                     raise known from error
 
     def _find_place(self, last_boot: Boot | None) -> None:
@@ -240,10 +240,16 @@ class CaptureLoop:
             check_same_files(self._files)
             path = self._files.path if isinstance(error, apsw.Error) else self._log.directory
             self._lacks = shortage(error, path)
-            if isinstance(self._lacks, DiskFull) and self._relief.trim():
-                return  # there is room now, for something at least
+            if isinstance(self._lacks, DiskFull) and self._make_room():
+                return  # there is some now
             self._in_trouble(str(self._lacks or reason(error)))
             self._wakeup.pause(RETRY_S)
+
+    def _make_room(self) -> bool:
+        try:
+            return self._relief.trim(newest=True)
+        except OSError:  # not even for that
+            return False
 
     def _compare_when_due(self) -> None:
         why, self._compare_because = self._compare_because, None
@@ -294,6 +300,7 @@ class CaptureLoop:
             if transactions and not self.holds_writers:  # it would give the lock back
                 looks = 0
                 self._checkpointer.run(self._capture.frame, busy=busy)
+            self._relief.when_low(self._capture.frame)
             if self.trouble is not None:
                 self._trouble_is_over()
             settled = self._move_anchor_when_due()
@@ -394,7 +401,6 @@ class CaptureLoop:
         self._capture.capture()
         self._size.check(size, self._capture.forget_lowest_pages() * self._capture.page_size)
         self._log.trim()
-        self._relief.when_low(self._capture.frame)
 
     def _compare(self, reason: str, known: Scanned | None = None) -> None:
         started = time.monotonic()

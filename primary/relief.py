@@ -17,7 +17,8 @@ from walcast.shortage import free_bytes, out_of_descriptors
 
 log = logging.getLogger("walcast.primary")
 
-LOW_BYTES = 4 << 20  # what a segment of the log is allocated by: with less the next commit may have no room
+LOW_BYTES = 8 << 20  # twice what a segment of the log is allocated by: with less the next commits may have no room
+LOOK_S = 0.05
 AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between two comparisons of all pages that fail
 
 
@@ -29,6 +30,7 @@ class Relief:
         self._log = transactions
         self._checkpointer = checkpointer
         self._rarely = Rarely(log)
+        self._looked_s = 0.0
         self._failures = 0
         self._not_before_s = 0.0
 
@@ -37,10 +39,13 @@ class Relief:
         return free_bytes(self._log.directory, for_anybody=True)  # the app's user may be another
 
     def when_low(self, frames: int) -> None:
-        """Called now and then: keep a little room for the app and for the next entry. `frames` of the WAL are captured.
-
-        The newest segment stays, whatever is free.
+        """Called after each capture: keep a little room for the app and for the next entry, `frames` of the WAL being
+        captured. The newest segment stays, whatever is free.
         """
+        now = time.monotonic()
+        if now - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now
         free = self._free_bytes
         if free is None or free >= LOW_BYTES:
             return
@@ -49,9 +54,10 @@ class Relief:
         if free is not None and free < LOW_BYTES:
             self._checkpointer.give_back(frames)
 
-    def trim(self) -> bool:
-        """Delete the log's oldest segment; False when there is none to spare."""
-        if not self._log.give_back():
+    def trim(self, *, newest: bool = False) -> bool:
+        """Delete the log's oldest segment; False when there is none to spare. `newest`: also the only one, which
+        followers may be reading."""
+        if not self._log.give_back(newest=newest):
             return False
         facts = {"database": self._name, "log_bytes": self._log.size_bytes}
         self._rarely.log(logging.WARNING, "the disk is full: the log was cut", "cut", facts)
