@@ -45,7 +45,7 @@ LOCK_WINDOW_S = 0.004
 CHECKPOINT_WINDOW_S = 0.01
 CHECKPOINT_STEP_S = 0.0002
 CUT_BYTES = 4 << 20
-GIVE_BACK_EVERY_S = 1.0
+GIVE_BACK_EVERY_S = 0.25
 
 
 class Step(Enum):
@@ -90,6 +90,7 @@ class Checkpointer:
         self._connection.set_busy_timeout(0)
         self._anchor = anchor
         self._capture = capture
+        self._gave_back_s = 0.0
         self.policy = Policy(page_size)
 
     def run(self, frames: int, *, busy: bool = False) -> None:
@@ -108,9 +109,10 @@ class Checkpointer:
         Cutting is a restart like any other: SQLite does it only when every frame is copied back, none of which the
         anchor lets happen before it was captured.
         """
-        again_s = self.policy.last_s + GIVE_BACK_EVERY_S
-        if frames == 0 or (frames == self.policy.last_frames and time.monotonic() < again_s):
+        now = time.monotonic()
+        if frames == 0 or now - self._gave_back_s < GIVE_BACK_EVERY_S:
             return
+        self._gave_back_s = now
         if (self._passive() or self._locked()) and os.fstat(self._files.wal_fd).st_size > CUT_BYTES:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self.policy.done(frames, time.monotonic())

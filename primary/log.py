@@ -155,10 +155,10 @@ class TransactionLog:
             self._roll(min_txid)
         return Writer(self._segments[-1])
 
-    def _roll_bytes(self) -> int:
+    def _roll_bytes(self, least_bytes: int = 0) -> int:
         pages = 0 if self.checksums is None else self.checksums.commit_pages
         # Saving 8 bytes a page must stay a small part of the writing, but the bound comes first.
-        return max(self.segment_bytes, min(64 * pages, self.max_bytes // 4))
+        return max(least_bytes or self.segment_bytes, min(64 * pages, self.max_bytes // 4))
 
     def _roll(self, min_txid: int) -> None:
         if self._segments:
@@ -229,7 +229,7 @@ class TransactionLog:
     def give_back(self, *, newest: bool = False) -> bool:
         """The disk is full: delete the oldest segment, whoever has pinned it; False when there is none to spare. Of the
         only one a new one is begun first, if it is worth it, and it goes the next time, or with `newest` now."""
-        if len(self._segments) == 1 and self._segments[0].end >= WORTH_BYTES:
+        if len(self._segments) == 1 and self._segments[0].end >= self._roll_bytes(WORTH_BYTES):
             self._roll(self.position.txid + 1)
             if not newest:
                 return False

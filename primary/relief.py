@@ -18,7 +18,6 @@ from walcast.shortage import free_bytes, out_of_descriptors
 log = logging.getLogger("walcast.primary")
 
 LOW_BYTES = 8 << 20  # twice what a segment of the log is allocated by: with less the next commits may have no room
-LOOK_S = 0.05
 AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between two comparisons of all pages that fail
 
 
@@ -28,24 +27,20 @@ class Relief:
     def __init__(self, name: str, transactions: TransactionLog, checkpointer: Checkpointer) -> None:
         self._name = name
         self._log = transactions
+        self._directory = str(transactions.directory)
         self._checkpointer = checkpointer
         self._rarely = Rarely(log)
-        self._looked_s = 0.0
         self._failures = 0
         self._not_before_s = 0.0
 
     @property
     def _free_bytes(self) -> int | None:
-        return free_bytes(self._log.directory, for_anybody=True)  # the app's user may be another
+        return free_bytes(self._directory, for_anybody=True)  # the app's user may be another
 
     def when_low(self, frames: int) -> None:
         """Called after each capture: keep a little room for the app and for the next entry, `frames` of the WAL being
         captured. The newest segment stays, whatever is free.
         """
-        now = time.monotonic()
-        if now - self._looked_s < LOOK_S:
-            return
-        self._looked_s = now
         free = self._free_bytes
         if free is None or free >= LOW_BYTES:
             return

@@ -63,16 +63,20 @@ def free_bytes(path: Path | str, *, for_anybody: bool = False) -> int | None:
 
     `for_anybody`: what a process may that is not root's, and cannot use the reserved blocks. A quota is not seen here.
     """
-    for folder in (Path(path), *Path(path).absolute().parents):
+    folder = path
+    while True:
         try:
             facts = os.statvfs(folder)
         except FileNotFoundError:
+            above = Path(folder).absolute().parent
+            if above == folder:
+                return None
+            folder = above
             continue
         except OSError:
             return None
         blocks = facts.f_bfree if os.geteuid() == 0 and not for_anybody else facts.f_bavail
         return blocks * facts.f_frsize
-    return None
 
 
 def out_of_descriptors() -> bool:
