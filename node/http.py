@@ -32,6 +32,8 @@ log = logging.getLogger("walcast.http")
 class _Bounded(ThreadingHTTPServer):
     """Answers so many at a time and hangs up on the others; nobody stays for longer than a request may take."""
 
+    request_queue_size = 2 * MAX_REQUESTS
+
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._since_s: dict[socket.socket, float] = {}
         self._rarely = Rarely(log)

@@ -32,7 +32,8 @@ def connections(databases: int) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    return max(hard // 8, min(MAX_CONNECTIONS, hard - SPARE_FILES - FILES_EACH * databases))
+    least = min(hard // 8, SPARE_FILES // 2)
+    return max(least, min(MAX_CONNECTIONS, hard - SPARE_FILES - FILES_EACH * databases))
 
 
 def local_calls() -> int:
