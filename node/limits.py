@@ -12,7 +12,7 @@ MAX_DATABASES = 1000
 FILES_EACH = 20  # three of the database and its connections', the log's, the archive's, the wake-up's
 SPARE_FILES = 256
 MAX_CONNECTIONS = 2000  # twice the followers that a primary takes
-MAX_LOCAL_CALLS = 256
+MAX_LOCAL_CALLS = 1000
 _INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
@@ -39,7 +39,7 @@ def connections(databases: int) -> int:
 def local_calls() -> int:
     """How many commands and apps on this host are answered at a time by each database's socket."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_LOCAL_CALLS if hard == resource.RLIM_INFINITY else max(4, min(MAX_LOCAL_CALLS, hard // 16))
+    return MAX_LOCAL_CALLS if hard == resource.RLIM_INFINITY else max(4, min(MAX_LOCAL_CALLS, hard // 8))
 
 
 def warn_of_polling(databases: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -36,7 +35,6 @@ CHUNK_BYTES = 1 << 18
 STUCK_S = 30.0
 SLOWEST_BYTES_S = 64 << 10
 LISTEN_AGAIN_S = 30.0
-ACCEPT_AGAIN_S = 0.5
 
 Facts = dict[str, Any]
 Answer = Callable[[Facts], Awaitable[Facts]]
@@ -50,67 +48,58 @@ class LocalService:
         self._path = path
         self._answers = answers
         self._database = database
-        self._socket: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
-        self._room = asyncio.Semaphore(local_calls())
+        self._server: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._most = local_calls()
         self._rarely = Rarely(log)
         self._calls: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._snapshotting = False
 
     async def start(self) -> None:
-        """Listen, at once if that can be. Without a socket only the local commands are missing: it is tried again."""
-        self._listen()
-        self._accepting = asyncio.create_task(self._accept())
+        """Listen. Without a socket only the local commands are missing, not the service; it is tried again."""
+        await self._listen()
+        if self._server is None:
+            self._listening = asyncio.create_task(self._listen_later())
 
     async def stop(self) -> None:
         """Hang up and remove the socket."""
         self._stopping = True
-        if self._accepting is None:
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._server is None:
             return
-        self._accepting.cancel()
+        self._server.close()
         for call in list(self._calls):
             call.cancel()
-        await asyncio.gather(self._accepting, *self._calls, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-            local.forget(self._path)
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        local.forget(self._path)
 
-    def _listen(self) -> None:
+    async def _listen(self) -> None:
         try:
-            self._socket = local.listen(self._path)
+            made = local.listen(self._path)
         except OSError as error:
             facts = {"database": str(self._path), "error": reason(error)}
             self._rarely.log(logging.WARNING, "no local socket", "listen", facts)
+            return
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=made, limit=local.LINE_BYTES, backlog=local.BACKLOG
+        )
 
-    async def _accept(self) -> None:
-        """One after the other; while as many as there may be are answered, the others wait in the backlog."""
-        loop = asyncio.get_running_loop()
-        while self._socket is None:
+    async def _listen_later(self) -> None:
+        while self._server is None:
             await asyncio.sleep(LISTEN_AGAIN_S)
-            self._listen()
-        while True:
-            await self._room.acquire()
-            try:
-                connection, _ = await loop.sock_accept(self._socket)
-            except OSError as error:  # there are no descriptors left
-                self._room.release()
-                facts = {"database": str(self._path), "error": reason(error)}
-                self._rarely.log(logging.WARNING, "cannot answer local commands", "accept", facts)
-                await asyncio.sleep(ACCEPT_AGAIN_S)
-                continue
-            call = asyncio.create_task(self._serve(connection))
-            self._calls.add(call)
-            call.add_done_callback(self._served)
+            await self._listen()
 
-    def _served(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
-        self._room.release()
-
-    async def _serve(self, connection: socket.socket) -> None:
-        writer: asyncio.StreamWriter | None = None
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        call = asyncio.current_task()
+        assert call is not None
+        if len(self._calls) >= self._most:  # each holds a descriptor
+            _say(writer, {"error": f"{self._path}: {self._most} commands and apps ask at once", "again": True})
+            writer.close()
+            return
+        self._calls.add(call)
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=local.LINE_BYTES)
             await self._answer(reader, writer)
         except (OSError, TimeoutError, ValueError, TypeError, asyncio.CancelledError):
             pass  # whoever asked went away, is stuck, or speaks another language; or we are to stop
@@ -118,7 +107,8 @@ class LocalService:
             if shortage(error, self._path) is None:
                 raise
         finally:
-            (writer or connection).close()
+            self._calls.discard(call)
+            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = json.loads(await asyncio.wait_for(reader.readline(), REQUEST_S))
