@@ -53,7 +53,7 @@ log = logging.getLogger("walcast.follower")
 
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
-RETRY_BOOTSTRAP_MOST_S = 60.0  # without room for a first copy
+RETRY_BOOTSTRAP_MOST_S = 120.0  # without room for a first copy
 STEADY_S = 10.0  # a stream that lasted for so long was no failure
 MEND_EVERY_S = 1.0
 SYNC_S = 5.0

@@ -36,7 +36,7 @@ from walcast.archive.contents import contents_of
 from walcast.checksum import PageChecksums
 from walcast.discarded import Circumstances, list_discarded, rebuild, trees_of
 from walcast.discarded import folder as folder_module
-from walcast.errors import ConfigError, Corrupt, Unavailable
+from walcast.errors import ConfigError, Corrupt, DiskFull, Unavailable
 from walcast.position import Position, format_txid
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
@@ -332,8 +332,9 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(deposed: Deposed, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Unavailable, match="No space left on device; make room"):
+    with pytest.raises(DiskFull) as caught:
         deposed.discard()
+    assert caught.value.path == state_dir(deposed.path) / "discarded"
     assert deposed.folders() == []
 
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from walcast import ltx
 from walcast.discarded.summary import Summary
 from walcast.discarded.words import words
-from walcast.errors import Unavailable
+from walcast.errors import DiskFull, Unavailable
 from walcast.filesystem import fsync_directory
 from walcast.moment import parse_moment
 from walcast.position import format_txid
+from walcast.shortage import reason, shortage
 from walcast.statedir import state_dir
 
 log = logging.getLogger("walcast.discarded")
@@ -166,7 +167,11 @@ class Saving:
         try:
             yield
         except OSError as error:
-            raise Unavailable(
+            full = shortage(error, self._root)
+            if isinstance(full, DiskFull):
+                detail = "make room there: what only this node had is kept before the database is overwritten"
+                raise DiskFull(self._root, detail, free_bytes=full.free_bytes, reason=reason(error)) from error
+            raise full or Unavailable(
                 f"{self._root}: cannot keep what only this node had: {error.strerror}; make room or "
                 "correct permissions there, the database is not overwritten before"
             ) from error
