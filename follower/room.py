@@ -1,6 +1,6 @@
-"""A full disk, from the follower's side: when is there room again, so that the next try is not in vain?
+"""A full disk at a follower: whether there is room enough for the next try.
 
-Asked before anything is asked of a primary or an archive: what comes over the network could not be written.
+Checked before a primary or an archive is asked for anything, since what comes over the network could not be written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TRY_ANYWAY_S = 60.0  # what was needed may have been guessed too high, and a quo
 
 
 class Room:
-    """What the last try lacked, until it is there."""
+    """Remembers what the last try lacked until it is free."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,7 +26,7 @@ class Room:
 
     @property
     def is_lacking(self) -> bool:
-        """Was there no room the last time?"""
+        """Whether the last try failed for want of room."""
         return self._full is not None
 
     def lacks(self, error: DiskFull) -> None:

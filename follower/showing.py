@@ -76,8 +76,8 @@ class Showing:
         self._write()
 
     def _write(self) -> None:
-        """What the file cannot take now it is told with the next change: it serves those who look, nothing depends on
-        it."""
+        """A failure is logged and otherwise ignored: nothing in the follower depends on the file, and the next change
+        is written again."""
         try:
             if self._writer is None:
                 self._writer = StatusWriter(self._directory)

@@ -30,7 +30,7 @@ log = logging.getLogger("walcast.http")
 
 
 class _Bounded(ThreadingHTTPServer):
-    """Answers so many at a time and hangs up on the others; nobody stays for longer than a request may take."""
+    """Answers MAX_REQUESTS at a time and hangs up on the others; none may take longer than TOTAL_S."""
 
     request_queue_size = 2 * MAX_REQUESTS
 
@@ -42,7 +42,7 @@ class _Bounded(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
-        except OSError as error:  # no descriptors: whoever waits is still there the next time
+        except OSError as error:  # no descriptors are left; the connection stays in the backlog
             self._rarely.log(logging.WARNING, "cannot answer over HTTP", "accept", {"error": reason(error)})
             time.sleep(ACCEPT_AGAIN_S)
             raise
@@ -59,7 +59,7 @@ class _Bounded(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Every half second: hang up on those that take too long, byte by byte."""
+        """Called every half second: hang up on requests that take too long, such as one sent byte by byte."""
         for request, since_s in list(self._since_s.items()):
             if time.monotonic() - since_s > TOTAL_S:
                 with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class _Bounded(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
-        if error is not None and not isinstance(error, OSError):  # who hangs up is no trouble of ours
+        if error is not None and not isinstance(error, OSError):  # a client that hung up
             facts = {"error": reason(error)}
             self._rarely.log(logging.WARNING, "cannot answer over HTTP", type(error).__name__, facts)
 

@@ -57,7 +57,7 @@ class LocalService:
         self._snapshotting = False
 
     async def start(self) -> None:
-        """Listen. Without a socket only the local commands are missing, not the service; it is tried again."""
+        """Listen. A socket that cannot be made costs the local commands, not the service, and is tried again."""
         await self._listen()
         if self._server is None:
             self._listening = asyncio.create_task(self._listen_later())

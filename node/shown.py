@@ -36,7 +36,7 @@ def show_primary(
     path = state_dir(serving.database.path) / "status"
     try:
         _show(serving, state, address, node_id, app_url, level_ns=level_ns, over=over)
-    except OSError as error:  # it serves those who look, nothing depends on it
+    except OSError as error:  # nothing in the primary depends on the file
         facts = {"error": str(disk_error(error, path))}
         _rarely.log(logging.WARNING, "cannot write the status file", path, facts)
         _failing.add(path)

@@ -1,4 +1,4 @@
-"""Threads for what blocks, where the process may have no more of them."""
+"""A thread pool for blocking work in a process that may have reached its limit of threads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class Threads(ThreadPoolExecutor):
-    """A pool that does with the threads that it has what it is given, when a further one cannot be started."""
+    """A pool that keeps working with the threads it has when the system refuses another one."""
 
     def _adjust_thread_count(self) -> None:
-        # Private to the standard library, and the only place where this can be told: `submit` has queued the work.
+        # Private to the standard library, but the only place to catch it: `submit` has already queued the work.
         try:
             super()._adjust_thread_count()
         except RuntimeError:

@@ -38,8 +38,8 @@ class Rarely:
         self._said: OrderedDict[Hashable, _Said] = OrderedDict()
 
     def log(self, level: int, event: str, key: Hashable, facts: Mapping[str, object], *, burst: int = 1) -> bool:
-        """It happened. The first `burst` times are logged, then one a minute, in ten minutes, an hour; what did not
-        happen for as long as that is new again. Answers whether a line was written at `level`."""
+        """Log it: the first `burst` times at once, then after a minute, ten minutes and every hour. A condition that did
+        not occur for as long as that counts as new. Returns whether a line was written at `level`."""
         held_back = self.due(key, burst=burst)
         if held_back is None:
             self._logger.debug(event, extra=dict(facts))
@@ -48,7 +48,8 @@ class Rarely:
         return True
 
     def due(self, key: Hashable, *, burst: int = 1) -> int | None:
-        """It happened: how many lines were held back before the one that is due now; None when none is due."""
+        """For a caller that writes the line itself: the number of lines held back before this one; None when this one
+        is to be held back, too."""
         with self._lock:
             return self._note(key, burst)
 
@@ -72,7 +73,7 @@ class Rarely:
         return held_back
 
     def over(self, event: str, key: Hashable, facts: Mapping[str, object] = MappingProxyType({})) -> bool:
-        """It has ended: logged once if the condition was, with how often and for how long it was met."""
+        """The condition has ended: logged if its beginning was, with how often and for how long it occurred."""
         with self._lock:
             said = self._said.pop(key, None)
         if said is None:
@@ -82,7 +83,7 @@ class Rarely:
         return True
 
     def forget_all(self) -> None:
-        """All is well, and that is said elsewhere: whatever happens next is new."""
+        """All conditions have ended, which the caller logs itself: whatever occurs next is new."""
         with self._lock:
             self._said.clear()
 

@@ -1,6 +1,6 @@
 """What ran out: room on a disk, file descriptors, memory, threads. Told apart at the border, by `errno` and by type.
 
-Each passes: whoever meets one says it, gives back what it can, and tries again later. None is a reason to end.
+Each may pass. The caller logs it, gives back what it can, and tries again later; none is a reason to end the process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def shortage(error: BaseException, path: Path | str, *, needed_bytes: int | None
 
 
 def _is_sqlites(error: BaseException, name: str) -> bool:
-    """By name: apps that import this library need not load apsw."""
+    """By name, so that apps that import this library need not load apsw."""
     kind = type(error)
     return kind.__module__ == "apsw" and kind.__name__ == name
 

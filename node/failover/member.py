@@ -176,7 +176,8 @@ class Member:
             await self._carry_out(action)
 
     async def _have_role(self, role: str) -> None:
-        """What runs out on this host may be there again: a node that begins then waits, as one that runs does."""
+        """Find the role. While the disk is full, or descriptors or threads are exhausted, wait and try again, as a node
+        does that is running already."""
         wait_s = BEGIN_AGAIN_S
         while True:
             try:

@@ -185,8 +185,9 @@ class Archiver:
         known = shortage(error, self._database.state.path)
         error = known or error
         key = type(known).__name__ if known else str(error)  # how much is free, and lacks, changes all the time
-        if isinstance(error, OtherDatabase) and str(error) != self.error:
-            log.error("the archive belongs to another database; nothing is uploaded", extra={"error": str(error)})
+        if isinstance(error, OtherDatabase):
+            if str(error) != self.error:
+                log.error("the archive belongs to another database; nothing is uploaded", extra={"error": str(error)})
         elif self._rarely.due(key) is not None:
             expected = isinstance(error, WalcastError | OSError)
             facts = {"url": self.store.url, "error": str(error)}
