@@ -38,8 +38,8 @@ class Rarely:
         self._said: OrderedDict[Hashable, _Said] = OrderedDict()
 
     def log(self, level: int, event: str, key: Hashable, facts: Mapping[str, object], *, burst: int = 1) -> bool:
-        """Log it: the first `burst` times at once, then after a minute, ten minutes and every hour. A condition that did
-        not occur for as long as that counts as new. Returns whether a line was written at `level`."""
+        """Log it: the first `burst` times at once, then after a minute, ten minutes and every hour. A condition that
+        did not occur for as long as that counts as new. Returns whether a line was written at `level`."""
         held_back = self.due(key, burst=burst)
         if held_back is None:
             self._logger.debug(event, extra=dict(facts))
