@@ -238,6 +238,12 @@ class Following:
                 if known is None:
                     raise
                 failure = known
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Nobody cancelled the follower: gRPC raises this in a write to a call that `Stream.leave` has ended.
+                failure = Unavailable(f"{self._client.primary}: the stream was left")
             if self._position != before:
                 self._retry_s = RETRY_FIRST_S
             if isinstance(failure, DiskFull):

@@ -165,6 +165,34 @@ def test_a_stream_that_breaks_inside_a_large_transaction_leaves_a_follower_that_
     assert client.asked == [first, second, second, second, second, second]
 
 
+class LeftStream(FakeStream):
+    """Was left while an acknowledgement was being written, as gRPC tells it."""
+
+    async def acknowledge(self, ack: pb.Ack) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_stream_that_is_left_during_an_acknowledgement_does_not_end_the_follower(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended without a word: a task that is cancelled is nobody's failure."""
+    monkeypatch.setattr(following_module, "RETRY_FIRST_S", 0.01)
+    path = replica(source, tmp_path)
+    for _ in range(3):
+        source.transfer()
+
+    class Client(FakeClient):
+        @asynccontextmanager
+        async def stream(self, position: Position, term: int, *, observer: bool = False) -> AsyncIterator[FakeStream]:
+            self.asked.append(position)
+            kind = LeftStream if len(self.asked) == 1 else FakeStream
+            yield kind(self._files, position, self._newest, -1)
+
+    client = Client(source, [])
+    asyncio.run(follow(path, client, source))
+    assert client.asked == [source.first_position, source.transactions[0].position]
+
+
 # Checkpoints
 
 
