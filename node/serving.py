@@ -85,6 +85,7 @@ class Serving:
             if kept
             else None
         )
+        database.loop.foreign.archive = store.url if store else ""
         self._store = store
         self._local: LocalService | None = None
         self.drained = False  # what was left went to the archive, or had its time
@@ -206,7 +207,9 @@ class Serving:
     def trouble(self) -> str | None:
         """Why not every commit is captured now."""
         loop = self.database.loop
-        return str(loop.failure) if loop.failure else loop.trouble or loop.blindness
+        if loop.failure:
+            return str(loop.failure)
+        return loop.trouble or loop.blindness or self.database.scrubber.trouble
 
     def archive_trouble(self, within_s: float) -> str | None:
         """Why the archive does not have every commit that is older than `within_s`; None when it has, or is none."""

@@ -13,6 +13,7 @@ import apsw
 from primary.anchor import Anchor, checkpoint_on_close, connect
 from primary.boot import Boot, read_boot, write_boot
 from primary.capture import Capture
+from primary.identity import check_same_files
 from primary.log import TransactionLog
 from primary.loop import CaptureLoop
 from primary.opening import open_database
@@ -23,6 +24,7 @@ from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Unavailable, WalcastError
 from walcast.held import Held
 from walcast.identity import DatabaseId, read_database_id, write_database_id
+from walcast.scrub import DEFAULT_BYTES_PER_S, Scrubber
 from walcast.statedir import StateDir
 
 PARTS = ("_anchor", "_reader", "files", "log", "state")  # connections first, then the files (`walcast.dbfiles`)
@@ -46,6 +48,7 @@ class Database:
         log_age_s: float = 3600.0,
         held: Held | None = None,
         tenure: Tenure | None = None,
+        scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S,
     ) -> None:
         self.path = path
         self.name = name
@@ -57,6 +60,7 @@ class Database:
         self._counting = threading.Lock()
         try:
             self._open(log_bytes, log_age_s, held)
+            self.scrubber = self._scrubber(scrub_bytes_per_s)
         except BaseException:
             self._let_go(("_anchor", "log") if held else PARTS)  # so that a later try finds it free
             raise
@@ -74,6 +78,24 @@ class Database:
         self._capture = Capture(self.files, self._reader, self.log, self.page_size)
         self.loop = CaptureLoop(self.name, self._anchor, self._capture)
 
+    def _scrubber(self, most_bytes_per_s: float) -> Scrubber:
+        foreign = self.loop.foreign
+
+        def connect_to_it() -> apsw.Connection:
+            check_same_files(self.files)  # a connection on another file there would take away this one's locks
+            return connect(self.path)
+
+        scrubber = Scrubber(
+            self.files,
+            connect_to_it,
+            lambda: self.log.checksums,
+            foreign.examine,
+            most_bytes_per_s=most_bytes_per_s,
+        )
+        foreign.suspect, foreign.again, scrubber.on_clean = scrubber.suspect, scrubber.again, foreign.passed
+        foreign.clean_ms = lambda: scrubber.clean_ms
+        return scrubber
+
     def _let_go(self, parts: tuple[str, ...]) -> None:
         for part in parts:
             if hasattr(self, part):
@@ -84,11 +106,16 @@ class Database:
         capture in the background; writers are held then. A `term` higher than the log's begins with an entry of its
         own."""
         if at is None:
-            self.loop.find_place(read_boot(self.state.path))
+            # What was restored in place of a damaged database is meant: the log must not be replayed over it.
+            was_damaged = self.loop.foreign.resume()
+            self.loop.find_place(read_boot(self.state.path), trusted=was_damaged)
+        else:
+            self.loop.foreign.forget()
         begin_at(self._capture, at, term)
         write_boot(self.state.path, Boot.now(self.files.db_fd))
         checkpoint_on_close(self._reader)  # the one that is closed last
         self.loop.start(resumed=True, held=at is not None)
+        self.scrubber.start()
 
     def finish(self) -> bool:
         """Instead of `start`, for one that is not to be served any more: whether log and database could be brought
@@ -103,6 +130,7 @@ class Database:
     def release(self) -> Held:
         """Instead of `stop`: end capturing and keep the files and, if `loop.holds_writers`, the write lock. Nobody may
         be `reading`."""
+        self.scrubber.stop()
         self.loop.stop()
         self._let_go(("_anchor", "log"))
         self.log.let_go()
@@ -144,5 +172,6 @@ class Database:
 
     def stop(self) -> None:
         """End capturing and let go of the database."""
+        self.scrubber.stop()
         self.loop.stop()
         self._let_go(PARTS)

@@ -23,6 +23,16 @@ def check_same_files(files: DatabaseFiles) -> None:
             raise Stopped(f"{name} was replaced while it was being replicated")
 
 
+class Truncated(Stopped):
+    """The database file is shorter than every commit up to now: `size` bytes, where it may not have less than
+    `smallest`."""
+
+    def __init__(self, path: Path, was: int, size: int, smallest: int) -> None:
+        super().__init__(f"{path} was truncated from {was} to {size} bytes under us")
+        self.size = size
+        self.smallest = smallest
+
+
 class SizeWatch:
     """Notices a database file that somebody truncated: SQLite shrinks it only in a checkpoint, to what was the commit
     size at that moment, so never below the smallest commit since the last look."""
@@ -37,7 +47,8 @@ class SizeWatch:
         return os.fstat(self._files.db_fd).st_size
 
     def check(self, size: int, smallest: int) -> None:
-        """Stopped when the file shrank to `size`, below the commit size of every commit up to now, `smallest` bytes."""
+        """Truncated when the file shrank to `size`, below the commit size of every commit up to now, `smallest`
+        bytes."""
         if size < self._size and size < smallest:
-            raise Stopped(f"{self._files.path} was truncated from {self._size} to {size} bytes under us")
+            raise Truncated(self._files.path, self._size, size, smallest)
         self._size = size

@@ -22,7 +22,8 @@ from primary.anchor import Anchor
 from primary.boot import Boot
 from primary.capture import Capture
 from primary.checkpointer import Checkpointer
-from primary.identity import SizeWatch, check_same_files
+from primary.foreign import ForeignWrites
+from primary.identity import SizeWatch, Truncated, check_same_files
 from primary.opening import check_schema
 from primary.redo import recover
 from primary.relief import Relief
@@ -78,6 +79,7 @@ class CaptureLoop:
         self._rarely = Rarely(log)
         self._lacks: Unavailable | None = None
         self._size = SizeWatch(self._files)
+        self.foreign = ForeignWrites(name, capture, self._log.directory.parent)
         self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
         self._lock = threading.Lock()
         self._barriers: list[Future[Captured]] = []
@@ -91,6 +93,7 @@ class CaptureLoop:
         self._complete_s = time.monotonic()
         self._anchored: tuple[object, ...] = ()
         self._anchored_s = self._looked_s = 0.0
+        self.foreign.wake = self._wakeup.call
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
 
     # For others
@@ -122,13 +125,16 @@ class CaptureLoop:
             self._complete_s = time.monotonic()
         self._thread.start()
 
-    def find_place(self, last_boot: Boot | None) -> None:
-        """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database. A log
-        that fills its disk is cut for it."""
+    def find_place(self, last_boot: Boot | None, *, trusted: bool = False) -> None:
+        """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database.
+        `trusted`: what the database holds is meant, whatever the log says. A log that fills its disk is cut for it."""
         self._complete_s = time.monotonic()
         while True:
             try:
-                self._find_place(last_boot)
+                if trusted:
+                    self._compare("the database was damaged and is whole again")
+                else:
+                    self._find_place(last_boot)
                 return
             except OSError as error:
                 known = disk_error(error, self._log.directory)
@@ -208,6 +214,7 @@ class CaptureLoop:
         self._fail_barriers(Unavailable("stopping"))
         if self._thread.is_alive():
             raise Stopped(f"{self._files.path}: capture has not ended within {STOP_S:.0f} s: a disk does not answer")
+        self.foreign.close(Unavailable("stopping"))
         self._checkpointer.close()
         self._wakeup.close()
 
@@ -229,6 +236,9 @@ class CaptureLoop:
             if not self._anchor.is_held and not self._resume():
                 self._wakeup.pause(RETRY_S)
                 return
+            if self.foreign.found:
+                why = self.foreign.judge(self._wakeup.pause, lambda: self._stopping, self._check_size)
+                self._compare_because = why or self._compare_because
             self._compare_when_due()
             self._work()
         except LostContinuity as error:
@@ -291,7 +301,11 @@ class CaptureLoop:
         quiet = False
         while not self._stopping and self._compare_because is None:
             waits_for_lock = self._hold_when_asked()
+            self.foreign.look()
+            if self.foreign.found:
+                return
             transactions = self._turn()
+            self.foreign.answer()
             self._answer_holders()
             if waits_for_lock:
                 self._wakeup.pause(HOLD_AGAIN_S)
@@ -399,8 +413,15 @@ class CaptureLoop:
         check_same_files(self._files)
         size = self._size.size  # before the capture: then it knows every commit that a checkpoint may have cut it to
         self._capture.capture()
-        self._size.check(size, self._capture.forget_lowest_pages() * self._capture.page_size)
+        try:
+            self._size.check(size, self._capture.forget_lowest_pages() * self._capture.page_size)
+        except Truncated:
+            self.foreign.shrank()  # for good, or for as long as something is being copied over it
         self._log.trim()
+
+    def _check_size(self) -> None:
+        """As above, without a capture."""
+        self._size.check(self._size.size, self._capture.lowest_pages * self._capture.page_size)
 
     def _compare(self, reason: str, known: Scanned | None = None) -> None:
         started = time.monotonic()
@@ -415,6 +436,7 @@ class CaptureLoop:
     def _fail(self, error: WalcastError) -> None:
         self.failure = error
         self._fail_barriers(error)
+        self.foreign.close(error)
         self.on_failure()
 
     def _fail_barriers(self, error: WalcastError) -> None:

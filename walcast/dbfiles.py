@@ -182,6 +182,7 @@ class PageReader:
         self.header: IndexHeader
         self._pgnos: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._frames: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._backfill = 0
 
     def __enter__(self) -> Self:
         try:
@@ -226,6 +227,7 @@ class PageReader:
         if header.commit_pages == 0:  # as SQLite then does: no commit in this WAL, the file's size counts
             size = os.fstat(self._files.db_fd).st_size
             header = replace(header, commit_pages=-(-size // header.page_size))
+        self._backfill = backfill
         return header, 0 if backfill >= header.mx_frame else header.mx_frame
 
     def _index_frames(self, mx_frame: int) -> None:
@@ -253,6 +255,30 @@ class PageReader:
             at = (lock_pgno(size) - first_pgno) * size
             buffer[at : at + size] = bytes(size)
         return buffer
+
+    def versions(self, first_pgno: int, count: int) -> Iterator[tuple[int, memoryview, bool]]:
+        """Every version of `count` pages from `first_pgno` that must be the page as it is in this state: its number,
+        the bytes, and whether they are hidden.
+
+        A page with a frame that a checkpoint has copied is in the WAL and in the database file; readers go on taking
+        the frame until the WAL restarts, so the file's version is hidden. One with a frame that was not copied is in
+        the WAL alone: what the file has is of another state. The lock page is left out.
+        """
+        size = self.header.page_size
+        buffer = memoryview(bytearray(count * size))
+        _read_into(self._files.db_fd, buffer, (first_pgno - 1) * size)
+        low, high = np.searchsorted(self._pgnos, (first_pgno, first_pgno + count)).tolist()
+        frames = dict(zip(self._pgnos[low:high].tolist(), self._frames[low:high].tolist(), strict=True))
+        for pgno in range(first_pgno, first_pgno + count):
+            if pgno == lock_pgno(size):
+                continue
+            at, frame = (pgno - first_pgno) * size, frames.get(pgno)
+            if frame is None or frame <= self._backfill:
+                yield pgno, buffer[at : at + size], frame is not None
+            if frame is not None:
+                page = memoryview(bytearray(size))
+                _read_into(self._files.wal_fd, page, frame_offset(frame, size) + FRAME_HEADER_SIZE)
+                yield pgno, page, False
 
     def chunks(self, pages_per_chunk: int = 256) -> Iterator[tuple[int, memoryview]]:
         """The whole database in pieces of up to `pages_per_chunk`: first page number, pages."""

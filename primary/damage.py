@@ -1,0 +1,128 @@
+"""Is the primary's own database damaged, and what is to be done about it?
+
+A database that was found damaged is noted in its state folder, durably: a primary that starts again must not publish
+what it refused to publish before. The note goes when the database is whole again, or when this node gets another state
+of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import apsw
+
+from primary.anchor import prepare
+from walcast.errors import Stopped
+from walcast.filesystem import fsync_directory
+
+log = logging.getLogger("walcast.primary")
+
+NAME = "damaged"
+BUSY_TIMEOUT_MS = 1000
+CHECK_S = 30.0
+STEPS = 100_000  # of SQLite's virtual machine between two looks at the clock
+
+# What quick_check says of rows that were allowed to be so when they were written; no page is wrong for it.
+_CONTENT = re.compile(r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """`pages` were changed; `complaint` is SQLite's; `good_ms`: when the database was known to be right, since the
+    epoch, 0: nobody knows."""
+
+    pages: str
+    complaint: str
+    good_ms: int
+
+
+class Damaged(Stopped):
+    """The database was changed by something other than SQLite and is damaged: nothing of that is published."""
+
+    def __init__(self, path: Path, note: Note, archive: str) -> None:
+        time_ = f" --timestamp {timestamp(note.good_ms)}" if note.good_ms else " --timestamp TIME, before the damage"
+        restore = f"walcast restore {archive or 'ARCHIVE_URL'} -o {path} --force{time_}"
+        super().__init__(
+            f"{path} is damaged ({note.complaint}): pages {note.pages} were changed by something other than SQLite. "
+            f"Followers and the archive keep the state before it. Stop the app, then restore that ({restore}) or "
+            "promote a follower, and start again"
+        )
+        self.path = path
+        self.note = note
+
+
+def timestamp(ms: int) -> str:
+    """RFC 3339, UTC, to the second before, as `walcast restore --timestamp` takes it."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_note(directory: Path, note: Note) -> None:
+    """Durably."""
+    temporary = directory / f"{NAME}.tmp"
+    with temporary.open("w") as file:
+        json.dump(asdict(note), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / NAME)
+    fsync_directory(directory)
+
+
+def read_note(directory: Path) -> Note | None:
+    """None when there is none. One that cannot be read still says that there was damage."""
+    try:
+        said = json.loads((directory / NAME).read_text())
+        return Note(str(said["pages"]), str(said["complaint"]), int(said["good_ms"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return Note("unknown", "unknown", 0)
+
+
+def forget_note(directory: Path) -> None:
+    """It is over."""
+    (directory / NAME).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `PRAGMA quick_check` found. `complaint`: the first thing that is wrong, empty when nothing is; without
+    `whole` there was no time to look at everything."""
+
+    complaint: str
+    whole: bool
+
+
+def quick_check(path: Path, stopping: Callable[[], bool] = lambda: False, seconds: float = CHECK_S) -> Checked:
+    """By a connection of its own, which has no old pages in its cache. Bounded; ended early when `stopping`."""
+    end_s = time.monotonic() + seconds
+
+    def over() -> bool:
+        return stopping() or time.monotonic() > end_s
+
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error as error:
+        return Checked("", whole=False) if isinstance(error, apsw.BusyError) else Checked(str(error), whole=True)
+    try:
+        prepare(connection, BUSY_TIMEOUT_MS)
+        connection.set_progress_handler(over, STEPS)
+        for row in connection.execute("PRAGMA quick_check"):
+            said = str(row[0])
+            if said != "ok" and not _CONTENT.match(said):
+                return Checked(" ".join(said.split()), whole=True)
+    except (apsw.CorruptError, apsw.NotADBError, apsw.IOError) as error:
+        return Checked(str(error), whole=True)
+    except apsw.Error as error:  # interrupted, busy, or a collation that only the app has
+        log.debug("quick_check did not end", extra={"path": str(path), "error": str(error)})
+        return Checked("", whole=False)
+    finally:
+        connection.close()
+    return Checked("", whole=True)
