@@ -1,7 +1,7 @@
 """What something other than SQLite wrote into the database: noticed, confirmed, judged. For the capture thread.
 
     look       every turn: the file's times changed without a checkpoint → a few pages are compared, and the scrubber
-               makes a fast pass
+               makes a fast pass; beside checkpoints a few pages are compared now and then
     examine    the scrubber's candidates are compared at a moment when the log's checksums are of the state that is read
     judge      some are wrong: nothing is captured until the file is at rest; then `PRAGMA quick_check` decides
 
@@ -30,7 +30,7 @@ from primary.damage import Damaged, Note, forget_note, quick_check, read_note, t
 from primary.identity import Truncated, check_same_files
 from walcast.dbfiles import PageReader
 from walcast.errors import WalcastError
-from walcast.filewatch import FileWatch
+from walcast.filewatch import FileWatch, Wrote
 from walcast.scrub import BROKEN, Mismatch, mismatches, names_of
 from walcast.wal import frame_offset
 
@@ -38,6 +38,7 @@ log = logging.getLogger("walcast.primary")
 
 SAMPLE_PAGES = 32
 LOOK_CLOSER_EVERY_S = 0.25
+SAMPLE_EVERY_S = 1.0  # while there are checkpoints, beside which somebody else's write does not show
 REST_S = 0.5
 REST_LOOK_S = 0.05
 REST_MOST_S = 30.0
@@ -67,7 +68,7 @@ class ForeignWrites:
         self._shrunk = False
         self._complaint = ""
         self._pages = "unknown"
-        self._suspicious = False
+        self._suspicious = self._checkpointed = False
         self._looked_closer_s = 0.0
         self._seen_good_ms = time.time_ns() // 1_000_000  # when the file's times were last as they should be
         self._doubted_ms = 0  # ... before they were not; 0: since the last pass that found nothing they were
@@ -129,18 +130,28 @@ class ForeignWrites:
 
     def look(self) -> None:
         """Before a capture."""
-        if self._watch.changed():
+        wrote = self._watch.look()
+        if wrote is Wrote.SOMEBODY:
             check_same_files(self._files)  # before anything is opened by its path
             self._suspicious = True
             self._doubted_ms = self._doubted_ms or self._seen_good_ms
-        now_s = time.monotonic()
+        elif wrote is Wrote.CHECKPOINT:
+            self._checkpointed = True
+        since_s = time.monotonic() - self._looked_closer_s
         if not self._suspicious:
             self._seen_good_ms = time.time_ns() // 1_000_000
-        elif now_s - self._looked_closer_s >= LOOK_CLOSER_EVERY_S:
-            self._looked_closer_s, self._suspicious = now_s, False
+            if self._checkpointed and since_s >= SAMPLE_EVERY_S:
+                self._look_closer()
+        elif since_s >= LOOK_CLOSER_EVERY_S:
             log.debug("the database file was changed by no checkpoint", extra={"database": self.name})
-            self._found = self._examine(self._sample())
+            self._look_closer()
             self.suspect()
+
+    def _look_closer(self) -> None:
+        """At a few pages, which a copy over the file is bound to have changed."""
+        self._found = self._examine(self._sample())
+        self._looked_closer_s = time.monotonic()
+        self._suspicious = self._checkpointed = False
 
     def shrank(self) -> None:
         """The file is shorter than it may be."""
@@ -223,7 +234,7 @@ class ForeignWrites:
         while now_s < min(end_s, rest_s + REST_S) and not stopping():
             pause(REST_LOOK_S)
             now_s = time.monotonic()
-            if self._watch.changed():
+            if self._watch.look() is not Wrote.NOBODY:
                 rest_s = now_s
 
     def _sample(self) -> list[int]:

@@ -14,7 +14,7 @@ from support.e2e_state import create
 from support.writers import AUTOCHECKPOINTS, WILD, sql, writer
 
 from walcast.dbfiles import DatabaseFiles
-from walcast.filewatch import FileWatch, Look, Traces, unexplained
+from walcast.filewatch import FileWatch, Look, Traces, Wrote, who_wrote
 from walcast.locks import try_lock, unlock
 from walcast.scrub import DEFAULT_BYTES_PER_S, bytes_per_s
 from walcast.walindex import LOCK_CHECKPOINT
@@ -72,7 +72,7 @@ OLD, NEW = (1, 1, 4096), (2, 2, 4096)
     ids=["quiet", "foreign", "checkpoint", "ending", "restart", "ended in the last look", "ends in this look"],
 )
 def test_times_that_change_beside_a_checkpoint_are_its_own(last: Look, now: Look, expected: bool) -> None:
-    assert unexplained(last, now) is expected
+    assert (who_wrote(last, now) is Wrote.SOMEBODY) is expected
 
 
 @pytest.fixture
@@ -93,6 +93,10 @@ def files(db: Path) -> Iterator[DatabaseFiles]:
     made.close()
 
 
+def somebody(watch: FileWatch) -> bool:
+    return watch.look() is Wrote.SOMEBODY
+
+
 def overwrite(db: Path, pgno: int, data: bytes) -> None:
     """Behind SQLite's back, by a process of its own: this one must not close the file."""
     pid = os.fork()
@@ -107,15 +111,15 @@ def test_a_checkpoint_is_no_foreign_write_and_a_foreign_write_is_one(db: Path, f
     watch = FileWatch(files)
     with sql(db) as one:
         assert one("PRAGMA wal_checkpoint(PASSIVE)")[0][2] > 0
-        assert not watch.changed()
+        assert not somebody(watch)
         time.sleep(0.01)  # the granularity of a file's times
         overwrite(db, 5, b"x")
-        assert watch.changed()
-        assert not watch.changed(), "it is told once"
+        assert somebody(watch)
+        assert not somebody(watch), "it is told once"
         for mode in ("FULL", "RESTART", "TRUNCATE"):
             one("UPDATE accounts SET balance = balance + 1")
             one(f"PRAGMA wal_checkpoint({mode})")
-            assert not watch.changed(), mode
+            assert not somebody(watch), mode
 
 
 def test_times_that_are_set_back_are_noticed_too(db: Path, files: DatabaseFiles) -> None:
@@ -123,7 +127,7 @@ def test_times_that_are_set_back_are_noticed_too(db: Path, files: DatabaseFiles)
     overwrite(db, 5, b"x")
     os.utime(db, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert db.stat().st_mtime_ns == was.st_mtime_ns
-    assert watch.changed(), "nobody can set back the time of the inode's change"
+    assert somebody(watch), "nobody can set back the time of the inode's change"
 
 
 def test_while_a_checkpoint_runs_a_change_is_taken_for_its_own(db: Path, files: DatabaseFiles) -> None:
@@ -131,14 +135,14 @@ def test_while_a_checkpoint_runs_a_change_is_taken_for_its_own(db: Path, files: 
     moved."""
     watch = FileWatch(files)
     os.pwrite(files.shm_fd, (1).to_bytes(4, "little"), 128)
-    watch.changed()
+    somebody(watch)
     overwrite(db, 5, b"x")
     other = os.open(f"{db}-shm", os.O_RDWR)
     assert try_lock(other, LOCK_CHECKPOINT)
-    assert not watch.changed()
+    assert not somebody(watch)
     overwrite(db, 5, b"y")
     unlock(other, LOCK_CHECKPOINT)
-    assert watch.changed(), "it failed, or is somebody else's: worth a look"
+    assert somebody(watch), "it failed, or is somebody else's: worth a look"
 
 
 def alarms(db: Path, seed: int, seconds: float) -> tuple[int, int]:
@@ -156,7 +160,7 @@ def alarms(db: Path, seed: int, seconds: float) -> tuple[int, int]:
     ):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            looks, wrong = looks + 1, wrong + watch.changed()
+            looks, wrong = looks + 1, wrong + somebody(watch)
             time.sleep(rng.choice((0, 0, 0.0001, 0.001, 0.02)))
     connection.close()
     made.close()

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import Enum
 
 from walcast.dbfiles import DatabaseFiles
 from walcast.locks import is_locked
@@ -30,6 +31,14 @@ from walcast.walindex import LOCK_CHECKPOINT
 _SALT = slice(32, 40)
 _BACKFILL = slice(96, 100)
 _ATTEMPTED = slice(128, 132)
+
+
+class Wrote(Enum):
+    """Who wrote the file between two looks."""
+
+    NOBODY = "nobody"
+    CHECKPOINT = "a checkpoint, and perhaps somebody else"
+    SOMEBODY = "somebody, and it was no checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +64,11 @@ class Look:
     after: Traces
 
 
-def unexplained(last: Look, now: Look) -> bool:
-    """Did the times change without a checkpoint that was over by the second look?"""
-    return now.times != last.times and now.after == last.before
+def who_wrote(last: Look, now: Look) -> Wrote:
+    """By two looks alone: SOMEBODY may still be a checkpoint that is not over."""
+    if now.times == last.times:
+        return Wrote.NOBODY
+    return Wrote.SOMEBODY if now.after == last.before else Wrote.CHECKPOINT
 
 
 class FileWatch:
@@ -67,17 +78,16 @@ class FileWatch:
         self._files = files
         self._last = self._look()
 
-    def changed(self) -> bool:
-        """Was the file written since the last call by anything but a checkpoint, as far as can be told?"""
+    def look(self) -> Wrote:
+        """Who wrote the file since the last look, as far as can be told?"""
         last, now = self._last, self._look()
         self._last = now
-        if not unexplained(last, now):
-            return False
-        if not now.after.unfinished:
-            return True
+        wrote = who_wrote(last, now)
+        if wrote is not Wrote.SOMEBODY or not now.after.unfinished:
+            return wrote
         # Asked for before the traces are read once more: a checkpoint that ended in between has moved them.
         running = is_locked(self._files.shm_fd, LOCK_CHECKPOINT)
-        return not running and self._traces() == now.after
+        return Wrote.CHECKPOINT if running or self._traces() != now.after else Wrote.SOMEBODY
 
     def _look(self) -> Look:
         before = self._traces()
