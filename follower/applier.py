@@ -18,7 +18,7 @@ gets SQLITE_BUSY.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import ConfigError, Corrupt, Diverged, Exhausted, Stopped, Unavailable
 from walcast.held import Held
 from walcast.position import Position
+from walcast.scrub import BROKEN, Mismatch, mismatches
 from walcast.shortage import disk_error, disk_errors, out_of_descriptors, shortage
 from walcast.statedir import StateDir
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
@@ -46,6 +47,7 @@ RESTART_FRAMES = 1000  # a WAL shorter than this is not worth a restart
 _BUSY_TIMEOUT_MS = 1000
 _OPEN_TRIES = 5
 _FEW_PAGES = 64
+_PAGES_AT_ONCE = 256
 
 
 class ChecksumMismatch(Diverged):
@@ -197,6 +199,11 @@ class Applier:
     # The state
 
     @property
+    def files(self) -> DatabaseFiles:
+        """To read from."""
+        return self._files
+
+    @property
     def commit_pages(self) -> int:
         """The size of the database, pages."""
         return self.checksums.commit_pages
@@ -220,6 +227,37 @@ class Applier:
     def backfilled_frames(self) -> int:
         """How many frames of the WAL are in the database file."""
         return self._wal.backfilled_frames
+
+    def differing(self, pgnos: Iterable[int]) -> list[Mismatch]:
+        """Those of the pages that are not what was applied. For the thread that owns the applier, at any time."""
+        found: list[Mismatch] = []
+        try:
+            with PageReader(self._files, self._connections[0]) as reader:
+                for pgno in pgnos:
+                    if pgno <= min(self.commit_pages, reader.header.commit_pages):
+                        found += mismatches(reader, pgno, 1, [self.checksums.get(pgno)])
+        except BROKEN:
+            found = [Mismatch(1, hidden=False)]
+        return found
+
+    def rescan(self, stopping: Callable[[], bool]) -> int:
+        """Read all pages; how many are not what was applied. Then nobody knows where the replica is, and its checksums
+        are those of what is there, of which a page diff takes what differs. Outside a transaction."""
+        pages = self.checksums.pages[: self.commit_pages].copy()
+        wrong: set[int] = set()
+        with PageReader(self._files, self._connections[0]) as reader:
+            for first in range(1, self.commit_pages + 1, _PAGES_AT_ONCE):
+                if stopping():
+                    raise Unavailable("stopping")
+                count = min(_PAGES_AT_ONCE, self.commit_pages + 1 - first)
+                for pgno, page, _ in reader.versions(first, count):
+                    found = page_checksum(pgno, page)
+                    if found != self.checksums.get(pgno):
+                        pages[pgno - 1] = found
+                        wrong.add(pgno)
+        if wrong:
+            self.checksums, self.position = PageChecksums(self.page_size, pages), Position()
+        return len(wrong)
 
     # A transaction
 

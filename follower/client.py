@@ -216,7 +216,7 @@ class Stream:
         self._primary = primary
         self._writing = asyncio.Lock()
         self._reading_since_s = math.inf
-        self._ended = ""
+        self._ended: str | WalcastError = ""
         self._tenure_until_s = math.inf
         self._watching = asyncio.create_task(self._watch())
 
@@ -226,8 +226,8 @@ class Stream:
             await asyncio.sleep(SILENCE_S / 10)
         self.leave(f"silent for {SILENCE_S:.0f} s")
 
-    def leave(self, why: str) -> None:
-        """End the stream: whoever reads it gets Unavailable."""
+    def leave(self, why: str | WalcastError) -> None:
+        """End the stream: whoever reads it gets the error, or Unavailable."""
         self._ended = why
         self._call.cancel()
 
@@ -254,6 +254,8 @@ class Stream:
         except (asyncio.CancelledError, Unavailable):
             task = asyncio.current_task()
             if self._ended and not (task and task.cancelling()):
+                if isinstance(self._ended, WalcastError):
+                    raise self._ended from None
                 raise Unavailable(f"{self._primary}: {self._ended}") from None
             raise
         self._reading_since_s = math.inf

@@ -31,6 +31,7 @@ from follower.overwriting import has_database
 from follower.owner import Alone, Owner
 from follower.rebase import catch_up
 from follower.room import Room
+from follower.scrubber import ReplicaScrubber, Rotten
 from follower.showing import Showing
 from follower.streaming import Streaming
 from follower.walkeeper import WalKeeper
@@ -43,6 +44,7 @@ from walcast.identity import OtherDatabase
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
+from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.shortage import shortage
 from walcast.statedir import StateDir, state_dir
 from walcast.statusfile import State, Status
@@ -84,6 +86,7 @@ class Following:
         owner: Owner | None = None,
         held: Held | None = None,
         replace: bool = False,
+        scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S,
     ) -> None:
         self.path = path
         self.where = where if isinstance(where, Whereabouts) else Whereabouts.only(where)
@@ -98,6 +101,9 @@ class Following:
         self._state = held.state if held else StateDir(path)
         self._applier: Applier | None = None
         self._keeper: WalKeeper | None = None
+        self._scrub_bytes_per_s = scrub_bytes_per_s
+        self.scrubbing: ReplicaScrubber | None = None
+        self._rotten = False
         self.showing = Showing(self._state.path, self.where.client)
         self._using = asyncio.Lock()  # the applier, which is for one at a time
         self._moved = asyncio.Event()
@@ -211,6 +217,7 @@ class Following:
         """End following, and give the applier away, with the write lock and the state folder; None when there is none
         yet. While the primary offers its place (`Owner.take_over`) the answer can still be sent."""
         self._released = self.showing.over = True
+        await self._stop_scrubbing()
         if not self._offered and self._task is not None:
             self._stopping = True
             self._task.cancel()
@@ -307,6 +314,7 @@ class Following:
             self._applier = await self._threads.run(Applier.adopt, self._held)
             self._held = None
             self._keeper = WalKeeper(self._applier)
+            self._scrub(self._applier)
             return
         if not has_database(self.path):
             fresh = await self._from_archive()
@@ -315,9 +323,26 @@ class Following:
             self._identity.made()
         self._applier = await self._threads.run(Applier.open, self.path, self._state.path, fresh)
         self._keeper = WalKeeper(self._applier)
+        self._scrub(self._applier)
         self._show(State.CATCHING_UP)
         if not self._applier.position:
             log.warning("the replica's state has no name here", extra={"database": str(self.path)})
+
+    def _scrub(self, applier: Applier) -> None:
+        """Pages are examined only while there is a stream: then nobody uses the applier in another thread, and there is
+        a primary to mend them from."""
+
+        def rotten(error: Rotten) -> None:
+            if self._stream is not None:
+                self._stream.leave(error)
+
+        self.scrubbing = ReplicaScrubber(applier, lambda: self._stream is not None, rotten, self._scrub_bytes_per_s)
+        self.scrubbing.start()
+
+    async def _stop_scrubbing(self) -> None:
+        scrubbing, self.scrubbing = self.scrubbing, None
+        if scrubbing is not None:
+            await scrubbing.stop()
 
     def _progress(self) -> Progress:
         """Shows the progress, and ends what runs in a thread when we are to stop."""
@@ -384,7 +409,18 @@ class Following:
                 facts = {"position": str(applier.position), "error": str(error)}
                 self._rarely.log(logging.ERROR, "diverged; mending", "diverged", facts, burst=BURST)
                 self._show(State.DIVERGED)
-                await self._copy(await self._keep_own(applier))
+                keeping = await self._keep_own(applier)
+                if isinstance(error, Rotten) and not await self._rescan(applier):
+                    continue
+                await self._copy(keeping)
+
+    async def _rescan(self, applier: Applier) -> bool:
+        """Before the page diff, which the checksums of what is on disk must tell what to send. False: all is well."""
+        async with self._using:
+            wrong = await self._threads.run(applier.rescan, lambda: self._stopping)
+        self._rotten = wrong > 0
+        log.warning("read all pages", extra={"database": str(self.path), "wrong_pages": wrong})
+        return self._rotten
 
     async def _name(self, stream: Stream, applier: Applier) -> None:
         """The primary's log has the state that has no name here: it was applied, and its record was lost."""
@@ -439,7 +475,7 @@ class Following:
         """Transactions that only this replica has are kept before it loses them; the circumstances, when the pages that
         are overwritten must be: also of one that is `diverged`, nobody knows where."""
         if not applier.position:
-            return self.circumstances(NOT_APPLIED) if self._was_replica else None
+            return self.circumstances(NOT_APPLIED) if self._was_replica and not self._rotten else None
         fork = forked_at(self.history, applier.term, applier.position)
         if fork is None:
             return self.circumstances(FORKED) if diverged else None
@@ -478,6 +514,7 @@ class Following:
         except ChecksumMismatch:
             self._mismatched = True
             raise
+        self._rotten = False
         self._show(State.CATCHING_UP)
 
     async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:
@@ -512,6 +549,7 @@ class Following:
             raise HandedOver
 
     async def _close(self) -> None:
+        await self._stop_scrubbing()
         await self._threads.settled()
         if self._keeper is not None:
             await self._keeper.close()

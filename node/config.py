@@ -6,6 +6,7 @@ another place or another way than the file asks for is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,9 @@ def _keys(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_TOP = _keys("listen http log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval")
+_TOP = _keys(
+    "listen http log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval scrub-mb-per-s"
+)
 _DATABASE = _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive") | PLACES
 
 # Litestream's, from `cmd/litestream/main.go`; those of 0.3 that 0.5 still reads past, too.
@@ -104,6 +107,7 @@ class Config:
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     heartbeat_url: str | None = None
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    scrub_bytes_per_s: float | None = None
     failover: FailoverConfig = field(default_factory=FailoverConfig)
 
     def database(self, path: Path) -> DatabaseConfig | None:
@@ -147,6 +151,7 @@ class _Reader:
             policy=archives.policy,
             heartbeat_url=optional(keys, "heartbeat-url", self._heartbeat_url),
             heartbeat_interval_s=optional(keys, "heartbeat-interval", self._heartbeat_s) or HEARTBEAT_INTERVAL_S,
+            scrub_bytes_per_s=optional(keys, "scrub-mb-per-s", self._mb_per_s),
             failover=read_failover(self._yaml, keys),
         )
         bare = [one.line for one in dbs if one.archive is None] + [one.line for one in folders if one.archive is None]
@@ -264,6 +269,16 @@ class _Reader:
     def _heartbeat_url(self, node: yaml.Node) -> str:
         text = self._yaml.text(node)
         return self._yaml.parsed(node, lambda: check_url(text))
+
+    def _mb_per_s(self, node: yaml.Node) -> float:
+        text = self._yaml.text(node)
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise self._yaml.error(node, f"{text!r} is not a number of MB a second, as in 4; 0: none")
+        return rate * (1 << 20)
 
     def _heartbeat_s(self, node: yaml.Node) -> float:
         seconds = self._yaml.seconds(node)

@@ -60,6 +60,7 @@ def facts(config: Config) -> Facts:
         "tls": {"ca": _text(tls.ca), "cert": _text(tls.cert), "key": _text(tls.key), "insecure": tls.insecure},
         "log_max_bytes": config.log_max_bytes,
         "log_max_age_s": config.log_max_age_s,
+        "scrub_bytes_per_second": config.scrub_bytes_per_s,
         "heartbeat": {"url": _origin(config.heartbeat_url), "interval_s": config.heartbeat_interval_s}
         if config.heartbeat_url
         else None,

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from node.config import load_config
+from node.config import Config, load_config
 from node.config_failover import flags_over_file
 from node.failover_flags import addresses, failover_flags, member_settings
 from node.host import Host
-from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
+from node.options import CONFIG, JSON, PATH, Command, flag, scrub_bytes, scrub_flag, tls_flags, tls_of
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HostSettings
 from walcast.appurl import check_app_url
@@ -36,6 +36,7 @@ ANY_PORT = "127.0.0.1:0"
 @flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any.")
 @flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given.")
 @flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
+@scrub_flag
 @failover_flags
 @tls_flags
 @CONFIG
@@ -48,13 +49,14 @@ def follower_command(
     listen: str,
     http: str | None,
     replace: bool,
+    scrub_mb_per_s: float | None,
     config: Path | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
     """Keep a database a live replica of a primary's."""
-    if config is not None:
-        flags = flags_over_file(flags, load_config(config).failover)
+    told = load_config(config) if config is not None else Config(Path())
+    flags = flags_over_file(flags, told.failover)
     app_url = check_app_url(flags.pop("app_url") or "")
     tls = tls_of(**{key: flags.pop(key) for key in ("tls_cert", "tls_key", "tls_ca", "insecure")})
     primaries = addresses(primary_address)
@@ -69,6 +71,7 @@ def follower_command(
         http=Address.parse(http) if http else None,
         members=(member,),
         app_url=app_url,
+        scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
     )
 
     def ready(host: Host) -> None:

@@ -212,6 +212,7 @@ class Host:
                 log_bytes=self.settings.log_bytes,
                 log_age_s=self.settings.log_age_s,
                 on_failure=on_failure,
+                scrub_bytes_per_s=self.settings.scrub_bytes_per_s,
             )
         finally:
             self._opening.discard(name)

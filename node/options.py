@@ -89,6 +89,27 @@ JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")
 
 
+SCRUB = (
+    "How fast, at most, pages are compared with their checksums in the background, MB a second; 0: only when the "
+    "file's times say that something other than SQLite wrote it.  [default: 4]"
+)
+MB = 1 << 20
+
+
+def scrub_flag(function: F) -> F:
+    """--scrub-mb-per-s."""
+    return flag("--scrub-mb-per-s", default=None, type=click.FloatRange(min=0), help=SCRUB)(function)
+
+
+def scrub_bytes(flag_mb: float | None, told_bytes: float | None) -> float:
+    """Bytes a second, by the flag or the configuration file."""
+    from walcast.scrub import DEFAULT_BYTES_PER_S
+
+    if flag_mb is not None:
+        return flag_mb * MB
+    return DEFAULT_BYTES_PER_S if told_bytes is None else told_bytes
+
+
 TLS_FLAGS = ("tls_cert", "tls_key", "tls_ca", "insecure")
 
 

@@ -15,7 +15,19 @@ from node.config import NO_ARCHIVE, Config, load_config
 from node.config_failover import flags_over_file
 from node.failover_flags import failover_flags, member_settings
 from node.host import Host
-from node.options import CONFIG, DEFAULT_LISTEN, JSON, PATH, TLS_FLAGS, Command, flag, tls_flags, tls_of
+from node.options import (
+    CONFIG,
+    DEFAULT_LISTEN,
+    JSON,
+    PATH,
+    TLS_FLAGS,
+    Command,
+    flag,
+    scrub_bytes,
+    scrub_flag,
+    tls_flags,
+    tls_of,
+)
 from node.ping import check_url
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
@@ -51,6 +63,7 @@ Example:
 @flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
 @flag("--force", is_flag=True, help="Take the lease of a primary that is gone for good.")
 @failover_flags
+@scrub_flag
 @flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
 @tls_flags
 @CONFIG
@@ -92,6 +105,7 @@ def _settings(
     name: str | None,
     log_max_bytes: int | None,
     log_max_age: float | None,
+    scrub_mb_per_s: float | None,
     heartbeat_url: str | None,
     heartbeat_interval: float | None,
     continue_archive: bool,
@@ -135,6 +149,7 @@ def _settings(
         http=Address.parse(http) if http else told.http,
         log_bytes=log_max_bytes or told.log_max_bytes or DEFAULT_LOG_BYTES,
         log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
+        scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
         folders=folders,
         members=members,
         app_url=app_url,

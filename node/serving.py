@@ -28,6 +28,7 @@ from walcast.held import Held
 from walcast.identity import make_database_id
 from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
+from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.statusfile import LOOK_BOUND_S
 from walcast.store import Store, open_store
 from walcast.store.s3_retry import Bounds
@@ -100,6 +101,7 @@ class Serving:
         log_age_s: float,
         on_failure: Callable[[WalcastError], object],
         place: Place | None = None,
+        scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S,
     ) -> Serving:
         """Raises what `primary.opening` does, and ConfigError when this process serves the file already. `on_failure`
         is called in the event loop when capture ended by itself. With a `place` nothing is archived before `begin`."""
@@ -119,6 +121,7 @@ class Serving:
                 log_age_s=log_age_s,
                 held=place.held if place else None,
                 tenure=place.tenure if place else None,
+                scrub_bytes_per_s=scrub_bytes_per_s,
             )
             loop = asyncio.get_running_loop()
             capture = database.loop
@@ -158,7 +161,9 @@ class Serving:
 
         async def status(_: Facts) -> Facts:
             term = self.served.log.term
-            return primary_facts(pb.StatusReply(role="primary", term=term, databases=[self.status()]))
+            facts = primary_facts(pb.StatusReply(role="primary", term=term, databases=[self.status()]))
+            facts["databases"][0]["scrub"] = self.database.scrubber.progress.facts()
+            return facts
 
         async def archived(_: Facts) -> Facts:
             if self.archiver is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from node.config import DatabaseConfig, FolderConfig
 from primary.archiving.levels import ArchivePolicy
 from walcast import wire
+from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.statedir import behind_link
 from walcast.store import StoreSpec
 
@@ -81,6 +82,7 @@ class HostSettings:
     http: wire.Address | None = None
     log_bytes: int = 256 << 20
     log_age_s: float = 3600.0
+    scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S
     folders: tuple[FolderConfig, ...] = ()
     heartbeat: HeartbeatSettings | None = None
     members: tuple[MemberSettings, ...] = ()

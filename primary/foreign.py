@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,12 +30,11 @@ from primary.identity import Truncated, check_same_files
 from walcast.dbfiles import PageReader
 from walcast.errors import WalcastError
 from walcast.filewatch import FileWatch, Wrote
-from walcast.scrub import BROKEN, Mismatch, mismatches, names_of
+from walcast.scrub import BROKEN, Mismatch, mismatches, names_of, sample
 from walcast.wal import frame_offset
 
 log = logging.getLogger("walcast.primary")
 
-SAMPLE_PAGES = 32
 LOOK_CLOSER_EVERY_S = 0.25
 SAMPLE_EVERY_S = 1.0  # while there are checkpoints, beside which somebody else's write does not show
 REST_S = 0.5
@@ -68,6 +66,8 @@ class ForeignWrites:
         self._shrunk = False
         self._complaint = ""
         self._pages = "unknown"
+        self._hidden: set[int] = set()
+        self._said = ""
         self._suspicious = self._checkpointed = False
         self._looked_closer_s = 0.0
         self._seen_good_ms = time.time_ns() // 1_000_000  # when the file's times were last as they should be
@@ -149,7 +149,8 @@ class ForeignWrites:
 
     def _look_closer(self) -> None:
         """At a few pages, which a copy over the file is bound to have changed."""
-        self._found = self._examine(self._sample())
+        checksums = self._capture.log.checksums
+        self._take(self._examine(sample(checksums.commit_pages if checksums else 0)))
         self._looked_closer_s = time.monotonic()
         self._suspicious = self._checkpointed = False
 
@@ -172,8 +173,15 @@ class ForeignWrites:
             except BaseException as error:
                 future.set_exception(error)
                 raise
-            self._found = self._found or wrong
+            self._take(wrong)
             future.set_result(wrong)
+
+    def _take(self, wrong: list[Mismatch]) -> None:
+        """What was judged already, and still shows to nobody, waits until the WAL restarts."""
+        if wrong and all(page.hidden and page.pgno in self._hidden for page in wrong):
+            self.again(self._said, 0)
+        else:
+            self._found = self._found or wrong
 
     def judge(
         self, pause: Callable[[float], object], stopping: Callable[[], bool], check_size: Callable[[], object]
@@ -207,9 +215,10 @@ class ForeignWrites:
             note = Note(pages, complaint, good_ms)
             self._note(note)
             raise Damaged(self._files.path, note, self.archive)
-        self._found, self._shrunk = [], False
-        self.again(self._words(f"{len(wrong)} pages ({pages})", good_ms, checked.whole), len(wrong))
         hidden = all(page.hidden for page in wrong)
+        self._found, self._shrunk, self._hidden = [], False, {page.pgno for page in wrong if page.hidden}
+        self._said = self._words(f"{len(wrong)} pages ({pages})", good_ms, checked.whole)
+        self.again(self._said, len(wrong))
         return None if hidden else "pages were changed by something other than SQLite"
 
     def _note(self, note: Note) -> None:
@@ -236,13 +245,6 @@ class ForeignWrites:
             now_s = time.monotonic()
             if self._watch.look() is not Wrote.NOBODY:
                 rest_s = now_s
-
-    def _sample(self) -> list[int]:
-        """Page 1, which most writes change, and some others."""
-        checksums = self._capture.log.checksums
-        count = checksums.commit_pages if checksums else 0
-        step = max(1, count // SAMPLE_PAGES)
-        return sorted({1, count, *range(1 + random.randrange(step), count + 1, step)}) if count else []
 
     def _examine(self, pgnos: Iterable[int]) -> list[Mismatch]:
         """Those of the pages that are not what the log says."""

@@ -44,6 +44,7 @@ AGAIN_S = 5.0
 AGAIN_MOST_S = 300.0
 REMOVE_S = 10.0
 PAGES_SHOWN = 10
+SAMPLE_PAGES = 32
 
 # What reading a file says that is no database any more.
 BROKEN = (Corrupt, apsw.CorruptError, apsw.NotADBError, apsw.IOError)
@@ -78,6 +79,12 @@ def names_of(pgnos: Sequence[int]) -> str:
     """Page numbers for people: the first few."""
     shown = ", ".join(str(pgno) for pgno in pgnos[:PAGES_SHOWN])
     return f"{shown}, …" if len(pgnos) > PAGES_SHOWN else shown
+
+
+def sample(count: int) -> list[int]:
+    """Of `count` pages page 1, which most writes change, the last, and some others."""
+    step = max(1, count // SAMPLE_PAGES)
+    return sorted({1, count, *range(1 + random.randrange(step), count + 1, step)}) if count else []
 
 
 class Work(Protocol):

@@ -95,6 +95,7 @@ async def open_primary(member: Member, held: Held | None = None, at: State | Non
         log_age_s=settings.log_age_s,
         on_failure=member.failed,
         place=place,
+        scrub_bytes_per_s=settings.scrub_bytes_per_s,
     )
     served = serving.served
     lease_s = member.leasing.lease_s
@@ -358,8 +359,15 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
     known = [Address.parse(member.standing.primary)] if member.standing.primary else []
     others = [a for a in (*member.settings.primaries, *known) if a not in addresses]
     where = member.whereabouts([*addresses, *others] or [member.address])
-    replace = member.settings.replace and held is None  # at the start, not of what this node was the primary of
-    following = Following(member.path, where, store=member.store, owner=member, held=held, replace=replace)
+    following = Following(
+        member.path,
+        where,
+        store=member.store,
+        owner=member,
+        held=held,
+        replace=member.settings.replace and held is None,  # at the start, not of what this node was the primary of
+        scrub_bytes_per_s=member.host.settings.scrub_bytes_per_s,
+    )
     following.history, following.term = member.standing.history, member.standing.term
     following.progress = lambda: Progress("bootstrapping") if sys.stderr.isatty() else None
     member.run_follower(following)

@@ -391,10 +391,13 @@ class Member:
         status = self.status()
         facts = primary_facts(pb.StatusReply(role=status.role, term=status.term, databases=[status]))
         kept = [str(folder.path) for folder in await asyncio.to_thread(list_discarded, self.path)]
-        if self.serving is not None:
-            return facts | {"discarded": kept}
         database = facts["databases"][0]
-        return replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")} | {"discarded": kept}
+        if self.serving is not None:
+            database["scrub"] = self.serving.database.scrubber.progress.facts()
+            return facts | {"discarded": kept}
+        scrubbing = self.following.scrubbing if self.following is not None else None
+        kept_and_scrubbed = {"discarded": kept, "scrub": scrubbing.scrubber.progress.facts() if scrubbing else None}
+        return replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")} | kept_and_scrubbed
 
     async def _answer_archived(self, _: Facts) -> Facts:
         if self.serving is not None and self.serving.archiver is not None:
