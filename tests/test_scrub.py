@@ -13,7 +13,10 @@ import pytest
 from support.e2e_state import create
 from support.writers import AUTOCHECKPOINTS, WILD, sql, writer
 
+from node.config import load_config
+from node.options import scrub_bytes
 from walcast.dbfiles import DatabaseFiles
+from walcast.errors import ConfigError
 from walcast.filewatch import FileWatch, Look, Traces, Wrote, who_wrote
 from walcast.locks import try_lock, unlock
 from walcast.scrub import DEFAULT_BYTES_PER_S, bytes_per_s
@@ -27,7 +30,7 @@ DAY_S = 86400
 # How fast
 
 
-@pytest.mark.parametrize("size", [4096, 100_000, 10 * MIB, 70 * MIB])
+@pytest.mark.parametrize("size", [4096, 100_000, 10 * MIB, 35 * MIB])
 def test_a_small_database_is_read_every_five_minutes_and_no_oftener(size: int) -> None:
     assert size / bytes_per_s(size, DEFAULT_BYTES_PER_S) == pytest.approx(300)
 
@@ -178,3 +181,23 @@ def test_checkpoints_and_vacuums_for_a_minute_raise_no_alarm(db: Path, seed: int
     looks, wrong = alarms(db, seed, 60.0)
     assert looks > 3000
     assert wrong == 0
+
+
+# What it is told
+
+
+@pytest.mark.parametrize(("said", "bytes_each_s"), [("4", 4 * MIB), ("0.5", MIB // 2), ("0", 0)])
+def test_the_configuration_file_bounds_the_pace(tmp_path: Path, said: str, bytes_each_s: float) -> None:
+    file = tmp_path / "walcast.yml"
+    file.write_text(f"scrub-mb-per-s: {said}\n")
+    assert load_config(file).scrub_bytes_per_s == bytes_each_s
+    assert scrub_bytes(None, bytes_each_s) == bytes_each_s
+    assert scrub_bytes(3.0, bytes_each_s) == 3 * MIB, "a flag wins"
+
+
+@pytest.mark.parametrize("said", ["-1", "fast", "inf", "nan"])
+def test_a_pace_that_is_none_is_refused_with_its_line(tmp_path: Path, said: str) -> None:
+    file = tmp_path / "walcast.yml"
+    file.write_text(f"listen: 127.0.0.1:0\nscrub-mb-per-s: {said}\n")
+    with pytest.raises(ConfigError, match=r"walcast\.yml:2: "):
+        load_config(file)

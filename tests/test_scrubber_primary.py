@@ -308,6 +308,20 @@ def test_a_page_that_the_wal_still_hides_is_found_before_it_shows(db: Path, hast
 # No false alarm
 
 
+def test_pages_of_commits_that_are_not_captured_yet_are_nobodys_fault(
+    app: Served, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.database.loop._capture, "capture", lambda: 0)
+    everything = range(1, 200)
+    with sql(db) as one:
+        one("PRAGMA wal_autocheckpoint = 0")
+        for change in (COMMIT, "DELETE FROM filler", "VACUUM", "INSERT INTO filler (body) VALUES (randomblob(90000))"):
+            one(change)
+            assert app.database.loop.foreign._examine(everything) == [], change
+            assert app.database.scrubber.step() > 0
+    assert app.database.scrubber.trouble is None
+
+
 def scrub_under_load(db: Path, seed: int, seconds: float) -> None:
     with served(db, log_bytes=1 << 30) as app, ExitStack() as stack:
         busy: dict[int, Child] = {}
