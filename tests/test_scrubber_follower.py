@@ -115,7 +115,7 @@ def test_a_replica_is_not_mended_without_need_while_everything_happens(tmp_path:
     with pair(tmp_path, script=HASTY) as (one, other):
         with writer(tmp_path / "app.db", seed=seed, weights=WILD) as busy, sql(replica) as reader:
             start = local_status(replica)["scrub"]["passes"]
-            poll(lambda: reader("PRAGMA wal_checkpoint(PASSIVE)") and False, 3.0, 0.05)
+            poll(lambda: reader("PRAGMA wal_checkpoint(PASSIVE)") and False, 1.5, 0.05)
             busy.stop()
         equal(one, replica)
         facts = local_status(replica)["scrub"]
