@@ -4,8 +4,8 @@ A `Scrubber` reads one database piece by piece, each in a short read transaction
 compares with may be of another commit than the pages, so a page that differs is a candidate and no more: whoever owns
 the database confirms it, at a moment when its checksums and its files are of one state. `suspect` makes one fast pass.
 
-All scrubbers of a process share one thread, `TURNS`, and read one after the other: the share of the disk is the
-process's.
+All scrubbers of a process share one thread (`walcast.turns`), and read one after the other: the share of the disk is
+the process's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import apsw
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Corrupt, WalcastError
+from walcast.turns import TURNS, Turns
 
 log = logging.getLogger("walcast.scrub")
 
@@ -44,7 +45,6 @@ CALM_S = 2.0  # between two fast passes for suspicions that were wrong, at least
 CALM_PASSES = 10  # ... and as a multiple of how long such a pass takes
 AGAIN_S = 5.0
 AGAIN_MOST_S = 300.0
-REMOVE_S = 10.0
 PAGES_SHOWN = 10
 SAMPLE_PAGES = 32
 
@@ -87,69 +87,6 @@ def sample(count: int) -> list[int]:
     """Of `count` pages page 1, which most writes change, the last, and some others."""
     step = max(1, count // SAMPLE_PAGES)
     return sorted({1, count, *range(1 + random.randrange(step), count + 1, step)}) if count else []
-
-
-class Work(Protocol):
-    """What takes turns."""
-
-    def step(self) -> float:
-        """Do a piece; how long to wait for the next, seconds. Raises nothing."""
-
-
-class Turns:
-    """A thread, begun with the first work, that does what is due, one piece at a time."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._due_s: dict[Work, float] = {}
-        self._working: Work | None = None
-        self._thread: threading.Thread | None = None
-
-    def add(self, work: Work, after_s: float) -> None:
-        """Begin with it after so long."""
-        with self._changed:
-            self._due_s[work] = time.monotonic() + after_s
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
-
-    def sooner(self, work: Work, after_s: float) -> None:
-        """Go on with it after so long, if that is sooner than it would be."""
-        with self._changed:
-            due_s = self._due_s.get(work)
-            if due_s is not None:
-                self._due_s[work] = min(due_s, time.monotonic() + after_s)
-                self._changed.notify_all()
-
-    def remove(self, work: Work) -> None:
-        """No more of it; a piece under way is waited for, unless the disk hangs."""
-        with self._changed:
-            self._due_s.pop(work, None)
-            self._changed.wait_for(lambda: self._working is not work, REMOVE_S)
-
-    def _run(self) -> None:
-        while True:
-            work = self._next()
-            pause_s = work.step()
-            with self._changed:
-                self._working = None
-                if work in self._due_s:  # it may be due sooner than it says, because somebody asked meanwhile
-                    self._due_s[work] = min(self._due_s[work], time.monotonic() + pause_s)
-                self._changed.notify_all()
-
-    def _next(self) -> Work:
-        with self._changed:
-            while True:
-                work = min(self._due_s, key=self._due_s.__getitem__, default=None)
-                wait_s = math.inf if work is None else self._due_s[work] - time.monotonic()
-                if work is not None and wait_s <= 0:
-                    self._working, self._due_s[work] = work, math.inf
-                    return work
-                self._changed.wait(None if wait_s == math.inf else wait_s)
-
-
-TURNS = Turns()
 
 
 @dataclass(frozen=True, slots=True)
