@@ -94,7 +94,10 @@ def table(facts: Facts) -> Table:
 
 
 def _primary_table(facts: Facts) -> Table:
-    shown = Table(title=f"{facts['role']}, term {facts['term']}", title_justify="left", box=SIMPLE_HEAD)
+    title = f"{facts['role']}, term {facts['term']}"
+    shown = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
+    )  # 80 columns are enough
     for column in ("node", "state", "TXID", "durable", "behind", "lag ms", "WAL MB", "archived"):
         shown.add_column(
             column, justify="left" if column in ("node", "state") else "right", no_wrap=column != "archived"

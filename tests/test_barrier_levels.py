@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from collections.abc import Callable, Coroutine
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support.nodes import PATIENCE_S, follower, poll, primary, wait_level, walcast
 from support.replica_set import create_database
 from support.writers import sql
@@ -19,6 +21,7 @@ from follower.client import _check_resumed
 from follower.following import NOT_APPLIED
 from follower.in_thread import InThread
 from follower.journal import RECORD_SIZE
+from node.status import table
 from primary.followers import NEVER, Follower, Followers
 from walcast import NotEnoughFollowers, Primary, Replica, wire
 from walcast.discarded import list_discarded
@@ -398,3 +401,15 @@ def test_a_state_that_lost_its_name_can_be_promoted_when_the_primary_is_gone(tmp
                 assert mine("SELECT count(*) FROM t") == [[6]]
                 mine("INSERT INTO t VALUES (6)")
             assert Primary(copy).barrier().term == 2
+
+
+def test_the_table_of_followers_fits_a_terminal_with_what_is_archived() -> None:
+    one = {"id": "db5080da5400", "state": "catching-up", "applied_txid": 2097352, "durable_txid": 2097340}
+    database = {"name": "app", "role": "primary", "txid": 2097352, "wal_bytes": 4_000_000, "trouble": None}
+    database |= {"archive": {"txid": 2097339, "error": None}, "followers": [one | {"lag_txids": 0, "lag_ms": 0.8}]}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table({"role": "primary", "term": 3, "databases": [database]}))
+    text = console.export_text()
+    assert "archived" in text
+    assert "2097339" in text
+    assert "2097352 2097340" in text, "applied, durable"
