@@ -23,6 +23,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 from collections import Counter
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
@@ -549,6 +550,8 @@ def run_life(forks: Forks, folder: Path, setting: Setting, counts: Counts, kinds
                 life.round(kind)
         except Fault as fault:
             counts.faults.append((setting, number, kind, str(fault)))
+        except Exception:  # noqa: BLE001 - the other lives are to be lived, too; this one counts as a fault
+            counts.faults.append((setting, number, kind, f"the campaign itself failed:\n{traceback.format_exc()}"))
 
 
 def campaign(
