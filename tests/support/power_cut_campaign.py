@@ -20,11 +20,14 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,15 +140,18 @@ class Life:
         self._cut_s: dict[Path, float] = {}
         a, b = self.hosts
         a.arguments = ["primary", str(a.db), *([str(self.link)] if self.archive else []), *self._flags(a)]
-        told = f"{a.address},{b.address}"
-        b.arguments = ["follower", str(b.db), "--primary", told, *self._flags(b)]
-        b.arguments += ["--archive", str(self.link)] if self.archive else []
+        b.arguments = self._as_follower(b)
         create(a.db, setting.page_size)
         a.disk.sync()  # the app is older than the first cut
         a.start()
         assert poll(lambda: a.facts()["role"] == "primary", LEVEL_S), a.last_words()
         b.start()
         self.settle("start")
+
+    def _as_follower(self, host: Host) -> list[str]:
+        told = ",".join(host.address for host in self.hosts)
+        arguments = ["follower", str(host.db), "--primary", told, *self._flags(host)]
+        return [*arguments, "--archive", str(self.link)] if self.archive else arguments
 
     def _disk(self, stack: ExitStack, path: Path) -> Disk:
         made = Disk(path, path.parent, self.setting.options)
@@ -284,6 +290,7 @@ class Life:
         follower.writeback.stop() if follower.writeback else None
         follower.writeback = None
         follower.wipe()
+        follower.arguments = self._as_follower(follower)  # it may have been the first primary
         self._forget_readers()
         follower.start()
         if self.rng.random() < 0.7:
@@ -329,7 +336,8 @@ class Life:
         """An app commits before walcast runs again."""
         hosts = self.rng.choice(([primary], [primary, follower]))
         self.cut(*hosts, kind="wrote")
-        with suppress(Exception):  # after synchronous=OFF there may be no database to write to
+        with suppress(Broken, sqlite3.Error):  # after synchronous=OFF there may be no database to write to
+            primary.rows_on_disk()
             primary.write_alone(f"{self.setting.seed} {self.counts.cuts.total()}")
 
     # What must hold
@@ -500,14 +508,11 @@ class Life:
         return target
 
 
-def _sound(host: Host, read) -> dict[int, str]:  # type: ignore[no-untyped-def]
-    import sqlite3
-
+def _sound(host: Host, read: Callable[[], dict[int, str]]) -> dict[int, str]:
     try:
-        found: dict[int, str] = read()
+        return read()
     except (Broken, sqlite3.Error) as error:
         raise Fault(f"the database of {host.id}: {type(error).__name__}: {error}") from error
-    return found
 
 
 def barrier(primary: Host) -> None:
@@ -567,8 +572,6 @@ def campaign(
     keep: bool = bool(os.environ.get("WALCAST_CUTS_KEEP")),
 ) -> Counts:
     """Lives of the seeds from `seed` on, until there were so many cuts or the time is over."""
-    import shutil
-
     counts = Counts()
     began_s = time.monotonic()
     while counts.cuts.total() < cuts and time.monotonic() - began_s < seconds:

@@ -137,6 +137,7 @@ class Host:
         shutil.rmtree(state_dir(self.db))
         for path in self.disk.path.glob("app.db*"):
             path.unlink()
+        self.disk.sync()
         self.discarded.clear()
 
     # What it says
