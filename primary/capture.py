@@ -47,6 +47,7 @@ class Capture:
         self.frame = 0
         self.salt = (0, 0)
         self.lowest_pages = 0
+        self._durable: tuple[tuple[int, int], int] | None = None
         self.reader = reader
         self.frame_size = FRAME_HEADER_SIZE + page_size
         self._batch_frames = max(1, BATCH_BYTES // self.frame_size)
@@ -82,6 +83,17 @@ class Capture:
         transactions = 0
         while self.frame < header.mx_frame:
             transactions += self._one_group(header.mx_frame)
+        return transactions
+
+    def settle(self) -> int:
+        """`capture`, before the anchor lets go of a state. If the WAL is copied back completely it may restart then, so
+        that the database file alone has what was copied: it is made durable first. SQLite does so itself, but not for
+        an app with `synchronous=OFF`, and the log may not have those pages any more. OSError when that fails."""
+        transactions = self.capture()
+        copied = (self.salt, self.files.checkpoint_info().backfill)
+        if copied[1] >= self.frame and copied != self._durable:
+            os.fdatasync(self.files.db_fd)
+            self._durable = copied
         return transactions
 
     def _one_group(self, mx_frame: int) -> int:

@@ -111,6 +111,7 @@ class Database:
             self.loop.find_place(read_boot(self.state.path), trusted=was_damaged)
         else:
             self.loop.foreign.forget()
+        self.files.sync()  # the WAL may restart from now on, over what somebody checkpointed without a sync
         begin_at(self._capture, at, term)
         write_boot(self.state.path, Boot.now(self.files.db_fd))
         checkpoint_on_close(self._reader)  # the one that is closed last

@@ -74,7 +74,7 @@ class CaptureLoop:
         self._capture = capture
         self._files = capture.files
         self._log = capture.log
-        self._checkpointer = Checkpointer(self._files, capture.page_size, anchor, capture.capture)
+        self._checkpointer = Checkpointer(self._files, capture.page_size, anchor, capture.settle)
         self._relief = Relief(name, self._log, self._checkpointer)
         self._rarely = Rarely(log)
         self._lacks: Unavailable | None = None
@@ -400,7 +400,7 @@ class CaptureLoop:
         now = time.monotonic()
         if now - self._anchored_s < ANCHOR_EVERY_S:
             return False
-        self._anchor.move(self._capture.capture)
+        self._anchor.move(self._capture.settle)
         self._anchored, self._anchored_s = state, now
         return True
 

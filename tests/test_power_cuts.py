@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.crash_images import newest_row
 from support.forks import Forks, forks
 from support.power_cut import disk, own_mounts, why_not
 from support.power_cut_campaign import campaign
+from support.writers import child
 
 CUTS = 1000
 MOST_S = 5400.0
+ROWS = 10
 
 
 @pytest.fixture
@@ -70,6 +73,18 @@ def test_a_disk_that_is_in_use_leaves_nothing_mounted(power: Path) -> None:
 
 def mounts() -> str:
     return Path("/proc/self/mounts").read_text()
+
+
+def test_a_wal_restarts_only_over_a_database_that_is_durable(power: Path) -> None:
+    """The app has `synchronous=OFF`: its own checkpoints sync nothing."""
+    with disk(power / "a") as a:
+        with child("power_cut_machine.py", str(a.path / "m"), str(ROWS)) as app:
+            a.cut()
+            app.kill()
+        a.back()
+        alone = power / "alone.db"
+        alone.write_bytes((a.path / "m" / "app.db").read_bytes())
+        assert newest_row(alone) == ROWS
 
 
 def test_both_hosts_lose_their_power_and_no_confirmed_row(power: Path, forked: Forks, seed: int) -> None:
