@@ -237,6 +237,7 @@ class TransactionLog:
             if len(self._segments) < 2:
                 return False
             oldest = self._segments[0]
+        self.sync_database()
         self.before_trim(oldest)
         with self._lock:
             oldest.path.unlink()

@@ -179,7 +179,6 @@ def begin_at(capture: Capture, at: State | None, term: int) -> None:
         if header is None:
             raise Unavailable(f"{capture.files.path}-shm: the header is torn")
         log.term = term
-        capture.files.sync()
         capture.files.sync()  # a power cut must not take back what the log does not have
         log.start(at.checksums, at.position)
         log.not_before(at.timestamp_ms)
