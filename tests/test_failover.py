@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from support.writers import child, pause
 
 from node.failover.lease import KEY
 from node.status import primary_status
+from primary.damage import Note, write_note
 from walcast import wire
 from walcast.archive import list_files
 from walcast.errors import ConfigError, Unavailable, WalcastError
@@ -113,6 +114,29 @@ def archived_between(it: ReplicaSet, after_txid: int, before_txid: int) -> list[
     """What the archive has of TXIDs in between: nothing, if they are those of a gap."""
     with open_store(str(it.directory / "shared")) as store:
         return [file.key for file in list_files(store) if after_txid < file.max_txid < before_txid]
+
+
+# A primary whose database is damaged
+
+
+def test_a_damaged_primary_follows_whoever_took_over_and_is_mended(it: ReplicaSet) -> None:
+    old = it.primary
+    old.app()("INSERT INTO t VALUES ('before the damage')")
+    old.barrier(followers=2)
+    old.kill()
+    new = it.wait_primary(other_than=old.id)
+    with closing(sqlite3.connect(old.db)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # so that no frame hides the page
+        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 't'").fetchone()
+    with old.db.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    write_note(state_dir(old.db), Note(str(page), "planted", 0))
+    old.start(ready=False)
+    poll(lambda: old.streams_from(new))
+    it.settle()
+    assert rows(old) == rows(new)
+    assert old.events("cannot be the primary; following")
 
 
 # Asked for

@@ -29,6 +29,7 @@ from node.failover.reports import Shown, database_status, fenced_words, lease_st
 from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
+from primary.damage import Damaged
 from primary.served import Refused
 from primary.tenure import Tenure, now_s
 from walcast import wire
@@ -202,7 +203,16 @@ class Member:
         if role == PRIMARY:
             if with_lease:
                 self.tenure.set(-math.inf, -math.inf)
-            self.serving = await changes.open_primary(self)
+            try:
+                self.serving = await changes.open_primary(self)
+            except Damaged as error:
+                if not with_lease:
+                    raise
+                # Another node may have the last good state, and the lease by now: the pages that differ mend this one.
+                log.error("cannot be the primary; following", extra={"database": self.name, "error": str(error)})  # noqa: TRY400
+                changes.follow(self, self.settings.primaries)
+                self.leasing.keep(False)
+                return
             if not with_lease:
                 await changes.on_air(self)
                 if self.standing.history:  # nobody else would tell one that was away when this node was promoted
