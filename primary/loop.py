@@ -143,18 +143,18 @@ class CaptureLoop:
 
     def _find_place(self, last_boot: Boot | None) -> None:
         why = "the WAL does not continue the log"
-        if resume(self._capture):
+        resumed = resume(self._capture)
+        if resumed:
             if not Boot.now(self._files.db_fd).lost_power_since(last_boot):
                 return
             # The WAL is whole, but a checkpoint that was not synced may have been lost from under it.
-            self._capture.capture()
             why = "the machine was started since"
         held = self._log.checksums
         if held is None or held.page_size != self._capture.page_size:
             check_schema(self._files.path)
             self._compare("no log yet")
             return
-        recovered = recover(self._capture, last_boot, lambda: self._stopping)
+        recovered = recover(self._capture, last_boot, lambda: self._stopping, resumed=resumed)
         if not recovered.replayed:
             check_schema(self._files.path)
             self._compare(why, recovered.scanned)

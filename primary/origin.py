@@ -47,16 +47,18 @@ class WrittenOn:
 
 
 @dataclass(frozen=True, slots=True)
-class Complete:
-    """The WAL has all that the log has: nothing is missing in it, whatever came after."""
+class Continues:
+    """The WAL has all that the log has. `more`: and commits after it."""
+
+    more: bool
 
 
-Origin = TakenBack | WrittenOn
+Origin = TakenBack | WrittenOn | Continues
 
 
 def origin_by_wal(
     log: TransactionLog, index: IndexHeader, page_size: int, frame_cksum: Callable[[int], tuple[int, int]]
-) -> Origin | Complete | None:
+) -> Origin | None:
     """What the WAL proves; None when it proves nothing.
 
     `index` is the committed state of the WAL, `frame_cksum` answers the checksum of one of its frames.
@@ -70,7 +72,9 @@ def origin_by_wal(
         if frames is not None and frames.stop - 1 <= index.mx_frame:
             last = frames.stop - 1
             if frame_cksum(last) == header.wal_cksum:
-                return _after(entry.position, later, last, index, frame_cksum) if later is not None else Complete()
+                if later is None:
+                    return Continues(more=last < index.mx_frame)
+                return _after(entry.position, later, last, index, frame_cksum)
         later = entry
     frames = _frames(later.header(), page_size) if later is not None else None
     if later is None or frames is None or later.header().wal_salt != index.salt or index.mx_frame < frames.start - 1:

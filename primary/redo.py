@@ -26,7 +26,16 @@ from primary.boot import Boot
 from primary.capture import Capture
 from primary.discarding import discard
 from primary.log import TransactionLog
-from primary.origin import Origin, TakenBack, Versions, WrittenOn, origin_by_content, origin_by_wal, versions_in_log
+from primary.origin import (
+    Continues,
+    Origin,
+    TakenBack,
+    Versions,
+    WrittenOn,
+    origin_by_content,
+    origin_by_wal,
+    versions_in_log,
+)
 from primary.resume import Scanned, note_place, resume, scan
 from primary.segment import Entry
 from walcast import ltx
@@ -65,12 +74,15 @@ class Found:
 def decide(found: Found) -> Way:
     """Pure. A state that the WAL proves to be older is replayed; one that only looks older by its content is, too, if
     the machine lost power meanwhile: otherwise somebody put an older copy there on purpose, and means it. A database
-    that is no whole state (`synchronous=OFF`) is replayed if the machine lost power and nobody wrote to it since."""
+    that is no whole state (`synchronous=OFF`) is replayed if the machine lost power and nobody wrote to it since. One
+    that has more than the log is never replayed over."""
     if isinstance(found.origin, TakenBack):
         return Way.REPLAY if found.origin.proven or found.lost_power else Way.KEEP
+    if isinstance(found.origin, Continues) and found.origin.more:
+        return Way.PUBLISH
     if found.torn_only and found.lost_power:
         return Way.REPLAY
-    return Way.KEEP if found.origin is not None else Way.PUBLISH
+    return Way.KEEP if isinstance(found.origin, WrittenOn) else Way.PUBLISH
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +94,16 @@ class Recovered:
     scanned: Scanned
 
 
-def recover(capture: Capture, last_boot: Boot | None, stopping: Callable[[], bool] = lambda: False) -> Recovered:
-    """See what became of a database that does not go on where the log ends, and carry out what `decide` says, but for
-    the publishing. Call with the anchor held, before anything is published, and with a usable log.
+def recover(
+    capture: Capture,
+    last_boot: Boot | None,
+    stopping: Callable[[], bool] = lambda: False,
+    *,
+    resumed: bool = False,
+) -> Recovered:
+    """See what became of a database that is not what the log says, and carry out what `decide` says, but for the
+    publishing. Call with the anchor held, before anything is published, and with a usable log. `resumed`: the WAL goes
+    on where the log ends, and only the database file below it may have lost something.
 
     Unavailable when `stopping` becomes true meanwhile, when an app holds the write lock for too long, or when the disk
     is full.
@@ -92,8 +111,16 @@ def recover(capture: Capture, last_boot: Boot | None, stopping: Callable[[], boo
     transactions = capture.log
     lost_power = Boot.now(capture.files.db_fd).lost_power_since(last_boot)
     for _ in range(TRIES):
+        if resumed:
+            capture.capture()
         scanned = scan(capture, stopping)
-        if not len(_differing(scanned.checksums, _held(transactions))):
+        differing = _differing(scanned.checksums, _held(transactions))
+        if resumed and scanned.index.mx_frame != capture.frame:  # an app goes on writing
+            inside = differing[differing <= _held(transactions).commit_pages]
+            if not len(np.setdiff1d(inside, _written_after(capture, scanned))):
+                return Recovered(False, scanned)
+            continue
+        if not len(differing):
             return Recovered(False, scanned)
         found, oldest_txid = _find(capture, scanned, lost_power)
         way = decide(found)
@@ -129,6 +156,14 @@ def finish(capture: Capture, last_boot: Boot | None) -> bool:
     return decide(found) is Way.REPLAY and _replay(capture, scanned, oldest_txid)
 
 
+def _written_after(capture: Capture, scanned: Scanned) -> NDArray[np.uint32]:
+    """The pages that commits after what was captured have written, or may have cut off."""
+    index, held = scanned.index, _held(capture.log)
+    frames = capture.files.frame_pgnos(index.mx_frame)[capture.frame if index.salt == capture.salt else 0 :]
+    cut = np.arange(index.commit_pages + 1, held.commit_pages + 1, dtype=np.uint32)
+    return np.concatenate((frames, cut))
+
+
 def _held(transactions: TransactionLog) -> PageChecksums:
     checksums = transactions.checksums
     assert checksums is not None
@@ -152,7 +187,7 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     if isinstance(origin, TakenBack):
         # Where power was lost, checkpoints from before the fork may be missing in the database, too.
         return Found(origin, lost_power), 0 if lost_power else origin.entry.min_txid
-    if isinstance(origin, WrittenOn):
+    if isinstance(origin, WrittenOn) or origin == Continues(more=True):
         return Found(origin, lost_power), 0
     held = _held(transactions)
     differing = _differing(now, held)
@@ -168,7 +203,7 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     if lost_power and origin is None and versions.traced < transactions.position:
         # Apps may have written over all of it, but more likely it went with the power.
         fork = min(fork or versions.traced, versions.traced)
-    return Found(WrittenOn(fork) if fork is not None else None, lost_power, torn), transactions.first.txid + 1
+    return Found(WrittenOn(fork) if fork is not None else origin, lost_power, torn), transactions.first.txid + 1
 
 
 def _written_since(capture: Capture) -> bool:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -22,7 +23,7 @@ from primary import redo
 from primary.boot import Boot
 from primary.database import Database
 from primary.log import TransactionLog
-from primary.origin import TakenBack, WrittenOn
+from primary.origin import Continues, TakenBack, WrittenOn
 from primary.redo import Found, Way, decide
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
@@ -290,6 +291,31 @@ def test_a_log_of_another_history_is_not_finished(tmp_path: Path) -> None:
     assert Journal(state_dir(image)).last() is None
 
 
+def test_what_an_app_commits_while_the_primary_starts_is_not_replayed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine(tmp_path / "m") as app:
+        app.commit(ROWS)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+    set_boot(image, "another start")
+    real = redo.scan
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute("PRAGMA wal_autocheckpoint=0")
+
+        def scan_late(*arguments: Any) -> Any:
+            other.execute("UPDATE newest SET n = n")
+            other.execute("INSERT INTO rows SELECT n + 1, 'of the app' FROM newest")
+            other.execute("UPDATE newest SET n = n + 1")
+            return real(*arguments)
+
+        monkeypatch.setattr(redo, "scan", scan_late)
+        with served(image) as database:
+            assert_log_is_database(database)
+        assert newest_row(image) > ROWS
+    assert list_discarded(image) == []
+
+
 def test_an_entry_without_its_table_of_marks_is_no_entry(tmp_path: Path) -> None:
     with machine(tmp_path / "m", together=True) as app:
         app.captured()
@@ -320,5 +346,8 @@ def test_decisions() -> None:
         (Found(None, lost_power=True, torn_only=True), Way.REPLAY),
         (Found(None, lost_power=False, torn_only=True), Way.PUBLISH),
         (Found(None, lost_power=True), Way.PUBLISH),
+        (Found(Continues(more=True), lost_power=True, torn_only=True), Way.PUBLISH),
+        (Found(Continues(more=False), lost_power=True, torn_only=True), Way.REPLAY),
+        (Found(Continues(more=False), lost_power=True), Way.PUBLISH),
     ):
         assert decide(found) is way, found
