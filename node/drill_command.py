@@ -55,9 +55,10 @@ def drill_command(
 
     Makes a replica set of three nodes on this machine, writes to it, and keeps a ledger of what was committed and what
     was acknowledged. Then: a switchover, a kill -9 of the primary, a partition, a SIGSTOP of the holder of the lease;
-    after each the node before rejoins, and all copies are compared. The report says how long it took to detect, to
-    promote, to the first write; how long nobody could write; what was lost and where it is kept; who re-attached; and
-    of each promise whether it was kept. Exit code 1 when one was not.
+    after each the node before rejoins, and all copies are compared. Last, a primary with a follower of its own loses
+    power. The report says how long it took to detect, to promote, to the first write; how long nobody could write; what
+    was lost and where it is kept; who re-attached; and of each promise whether it was kept. Exit code 1 when one was
+    not.
 
     With --config FILE --confirm the set that runs by this file hands over to a follower and back, and nothing else.
 

@@ -307,6 +307,7 @@ class Credulous(rpc.ReplicationServicer):
         self._says = says
 
     async def Stream(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.PrimaryMessage]:  # noqa: N802
+        await anext(aiter(request_iterator))  # a call that ends while the hello is on its way is another error
         yield pb.PrimaryMessage(welcome=pb.Welcome(protocol=wire.PROTOCOL_VERSION, database_id=self._says))
 
     async def Copy(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.CopyReply]:  # noqa: N802

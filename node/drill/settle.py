@@ -217,8 +217,8 @@ def at_the_end(stage: Stage) -> None:
     result = stage.result
     stage.pause()
     level = stage.until("all three nodes are on one position at the end", stage.level)
-    for process in stage.load.readers.values():
-        process.finish(by_signal=False)
+    while stage.load.readers:  # whoever waits from now on does not miss them
+        stage.load.readers.popitem()[1].finish(by_signal=False)
     broken = [f"{name}: {text}" for name, said in stage.load.read.items() for text in said["broken"]]
     back = [(name, *step) for name, said in stage.load.read.items() for step in said["back"]]
     result.reader_checks = sum(said["checks"] for said in stage.load.read.values())
