@@ -14,6 +14,7 @@ the log has every page that differs; then the database is, byte for byte, what t
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     except (Corrupt, OSError) as error:
         log.warning("the log cannot be read whole", extra={"error": str(error)})
         versions = Versions(frozenset(inside.tolist()), None, transactions.position)
-    torn = not versions.missing and not _written_since(capture)
+    torn = all(_hidden(capture, pgno) for pgno in versions.missing) and not _written_since(capture)
     fork = versions.fork
     if lost_power and origin is None and versions.traced < transactions.position:
         # Apps may have written over all of it, but more likely it went with the power.
@@ -278,6 +279,12 @@ def _write_back(capture: Capture, writer: WalWriter, now: PageChecksums, oldest_
                 page_one = bytes(page.data)
             if not wanted:
                 break
+        for pgno in sorted(wanted):
+            hidden = _hidden(capture, pgno)
+            if hidden:
+                wanted.discard(pgno)
+                writer.append(pgno, hidden)
+                page_one = hidden if pgno == 1 else page_one
         if wanted == {1} and now.get(1) == checksums.get(1):
             page_one = bytes(capture.database_page(1))
             writer.append(1, page_one)
@@ -290,6 +297,18 @@ def _write_back(capture: Capture, writer: WalWriter, now: PageChecksums, oldest_
         raise
     writer.publish(checksums.commit_pages, page_one)
     return count
+
+
+def _hidden(capture: Capture, pgno: int) -> bytes:
+    """The page as the database file has it, if that is what the log says of it; empty if not.
+
+    SQLite may not show it: under `synchronous=OFF` a WAL that had restarted can come back with its old beginning, whose
+    frames then hide newer pages of the file.
+    """
+    size = capture.page_size
+    page = os.pread(capture.files.db_fd, size, (pgno - 1) * size)
+    whole = len(page) == size and page_checksum(pgno, page) == _held(capture.log).get(pgno)
+    return page if whole else b""
 
 
 def _pages_backwards(transactions: TransactionLog, oldest_txid: int) -> Iterator[tuple[Entry, ltx.Page]]:

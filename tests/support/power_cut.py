@@ -2,14 +2,18 @@
 
     with own_mounts(), disk(tmp_path / "a") as a:
         ...                                     # processes work on a.path
+        ...                                     # stop the processes of that host: SIGSTOP
         a.cut()                                 # nothing more reaches the disk
-        ...                                     # kill the processes of that host
+        ...                                     # kill them
         a.back()                                # the same folder, as a reboot finds it
 
 The disk is ext4 on a loop device. `EXT4_IOC_SHUTDOWN` without a flush drops the page cache and the journal's running
 transaction, as a power failure does; the journal is replayed at the next mount. The mount options take away what makes
 ext4 forgiving: no sync of a file that is renamed over another, no commit by a timer. `Writeback` is what the kernel may
 do at any time: it writes some dirty pages back, in any order.
+
+Stop the processes first: a sync that is under way when ext4 is shut down may answer that it succeeded although the data
+is lost (10 of 400 here). Without power nobody would hear that answer, so nobody may act on it.
 
 What a disk does below is not simulated: a page that was handed to the loop device is there after the cut, whole.
 Needs root, a kernel with ext4 and loop devices, and `mkfs.ext4`; `why_not` says what is missing.

@@ -207,6 +207,8 @@ class Life:
         mixed = list(hosts)
         self.rng.shuffle(mixed)
         for host in mixed:
+            host.freeze()
+        for host in mixed:
             if host.reader is not None:
                 self._cut_s[host.report] = time.monotonic() - 0.001
             host.disk.cut()
@@ -260,7 +262,10 @@ class Life:
 
     def _cut_archive(self) -> None:
         assert self.archive is not None
-        self.archive.cut()
+        with ExitStack() as stack:  # an upload that is under way must not be told that it is durable
+            for host in self.hosts:
+                stack.enter_context(host.frozen())
+            self.archive.cut()
         pause(self.rng.random() * 0.05)
         self._lead(self.link.with_name("nowhere"))  # what is below a mount that is gone is not the archive
 

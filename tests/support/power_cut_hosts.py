@@ -114,15 +114,27 @@ class Host:
 
     # Power
 
+    def freeze(self) -> None:
+        """Nothing that runs here acts on anything any more; what the kernel does for it goes on."""
+        for process in (self.node, self.app, self.reader):
+            if process is not None:
+                process.signal(signal.SIGSTOP)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """For the time of the block its node stands still, and waits for nothing in the kernel."""
+        self.node.signal(signal.SIGSTOP) if self.node else None
+        try:
+            stopped = poll(lambda: self.node is None or not self.node.running or stands_still(self.node.pid), LEVEL_S)
+            assert stopped, f"{self.id} does not stand still"
+            yield
+        finally:
+            self.node.signal(signal.SIGCONT) if self.node else None
+
     def keep_writing_back(self, rng: random.Random, rate: float) -> None:
         """What the kernel does by itself, from now on until the next cut."""
         assert self.writeback is None
         self.writeback = Writeback(self.disk.path, rng, rate)
-
-    def cut(self) -> None:
-        """The power is gone."""
-        self.disk.cut()
-        self.end()
 
     def back(self) -> None:
         """It is back; nothing is started yet."""
@@ -211,6 +223,15 @@ class Host:
             if path.is_file():
                 os.utime(path, (now_s, now_s))
         self.strangers.append(text)
+
+
+def stands_still(pid: int) -> bool:
+    """Is every thread of this process stopped, none inside a call?"""
+    try:
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return all(state in "TtZX" for state in states)
 
 
 def wait_whole(hosts: list[Host], seconds: float = LEVEL_S) -> tuple[Host, Host]:

@@ -57,7 +57,7 @@ def main() -> None:
             try:
                 seq, now, kept = look(db, newest, looks % WHOLE_EVERY == 0)
             except (Broken, sqlite3.Error) as error:
-                say("wrong", type(error).__name__, error)
+                say("wrong", type(error).__name__, str(error).replace("\n", "; "))
                 time.sleep(EVERY_S)
                 continue
             if newest and kept is None:
