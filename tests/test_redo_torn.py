@@ -11,7 +11,7 @@ from pathlib import Path
 
 import apsw
 import pytest
-from support.crash_images import PAGE_SIZE, Machine, machine, newest_row, set_boot
+from support.crash_images import PAGE_SIZE, Machine, copy_files, machine, newest_row, set_boot
 from support.nodes import poll
 
 from primary.database import Database
@@ -51,6 +51,19 @@ def grow(app: Machine) -> None:
     for _ in range(ROWS):
         app.commit(filler=2000)
         app.captured()
+
+
+def restart_wal(app: Machine) -> None:
+    """By the app's own checkpoint and a commit."""
+
+    def copied_back() -> bool:
+        _, frames, copied = app.app.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
+        return bool(frames == copied and app.database.loop._anchored[1:] == (frames, True))  # at read lock 0
+
+    assert poll(copied_back, 10.0), "the WAL is not copied back"
+    app.commit()
+    app.captured()
+    assert app.frames < 10
 
 
 def a_minute_later(image: Path) -> None:
@@ -115,14 +128,7 @@ def test_pages_that_a_checkpoint_lost_are_mended_although_the_wal_goes_on(tmp_pa
         app.photograph(tmp_path / "older")
         grow(app)
 
-        def copied_back() -> bool:
-            _, frames, copied = app.app.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
-            return bool(frames == copied and app.database.loop._anchored[1:] == (frames, True))  # at read lock 0
-
-        assert poll(copied_back, 10.0), "the WAL is not copied back"
-        app.commit()
-        app.captured()
-        assert app.frames < 10
+        restart_wal(app)
         app.commit()
         app.captured()
         image = app.power_cut(tmp_path / "cut", frames=app.frames - lost_frames)
@@ -134,6 +140,25 @@ def test_pages_that_a_checkpoint_lost_are_mended_although_the_wal_goes_on(tmp_pa
         with PageReader(database.files, database._reader) as reader:
             now = PageChecksums.scan(database.page_size, reader.chunks())
         assert now.database == database.log.position.checksum
+
+
+def test_a_wal_whose_old_beginning_came_back_hides_nothing(tmp_path: Path) -> None:
+    """It had restarted, but its header was not synced: what it had before hides pages that the file has newer, and the
+    log, which began later, does not have."""
+    with machine(tmp_path / "m") as app:
+        app.commit(10, filler=2000)
+        app.captured()
+        app.photograph(tmp_path / "older")
+        app.commit(ROWS - 13, filler=2000)
+        app.captured()
+        restart_wal(app)
+        app.database.loop.skip_to(app.database.log.position.txid + 10)
+        app.commit(2)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+    copy_files(tmp_path / "older", tmp_path / "cut", "app.db-wal")
+    with served(image) as database:
+        assert_whole(image, database)
 
 
 @pytest.mark.parametrize("commits_before", [0, 5])
