@@ -45,7 +45,7 @@ from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statedir import StateDir, state_dir
 from walcast.store import ObjectInfo
 from walcast.store.directory import DirectoryStore
-from walcast.terms import TermStart, first_txid
+from walcast.terms import TermStart, first_txid, read_standing, write_standing
 
 NOWHERE = wire.Address("127.0.0.1", 1)
 SWITCHOVER_S = 30.0
@@ -533,3 +533,20 @@ def test_a_deposed_primary_that_takes_over_again_keeps_what_only_it_had(tmp_path
         it.gates.heal(drop=True)
         b.start(ready=False)
         assert it.wait_level() is a
+
+
+def test_a_node_that_starts_with_the_lease_in_its_name_reads_its_replica_first(tmp_path: Path) -> None:
+    """It was given the lease, and lost its power before it could take the place."""
+    slow = {"PLANTED_BUG": "slow-open"}
+    with replica_set(tmp_path, ids=("a", "b"), lease_s=5.0, script="failover_planted.py", environment=slow) as it:
+        a, b = it.node("a"), it.node("b")
+        before = read_standing(state_dir(b.db))
+        assert before is not None
+        b.promote()
+        assert it.wait_primary(other_than="a") is b
+        a.kill()
+        b.kill()
+        shutil.rmtree(state_dir(b.db) / "log")
+        write_standing(state_dir(b.db), before)
+        b.start(ready=False)
+        assert b.is_("primary", 20.0), b.process.err.read_text()[-1000:]

@@ -59,6 +59,7 @@ CATCH_UP_S = 10.0
 HEARTBEATS_S = 1.0
 HEARTBEATS = 5  # in the time of a lease: what is left of a tenure is told by them
 WAIT_S = 0.02
+OPEN_S = 60.0
 LOOK_S = 0.1
 LATE_S = (60.0, 600.0)
 
@@ -157,6 +158,8 @@ async def promote(member: Member, term: int) -> None:
         log.info("primary again", extra={"database": member.name, "term": term})
         await on_air(member)
         return
+    if not await _replica_opened(member, term):
+        return
     began_s = now_s()
     following = member.following
     offered = following is not None and following.was_offered
@@ -185,6 +188,19 @@ async def _may_begin(member: Member, term: int) -> bool:
             return False
         if member.tenure.holds:
             break
+        await asyncio.sleep(WAIT_S)
+    return True
+
+
+async def _replica_opened(member: Member, term: int) -> bool:
+    """Until the replica that is here has been read and is ours to write to: a node that was started with the lease in
+    its name is asked to be the primary before that. For a while, since nobody else can be it meanwhile. False when the
+    lease was lost again."""
+    following, until_s = member.following, now_s() + OPEN_S
+    while following is not None and following.applier is None and has_database(member.path) and now_s() < until_s:
+        keeper = member.keeper
+        if keeper is not None and (keeper.state.role is d.Role.FOLLOWER or keeper.state.term != term):
+            return False
         await asyncio.sleep(WAIT_S)
     return True
 

@@ -1,10 +1,14 @@
-"""A node with a planted bug, named by PLANTED_BUG. Arguments as `walcast`."""
+"""A node with a planted bug, named by PLANTED_BUG, or "slow-open": one whose replica takes its time to be read.
+Arguments as `walcast`."""
 
 from __future__ import annotations
 
 import math
 import os
+import time
+from typing import Any
 
+from follower.applier import Applier
 from follower.client import Stream
 from follower.keeping import Keeping
 from node.cli import main
@@ -15,6 +19,7 @@ from walcast.store.directory import DirectoryStore
 
 swap = DirectoryStore.swap
 read_lasts = Stream.lasts
+open_replica = Applier.open.__func__
 
 
 def swap_whatever_is_there(self: DirectoryStore, key: str, data: bytes, version: str | None) -> str:
@@ -35,6 +40,12 @@ def by_id(claim: claims.Claim) -> tuple[int, int, int, str]:
     return (0, 0, 0, claim.id)
 
 
+def open_slowly(cls: type[Applier], *arguments: Any) -> Applier:
+    """As for a large one."""
+    time.sleep(1.0)
+    return open_replica(cls, *arguments)
+
+
 def plant(bug: str) -> None:
     if bug == "swap":
         DirectoryStore.swap = swap_whatever_is_there  # type: ignore[method-assign]
@@ -50,6 +61,8 @@ def plant(bug: str) -> None:
     elif bug == "discarded":  # overwrites what only it had, and keeps nothing
         changes.keep_discarded = lambda member, fork: True  # type: ignore[assignment]
         Keeping._save = lambda self, term, position: None  # type: ignore[method-assign]
+    elif bug == "slow-open":
+        Applier.open = classmethod(open_slowly)  # type: ignore[assignment, method-assign]
     elif bug == "silence":  # notices a primary's silence when others have taken its place
         leasing.SILENT = math.inf
     else:
