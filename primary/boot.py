@@ -4,7 +4,8 @@ Only a machine that went down can have lost what was written and not synced. So 
 that there is to go by, an older state is taken for the work of a power cut only if the machine was started since and
 the file is still the same one; otherwise somebody put it there on purpose.
 
-`app.db-walcast/boot`: the kernel's boot id, and device and inode of the database, a line each.
+`app.db-walcast/boot`: the kernel's boot id, and device and inode of the database, a line each. It goes when a primary
+has ended and has synced the database: a power cut can take nothing back then of what the log has.
 """
 
 from __future__ import annotations
@@ -61,4 +62,10 @@ def write_boot(state_dir: Path, boot: Boot) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(state_dir / NAME)
+    fsync_directory(state_dir)
+
+
+def forget_boot(state_dir: Path) -> None:
+    """Durably. All that the log has must be durable in the database."""
+    (state_dir / NAME).unlink(missing_ok=True)
     fsync_directory(state_dir)

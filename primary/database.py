@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import apsw
 
 from primary.anchor import Anchor, checkpoint_on_close, connect
-from primary.boot import Boot, read_boot, write_boot
+from primary.boot import Boot, forget_boot, read_boot, write_boot
 from primary.capture import Capture
 from primary.identity import check_same_files
 from primary.log import TransactionLog
@@ -27,6 +28,9 @@ from walcast.identity import DatabaseId, read_database_id, write_database_id
 from walcast.scrub import DEFAULT_BYTES_PER_S, Scrubber
 from walcast.statedir import StateDir
 
+log = logging.getLogger("walcast.primary")
+
+SYNC_S = 2.0
 PARTS = ("_anchor", "_reader", "files", "log", "state")  # connections first, then the files (`walcast.dbfiles`)
 
 
@@ -57,6 +61,7 @@ class Database:
         self.id: DatabaseId | None = None  # that of the database; None until `identify` where the folder has none
         self.leaving: WalcastError | None = None
         self.snapshotting = threading.Lock()
+        self._brought_together = False  # the database has what the log has
         self._counting = threading.Lock()
         try:
             self._open(log_bytes, log_age_s, held)
@@ -115,6 +120,7 @@ class Database:
         begin_at(self._capture, at, term)
         write_boot(self.state.path, Boot.now(self.files.db_fd))
         checkpoint_on_close(self._reader)  # the one that is closed last
+        self._brought_together = True
         self.loop.start(resumed=True, held=at is not None)
         self.scrubber.start()
 
@@ -175,4 +181,27 @@ class Database:
         """End capturing and let go of the database."""
         self.scrubber.stop()
         self.loop.stop()
+        if self._brought_together and self.loop.failure is None:
+            self._end_durably()
         self._let_go(PARTS)
+
+    def _end_durably(self) -> None:
+        """Have the next start know that a power cut took nothing back of what the log has, so that what it finds
+        changed was written by an app. A disk that does not answer is not waited for: that start looks closer then."""
+
+        def sync() -> None:
+            try:
+                self.files.sync()
+                synced.set()
+            except OSError as error:
+                log.debug("not synced at the end", extra={"database": self.name, "error": str(error)})
+
+        synced = threading.Event()
+        syncing = threading.Thread(target=sync, name=f"sync-{self.name}", daemon=True)
+        try:
+            syncing.start()
+            syncing.join(SYNC_S)
+            if synced.is_set():
+                forget_boot(self.state.path)
+        except (OSError, RuntimeError) as error:  # no thread, or the folder went away
+            log.debug("not ended durably", extra={"database": self.name, "error": str(error)})

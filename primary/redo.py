@@ -45,6 +45,7 @@ from walcast.discarded import Circumstances
 from walcast.errors import Corrupt, Unavailable
 from walcast.position import Position
 from walcast.wal_writer import WalWriter
+from walcast.walindex import IndexHeader
 
 log = logging.getLogger("walcast.primary")
 
@@ -199,18 +200,36 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     except (Corrupt, OSError) as error:
         log.warning("the log cannot be read whole", extra={"error": str(error)})
         versions = Versions(frozenset(inside.tolist()), None, transactions.position)
-    torn = all(_hidden(capture, pgno) for pgno in versions.missing) and not _written_since(capture)
+    later = scanned.index.mx_frame > 0 and not _is_captured(transactions, scanned.index)
+    torn = not later and not _written_since(capture) and all(_hidden(capture, pgno) for pgno in versions.missing)
     fork = versions.fork
+    if fork is not None and not lost_power and versions.traced > fork:
+        fork = None  # what came after it is there: an app has given a page the content that it had before
     if lost_power and origin is None and versions.traced < transactions.position:
         # Apps may have written over all of it, but more likely it went with the power.
         fork = min(fork or versions.traced, versions.traced)
     return Found(WrittenOn(fork) if fork is not None else origin, lost_power, torn), transactions.first.txid + 1
 
 
+def _is_captured(transactions: TransactionLog, index: IndexHeader) -> bool:
+    """Is the WAL one that the log has commits of? Otherwise it was begun after all that the log has."""
+    return any(entry.header().wal_salt == index.salt for entry in transactions.backwards())
+
+
 def _written_since(capture: Capture) -> bool:
     """Was a file written after the last entry of the log was captured, as far as their times tell?"""
     last = capture.log.last
-    return last is None or capture.files.written_ms() > last.header().timestamp_ms + WRITTEN_SLACK_MS
+    if last is None:
+        return True
+    last_ms, written_ms = last.header().timestamp_ms, capture.files.written_ms()
+    if max(written_ms) > last_ms + WRITTEN_SLACK_MS:
+        return True
+    now_ms = time.time_ns() // 1_000_000
+    if now_ms >= last_ms:
+        return False
+    # A machine without a clock that goes on while it is off: what was written since it started looks older.
+    started_ms = now_ms - int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
+    return any(started_ms <= one_ms <= now_ms for one_ms in written_ms)
 
 
 # Replay

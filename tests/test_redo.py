@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from support.crash_images import PAGE_SIZE, machine, newest_row, set_boot
 from follower.applier import Applier
 from follower.journal import Journal
 from node.failover.changes import finish_log
-from primary import redo
+from primary import boot, redo
 from primary.boot import Boot
 from primary.database import Database
 from primary.log import TransactionLog
@@ -314,6 +315,96 @@ def test_what_an_app_commits_while_the_primary_starts_is_not_replayed_over(
             assert_log_is_database(database)
         assert newest_row(image) > ROWS
     assert list_discarded(image) == []
+
+
+def toggled(folder: Path) -> Path:
+    """A database whose primary has ended, with an app's switch on a page of its own that was turned on last."""
+    with machine(folder) as app:
+        app.app.execute("CREATE TABLE switch(one INTEGER PRIMARY KEY, is_on INTEGER)")
+        app.app.execute("INSERT INTO switch VALUES (1, 0)")
+        app.commit(ROWS - 1)
+        app.captured()
+        app.app.execute("UPDATE switch SET is_on = 1")
+        app.captured()
+    return folder / "app.db"
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("statement", ["UPDATE newest SET n = n + 0; DELETE FROM rows", "UPDATE switch SET is_on = 0"])
+def test_what_apps_commit_after_a_primary_ended_is_not_replayed_over_when_the_machine_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, late: bool
+) -> None:
+    image = toggled(tmp_path / "m")
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute(statement)
+        expected = other.execute("SELECT is_on, (SELECT count(*) FROM rows) FROM switch").fetchall()
+    if late:
+        later_s = image.stat().st_mtime + 60
+        os.utime(image, (later_s, later_s))
+    monkeypatch.setattr(boot, "_BOOT_ID", tmp_path / "boot_id")
+    (tmp_path / "boot_id").write_text("another start")
+    with served(image) as database:
+        assert_log_is_database(database)
+        with closing(apsw.Connection(str(image))) as other:
+            assert other.execute("SELECT is_on, (SELECT count(*) FROM rows) FROM switch").fetchall() == expected
+    if "switch" not in statement:  # a state that the log knows, and that may have been put there, is told from no copy
+        assert list_discarded(image) == []
+
+
+def test_a_page_that_is_as_it_was_before_is_no_loss_where_later_ones_are_there(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        app.app.execute("CREATE TABLE switch(one INTEGER PRIMARY KEY, is_on INTEGER)")
+        app.app.execute("CREATE TABLE other(x)")
+        app.app.execute("INSERT INTO switch VALUES (1, 0)")
+        app.captured()
+        app.app.execute("UPDATE switch SET is_on = 1")
+        app.commit(ROWS)
+        app.captured()
+    image = tmp_path / "m" / "app.db"
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute("UPDATE switch SET is_on = 0")
+        other.execute("INSERT INTO other VALUES (1)")
+    with served(image) as database:
+        assert_log_is_database(database)
+    assert newest_row(image) == ROWS
+    assert list_discarded(image) == []
+
+
+def test_the_first_commit_of_a_wal_that_began_again_is_not_replayed_over(tmp_path: Path) -> None:
+    """It was synced, and the power went before it was captured."""
+    with machine(tmp_path / "m", together=True) as app:
+        app.commit(ROWS - 1)
+        app.captured()
+        header = app.database.files.index_header()
+        assert header is not None
+        app.database.loop._checkpointer.give_back(header.mx_frame)
+        app.commit()
+        after = app.database.files.index_header()
+        assert after is not None
+        assert after.salt != header.salt
+        image = app.power_cut(tmp_path / "cut")
+    set_boot(image, "another start")
+    with served(image) as database:
+        assert_log_is_database(database)
+    assert newest_row(image) == ROWS
+
+
+def test_a_clock_that_is_behind_after_a_power_cut_does_not_hide_what_apps_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead_ms = time.time_ns() // 1_000_000 + 600_000
+    with machine(tmp_path / "m") as app, monkeypatch.context() as patched:
+        patched.setattr(TransactionLog, "timestamp_ms", lambda _: ahead_ms)
+        app.commit(ROWS - 1)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+    set_boot(image, "another start")
+    with closing(apsw.Connection(str(image))) as other:
+        other.execute("INSERT INTO rows SELECT n + 1, 'of the app' FROM newest")
+        other.execute("UPDATE newest SET n = n + 1")
+    with served(image) as database:
+        assert_log_is_database(database)
+    assert newest_row(image) == ROWS
 
 
 def test_an_entry_without_its_table_of_marks_is_no_entry(tmp_path: Path) -> None:

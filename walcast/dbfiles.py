@@ -82,9 +82,10 @@ class DatabaseFiles:
             for fd in (self.db_fd, self.shm_fd, self.wal_fd):
                 os.close(fd)
 
-    def written_ms(self) -> int:
-        """When somebody last wrote to the database or its `-wal`, as their times tell: milliseconds since the epoch."""
-        return max(os.fstat(fd).st_mtime_ns for fd in (self.db_fd, self.wal_fd)) // 1_000_000
+    def written_ms(self) -> tuple[int, int]:
+        """When somebody last wrote to the database and to its `-wal`, as their times tell: milliseconds since the
+        epoch."""
+        return os.fstat(self.db_fd).st_mtime_ns // 1_000_000, os.fstat(self.wal_fd).st_mtime_ns // 1_000_000
 
     def sync(self) -> None:
         """Make durable what was written to the database and its `-wal`, by whatever process, and that they are there.
