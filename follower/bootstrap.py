@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import lz4.block
@@ -160,7 +158,7 @@ async def from_primary(
             check_announced(state_dir / TEMPORARY, start.commit_pages * start.page_size)
         target: Target = keeper or applier or NewFile(path, state_dir, start.page_size)
         if identity is not None:
-            target = identity.renaming(target, start.database_id, partial(_sync, applier) if applier else None)
+            target = identity.renaming(target, start.database_id, applier.sync if applier else None)
         client.database_id = start.database_id  # the stream must be of the same database
         target.begin()
         try:
@@ -181,15 +179,6 @@ async def from_primary(
             raise
     facts = {"position": str(target.position), "pages": fetched, "of": start.commit_pages}
     log.info("copied from the primary", extra=facts)
-
-
-def _sync(applier: Applier) -> None:
-    """What was committed outlives a power cut."""
-    try:
-        os.fdatasync(applier._files.wal_fd)
-        applier._journal.sync()
-    except OSError as error:
-        raise Unavailable(f"{applier.path}-wal: {error.strerror}") from error
 
 
 async def _stream_until(client: Client, target: Target, start: Position, term: int, txid: int) -> None:

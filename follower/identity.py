@@ -78,7 +78,7 @@ class ReplicaIdentity:
             log.info("the replica is known by its position", extra={"database": str(self._path), "id": self.id})
         self.replace = False
 
-    def renaming(self, target: Target, theirs: str, sync: Callable[[], None] | None) -> Target:
+    def renaming(self, target: Target, theirs: str, sync: Callable[[], object] | None) -> Target:
         """`target`, for the one transaction after which the replica is a copy of the database `theirs`. `sync` makes
         that commit durable; None for a file that is not in its place before."""
         new = parse_database_id(theirs) if theirs else None
@@ -120,7 +120,7 @@ class _Renaming:
     """Stands before a target in one transaction."""
 
     def __init__(
-        self, target: Target, identity: ReplicaIdentity, new: DatabaseId | None, sync: Callable[[], None] | None
+        self, target: Target, identity: ReplicaIdentity, new: DatabaseId | None, sync: Callable[[], object] | None
     ) -> None:
         self._target = target
         self._identity = identity

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 import apsw
 
 from follower.applier import Applier
-from walcast.errors import Diverged, Unavailable
+from walcast.errors import Diverged, Unavailable, WalcastError
 from walcast.filewatch import FileWatch, Wrote
 from walcast.scrub import Mismatch, Scrubber, names_of, sample
 
@@ -66,12 +66,19 @@ class ReplicaScrubber:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            wrote = self._watch.look()
-            if wrote is Wrote.SOMEBODY:
-                log.debug("the replica was changed by no checkpoint", extra={"database": str(self._applier.path)})
-                self.scrubber.suspect()
-            if wrote is not Wrote.NOBODY and self._quiet():  # beside a checkpoint somebody else's write does not show
-                self._tell(self._applier.differing(sample(self._applier.commit_pages)))
+            try:
+                self._look_once()
+            except (WalcastError, apsw.Error, OSError) as error:  # busy now
+                facts = {"database": str(self._applier.path), "error": str(error)}
+                log.debug("cannot look at the replica now", extra=facts)
+
+    def _look_once(self) -> None:
+        wrote = self._watch.look()
+        if wrote is Wrote.SOMEBODY:
+            log.debug("the replica was changed by no checkpoint", extra={"database": str(self._applier.path)})
+            self.scrubber.suspect()
+        if wrote is not Wrote.NOBODY and self._quiet():  # beside a checkpoint somebody else's write does not show
+            self._tell(self._applier.differing(sample(self._applier.commit_pages)))
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._applier.path), flags=apsw.SQLITE_OPEN_READONLY)

@@ -52,6 +52,7 @@ log = logging.getLogger("walcast.primary")
 LOCK_S = 10.0
 LOCK_STEP_S = 0.001
 TRIES = 5
+MOST_RESTARTS = 1 << 20  # of the WAL, while the log reaches back
 WRITTEN_SLACK_MS = 2000  # a commit is captured, and so has its time in the log, well within this
 
 
@@ -200,7 +201,7 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     except (Corrupt, OSError) as error:
         log.warning("the log cannot be read whole", extra={"error": str(error)})
         versions = Versions(frozenset(inside.tolist()), None, transactions.position)
-    later = scanned.index.mx_frame > 0 and not _is_captured(transactions, scanned.index)
+    later = scanned.index.mx_frame > 0 and not _is_known(transactions, scanned.index)
     torn = not later and not _written_since(capture) and all(_hidden(capture, pgno) for pgno in versions.missing)
     fork = versions.fork
     if fork is not None and not lost_power and versions.traced > fork:
@@ -211,9 +212,14 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     return Found(WrittenOn(fork) if fork is not None else origin, lost_power, torn), transactions.first.txid + 1
 
 
-def _is_captured(transactions: TransactionLog, index: IndexHeader) -> bool:
-    """Is the WAL one that the log has commits of? Otherwise it was begun after all that the log has."""
-    return any(entry.header().wal_salt == index.salt for entry in transactions.backwards())
+def _is_known(transactions: TransactionLog, index: IndexHeader) -> bool:
+    """Is the WAL one that the log has commits of, or the one of some restarts before? Each adds one to the first salt.
+    Otherwise it was begun after all that the log has."""
+    for entry in transactions.backwards():
+        header = entry.header()
+        if header.wal_size and (header.wal_salt[0] - index.salt[0]) % (1 << 32) < MOST_RESTARTS:
+            return True
+    return False
 
 
 def _written_since(capture: Capture) -> bool:

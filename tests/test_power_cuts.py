@@ -91,7 +91,7 @@ def test_both_hosts_lose_their_power_and_no_confirmed_row(power: Path, forked: F
     counts = campaign(forked, power, seed, cuts=3, seconds=30.0, kinds=("both",), topology="pair", synchronous="NORMAL")
     print(counts.line())
     assert not counts.faults, counts.faults[0]
-    assert counts.confirmed > 10
+    assert counts.confirmed > 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@ processes; bytes are changed behind SQLite's back."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 import sqlite3
 import subprocess
@@ -16,7 +18,12 @@ from support.e2e_state import create
 from support.nodes import Node, follower, poll, primary, wait_level, walcast
 from support.writers import WILD, seen_from_outside, sql, writer
 
+from follower import scrubber
+from follower.applier import Applier
+from follower.scrubber import ReplicaScrubber
 from node.status import local_status
+from walcast.errors import Unavailable
+from walcast.scrub import Mismatch
 from walcast.statedir import state_dir
 
 SOON_S = 20.0
@@ -132,3 +139,32 @@ def test_a_blind_scrubber_mends_nothing(tmp_path: Path) -> None:
         passes = local_status(replica)["scrub"]["passes"]
         assert poll(lambda: local_status(replica)["scrub"]["passes"] > passes + 2, SOON_S)
         assert walcast("verify", replica, "--primary", one.address).returncode == 1
+
+
+def test_a_look_at_a_replica_that_cannot_be_made_now_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(tmp_path / "app.db")
+    monkeypatch.setattr(scrubber, "LOOK_S", 0.001)
+    applier = Applier.open(tmp_path / "app.db", tmp_path)
+    looks = 0
+
+    def busy(_: object) -> list[Mismatch]:
+        nonlocal looks
+        looks += 1
+        raise Unavailable("busy")
+
+    async def run() -> None:
+        scrubbing = ReplicaScrubber(applier, lambda: True, lambda _: None, 0)
+        monkeypatch.setattr(applier, "differing", busy)
+        scrubbing.start()
+        async with asyncio.timeout(SOON_S):
+            while looks < 3:
+                os.utime(applier.path)
+                await asyncio.sleep(0.001)
+        await scrubbing.stop()
+
+    try:
+        asyncio.run(run())
+    finally:
+        applier.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from follower import bootstrap, newfile
+from follower import newfile
 from follower.applier import Applier
 from node.cli import main
 
@@ -22,7 +22,7 @@ match os.environ["DIES"]:
     case "forgotten":
         Applier.commit = die  # type: ignore[method-assign]
     case "committed":
-        bootstrap._sync = die
+        Applier.sync = die  # type: ignore[method-assign]
     case "named":
         newfile.put_in_place = die
 main()
