@@ -114,8 +114,7 @@ class Database:
             # What was restored in place of a damaged database is meant: the log must not be replayed over it.
             was_damaged = self.loop.foreign.resume()
             self.loop.find_place(read_boot(self.state.path), trusted=was_damaged)
-        else:
-            self.loop.foreign.forget()
+        self.loop.foreign.forget()
         self.files.sync()  # the WAL may restart from now on, over what somebody checkpointed without a sync
         begin_at(self._capture, at, term)
         write_boot(self.state.path, Boot.now(self.files.db_fd))

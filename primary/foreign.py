@@ -106,7 +106,7 @@ class ForeignWrites:
 
     def resume(self) -> bool:
         """At a start: Damaged while the database is what it was refused for; True when it was, and is whole again, so
-        that all pages must be compared."""
+        that all pages must be compared. `forget` comes when they were."""
         note = read_note(self._directory)
         if note is None:
             return False
@@ -114,11 +114,10 @@ class ForeignWrites:
         if checked.complaint:
             raise Damaged(self._files.path, note, self.archive)
         log.warning("the database was damaged and is whole again", extra={"database": self.name})
-        forget_note(self._directory)
         return True
 
     def forget(self) -> None:
-        """This node has another state of the database now."""
+        """This node has another state of the database now, or it is whole again and was compared."""
         forget_note(self._directory)
 
     # For the capture thread

@@ -127,23 +127,21 @@ class CaptureLoop:
 
     def find_place(self, last_boot: Boot | None, *, trusted: bool = False) -> None:
         """Bring log and database together. Before `start`. `last_boot`: when a primary last served this database.
-        `trusted`: what the database holds is meant, whatever the log says. A log that fills its disk is cut for it."""
+        `trusted`: what the database holds is meant, whatever the log says: that is kept aside. A log that fills its
+        disk is cut for it."""
         self._complete_s = time.monotonic()
         while True:
             try:
-                if trusted:
-                    self._compare("the database was damaged and is whole again")
-                else:
-                    self._find_place(last_boot)
+                self._find_place(last_boot, trusted=trusted)
                 return
             except OSError as error:
                 known = disk_error(error, self._log.directory)
                 if not (isinstance(known, DiskFull) and self._make_room()):
                     raise known from error
 
-    def _find_place(self, last_boot: Boot | None) -> None:
-        why = "the WAL does not continue the log"
-        resumed = resume(self._capture)
+    def _find_place(self, last_boot: Boot | None, *, trusted: bool) -> None:
+        why = "the database was damaged and is whole again" if trusted else "the WAL does not continue the log"
+        resumed = not trusted and resume(self._capture)
         if resumed:
             if not Boot.now(self._files.db_fd).lost_power_since(last_boot):
                 return
@@ -154,7 +152,7 @@ class CaptureLoop:
             check_schema(self._files.path)
             self._compare("no log yet")
             return
-        recovered = recover(self._capture, last_boot, lambda: self._stopping, resumed=resumed)
+        recovered = recover(self._capture, last_boot, lambda: self._stopping, resumed=resumed, trusted=trusted)
         if not recovered.replayed:
             check_schema(self._files.path)
             self._compare(why, recovered.scanned)

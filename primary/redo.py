@@ -103,16 +103,18 @@ def recover(
     stopping: Callable[[], bool] = lambda: False,
     *,
     resumed: bool = False,
+    trusted: bool = False,
 ) -> Recovered:
     """See what became of a database that is not what the log says, and carry out what `decide` says, but for the
     publishing. Call with the anchor held, before anything is published, and with a usable log. `resumed`: the WAL goes
-    on where the log ends, and only the database file below it may have lost something.
+    on where the log ends, and only the database file below it may have lost something. `trusted`: what the database
+    has is meant, so that nothing is replayed, and what the log has beyond it is kept.
 
     Unavailable when `stopping` becomes true meanwhile, when an app holds the write lock for too long, or when the disk
     is full.
     """
     transactions = capture.log
-    lost_power = Boot.now(capture.files.db_fd).lost_power_since(last_boot)
+    lost_power = not trusted and Boot.now(capture.files.db_fd).lost_power_since(last_boot)
     for _ in range(TRIES):
         if resumed:
             capture.capture()
@@ -127,6 +129,8 @@ def recover(
             return Recovered(False, scanned)
         found, oldest_txid = _find(capture, scanned, lost_power)
         way = decide(found)
+        if way is Way.REPLAY and trusted:
+            way = Way.KEEP
         if way is Way.REPLAY:
             try:
                 if not _replay(capture, scanned, oldest_txid):

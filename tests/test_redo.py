@@ -5,6 +5,7 @@ Power cuts on a real disk are in `test_power_cuts`; here every state that one ma
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
@@ -20,8 +21,9 @@ from support.crash_images import PAGE_SIZE, machine, newest_row, set_boot
 from follower.applier import Applier
 from follower.journal import Journal
 from node.failover.changes import finish_log
-from primary import boot, redo
+from primary import boot, loop, redo
 from primary.boot import Boot
+from primary.damage import Note, read_note, write_note
 from primary.database import Database
 from primary.log import TransactionLog
 from primary.origin import Continues, TakenBack, WrittenOn
@@ -29,7 +31,7 @@ from primary.redo import Found, Way, decide
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.discarded import list_discarded
-from walcast.errors import Unavailable
+from walcast.errors import DiskFull, Unavailable
 from walcast.position import Position
 from walcast.statedir import state_dir
 from walcast.wal_writer import WalWriter
@@ -315,6 +317,33 @@ def test_what_an_app_commits_while_the_primary_starts_is_not_replayed_over(
             assert_log_is_database(database)
         assert newest_row(image) > ROWS
     assert list_discarded(image) == []
+
+
+def test_what_is_restored_in_place_of_a_damaged_database_is_published_and_the_rest_of_the_log_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine(tmp_path / "m") as app:
+        app.commit(3)
+        app.captured()
+        app.photograph(tmp_path / "before")
+        app.commit(ROWS - 3)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", photograph=tmp_path / "before")
+    set_boot(image, "another start")
+    write_note(state_dir(image), Note("2", "planted", 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "compare", full_disk)
+        with pytest.raises(DiskFull), served(image):
+            pass
+    with served(image) as database:
+        assert newest_row(image) == 3
+        assert_log_is_database(database)
+    assert len(list_discarded(image)) == 1
+    assert read_note(state_dir(image)) is None
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def toggled(folder: Path) -> Path:
