@@ -232,7 +232,8 @@ class CaptureLoop:
         """Work until told to stop, or something fails that may pass."""
         try:
             if not self._anchor.is_held and not self._resume():
-                self._wakeup.pause(RETRY_S)
+                # Writers can be held all the same: a node that is fenced must not take any more commits.
+                self._wakeup.pause(HOLD_AGAIN_S if self._hold_when_asked() else RETRY_S)
                 return
             if self.foreign.found:
                 why = self.foreign.judge(self._wakeup.pause, lambda: self._stopping, self._check_size)

@@ -274,6 +274,39 @@ def test_capture_that_has_no_room_for_long_lets_the_apps_wal_go_and_loses_nothin
         app.verify()
 
 
+def test_writers_are_held_when_that_is_asked_for_also_while_capture_is_suspended(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looping, "RETRY_S", 0.02)
+    monkeypatch.setattr(looping, "TROUBLE_S", 0.1)
+    may_resume = [False]
+    monkeypatch.setattr(relief.Relief, "may_resume", lambda *_: may_resume[0])
+    with served(db) as app, sql(db) as one:
+        loop, writer = app.database.loop, app.database.log.writer
+
+        def full(min_txid: int) -> object:
+            if may_resume[0]:
+                return writer(min_txid)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(app.database.log, "writer", full)
+        one(COMMIT)
+        assert poll(lambda: not loop._anchor.is_held, SOON_S)
+        one(COMMIT)
+        held = loop.hold_writers()
+        assert poll(lambda: loop.holds_writers, SOON_S)
+        with closing(sqlite3.connect(db, isolation_level=None, timeout=0)) as other:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute(COMMIT)
+            may_resume[0] = True
+            assert held.result(SOON_S).position == app.database.log.position
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute(COMMIT)
+            loop.let_writers_go()
+            other.execute(COMMIT)
+        app.verify()
+
+
 def test_pages_are_compared_until_that_succeeds(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What were captured without it would be published as the continuation of a state that it does not continue."""
     monkeypatch.setattr(looping, "RETRY_S", 0.02)
