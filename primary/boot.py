@@ -4,13 +4,16 @@ Only a machine that went down can have lost what was written and not synced. So 
 that there is to go by, an older state is taken for the work of a power cut only if the machine was started since and
 the file is still the same one; otherwise somebody put it there on purpose.
 
-`app.db-walcast/boot`: the kernel's boot id, and device and inode of the database, a line each. It goes when a primary
-has ended and has synced the database: a power cut can take nothing back then of what the log has.
+`app.db-walcast/boot`: the kernel's boot id, and device, inode and the inode's generation of the database, a line each.
+The generation tells a file from another one that was given its inode after it was removed. `boot` itself goes when a
+primary has ended and has synced the database: a power cut can take nothing back then of what the log has.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +21,17 @@ from walcast.filesystem import fsync_directory
 
 NAME = "boot"
 
+_GET_GENERATION = 0x80087601  # FS_IOC_GETVERSION of linux/fs.h, on 64 bits
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """`boot_id` is empty where the system does not tell."""
+    """`boot_id` is empty and `generation` 0 where the system does not tell."""
 
     boot_id: str
     file: tuple[int, int]
+    generation: int = 0
 
     @classmethod
     def now(cls, db_fd: int) -> Boot:
@@ -36,18 +41,29 @@ class Boot:
         except OSError:
             boot_id = ""
         facts = os.fstat(db_fd)
-        return cls(boot_id, (facts.st_dev, facts.st_ino))
+        return cls(boot_id, (facts.st_dev, facts.st_ino), _generation(db_fd))
 
     def lost_power_since(self, last: Boot | None) -> bool:
         """May a power cut have taken back what stood in this file when `last` was written?"""
-        return last is not None and self.boot_id != last.boot_id and self.file[1] == last.file[1]
+        return last is not None and self.boot_id != last.boot_id and self._is_file_of(last)
+
+    def _is_file_of(self, last: Boot) -> bool:
+        known = self.generation and last.generation
+        return self.file[1] == last.file[1] and (not known or self.generation == last.generation)
+
+
+def _generation(fd: int) -> int:
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _GET_GENERATION, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        return 0
 
 
 def read_boot(state_dir: Path) -> Boot | None:
     """What was written last; None when there is nothing, or nothing that can be read."""
     try:
-        boot_id, device, inode = (state_dir / NAME).read_text().split("\n")[:3]
-        return Boot(boot_id, (int(device), int(inode)))
+        boot_id, device, inode, generation = (state_dir / NAME).read_text().split("\n")[:4]
+        return Boot(boot_id, (int(device), int(inode)), int(generation))
     except (OSError, ValueError):
         return None
 
@@ -58,7 +74,7 @@ def write_boot(state_dir: Path, boot: Boot) -> None:
         return
     temporary = state_dir / f"{NAME}.tmp"
     with temporary.open("w") as file:
-        file.write(f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n")
+        file.write(f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n{boot.generation}\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(state_dir / NAME)

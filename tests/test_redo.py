@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +23,7 @@ from follower.applier import Applier
 from follower.journal import Journal
 from node.failover.changes import finish_log
 from primary import boot, loop, redo
-from primary.boot import Boot
+from primary.boot import Boot, write_boot
 from primary.damage import Note, read_note, write_note
 from primary.database import Database
 from primary.log import TransactionLog
@@ -317,6 +318,31 @@ def test_what_an_app_commits_while_the_primary_starts_is_not_replayed_over(
             assert_log_is_database(database)
         assert newest_row(image) > ROWS
     assert list_discarded(image) == []
+
+
+def test_a_copy_that_was_given_the_inode_of_the_file_that_it_replaces_is_no_power_cut(tmp_path: Path) -> None:
+    with machine(tmp_path / "m") as app:
+        app.commit(3)
+        app.captured()
+        app.photograph(tmp_path / "before")
+        app.commit(ROWS - 3)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut")
+    with closing(apsw.Connection(str(tmp_path / "before" / "app.db"))) as backup:
+        backup.execute("SELECT * FROM newest").fetchall()  # all of it in the file
+    (tmp_path / "before" / "app.db").rename(image)
+    image.with_name("app.db-wal").unlink()
+    for same, expected in ((False, 3), (True, ROWS)):
+        shutil.copytree(image.parent, tmp_path / f"for{expected}")
+        copy = tmp_path / f"for{expected}" / "app.db"
+        with copy.open("rb") as file:
+            now = Boot.now(file.fileno())
+        if not now.generation:
+            pytest.skip("the file system does not tell the generation of an inode")
+        write_boot(state_dir(copy), Boot("another start", now.file, now.generation ^ (not same)))
+        with served(copy):
+            assert newest_row(copy) == expected
+        assert len(list_discarded(copy)) == (0 if same else 1)
 
 
 def test_what_is_restored_in_place_of_a_damaged_database_is_published_and_the_rest_of_the_log_kept(
