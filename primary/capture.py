@@ -80,6 +80,11 @@ class Capture:
             # A frame's checksum chains over all before it, so one comparison tells that these are the frames meant.
             check_same_files(self.files)
             raise Stopped(f"{self.files.path}-wal: frame {header.mx_frame} is not the one that was committed")
+        if self.frame == 0 and header.mx_frame:
+            # An app with synchronous=OFF does not sync the header of a WAL that begins again. Without it a power cut
+            # may leave the first frames of the WAL before, which recovery would lay over the newer database file; that
+            # has pages of them which the log may not have any more.
+            os.fdatasync(self.files.wal_fd)
         transactions = 0
         while self.frame < header.mx_frame:
             transactions += self._one_group(header.mx_frame)

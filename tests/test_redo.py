@@ -444,6 +444,30 @@ def test_the_first_commit_of_a_wal_that_began_again_is_not_replayed_over(tmp_pat
     assert newest_row(image) == ROWS
 
 
+def test_the_header_of_a_wal_is_durable_before_the_log_has_a_commit_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut may leave the first frames of the WAL before, and recovery lays them over a newer database."""
+    synced: list[str] = []
+    real = os.fdatasync
+
+    def sync(fd: int) -> None:
+        real(fd)
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().suffix)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    with machine(tmp_path / "m", together=True) as app:
+        app.commit()
+        app.captured()
+        app.database.loop._checkpointer.give_back(app.frames)
+        synced.clear()
+        for expected in ([".db-wal", ".log"], [".log"]):
+            app.commit()
+            app.captured()
+            assert synced == expected
+            synced.clear()
+
+
 def test_a_clock_that_is_behind_after_a_power_cut_does_not_hide_what_apps_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
