@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from follower.applier import Applier
 from follower.client import Stream
@@ -26,9 +27,13 @@ EVERY_S = 0.05
 
 
 class Acknowledger:
-    """Tells one stream's primary how far the replica is. `threads` runs the syncs, and outlasts the stream."""
+    """Tells one stream's primary how far the replica is. `threads` runs the syncs, and outlasts the stream; `synced` is
+    called there after each."""
 
-    def __init__(self, stream: Stream, applier: Applier, threads: InThread) -> None:
+    def __init__(
+        self, stream: Stream, applier: Applier, threads: InThread, synced: Callable[[], None] = lambda: None
+    ) -> None:
+        self._synced = synced
         self._stream = stream
         self._applier = applier
         self._threads = threads
@@ -71,6 +76,7 @@ class Acknowledger:
                 if self._durable_txid < self._applier.position.txid:
                     self._durable_txid = (await self._threads.run(self._applier.sync)).txid
                     await self._send_unless_gone()
+                    await self._threads.run(self._synced)
         except Stopped as error:
             self._stream.leave(str(error))  # the applier takes no more
         except WalcastError as error:

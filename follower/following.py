@@ -119,6 +119,7 @@ class Following:
         self._identity = ReplicaIdentity(path, self._state.path, replace=replace)
         self._identity.is_replica |= held is not None
         self._mismatched = False
+        self._refused_before = False
         self._copied_s = -MEND_EVERY_S
         self._room = Room()
         self._rarely = Rarely(log)
@@ -240,6 +241,11 @@ class Following:
                 return
             except (Unavailable, Corrupt, Diverged, MustCopy) as error:
                 failure: WalcastError = error
+            except ConfigError as error:
+                # It ends the follower, so it must not come of one damaged byte: whatever is final is said twice.
+                if self._refused_before:
+                    raise
+                self._refused_before, failure = True, error
             except (OSError, MemoryError, RuntimeError) as error:
                 known = shortage(error, self.path)
                 if known is None:
@@ -447,7 +453,14 @@ class Following:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
             streaming = Streaming(
-                stream, applier, self._keeper, self._show, self.showing.hear, take_over, self._threads
+                stream,
+                applier,
+                self._keeper,
+                self._show,
+                self.showing.hear,
+                take_over,
+                self._threads,
+                self.showing.keep,
             )
             await streaming.run()
         finally:
@@ -460,6 +473,7 @@ class Following:
 
     def _connected(self, stream: Stream, applier: Applier) -> None:
         self._stream = stream
+        self._refused_before = False
         self.where.reached()
         welcome = stream.welcome
         self.term = max(self.term, welcome.term)

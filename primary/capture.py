@@ -101,10 +101,6 @@ class Capture:
             self._durable = copied
         return transactions
 
-    def copied_back(self, frames: int) -> None:
-        """A checkpoint of ours has copied the last of the WAL's `frames` back, and synced the database for it."""
-        self._durable = (self.salt, frames)
-
     def _one_group(self, mx_frame: int) -> int:
         count = min(mx_frame - self.frame, self._batch_frames)
         frames = self._read(self.frame + 1, count)

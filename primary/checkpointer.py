@@ -84,16 +84,7 @@ class Policy:
 class Checkpointer:
     """Carries out what the policy says. `capture` must log every committed frame."""
 
-    def __init__(
-        self,
-        files: DatabaseFiles,
-        page_size: int,
-        anchor: Anchor,
-        capture: Callable[[], object],
-        copied_back: Callable[[int], object] = lambda frames: None,
-    ) -> None:
-        """`copied_back` is told that a checkpoint has made the database durable up to so many frames."""
-        self._copied_back = copied_back
+    def __init__(self, files: DatabaseFiles, page_size: int, anchor: Anchor, capture: Callable[[], object]) -> None:
         self._files = files
         self._connection = connect(files.path)
         self._connection.set_busy_timeout(0)
@@ -160,15 +151,11 @@ class Checkpointer:
 
     def _checkpoint(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> bool:
         """True when every frame of the WAL is in the database now."""
-        before = self._files.checkpoint_info().backfill
         try:
             frames, copied = self._connection.wal_checkpoint(mode=mode)
         except (apsw.BusyError, apsw.LockedError):
             return False
-        complete = frames == copied and frames >= 0
-        if complete and before < frames:  # there was something to copy: SQLite has synced the whole file after it
-            self._copied_back(frames)
-        return complete
+        return frames == copied and frames >= 0
 
     def close(self) -> None:
         """Let go."""

@@ -136,6 +136,7 @@ class Database:
     def release(self) -> Held:
         """Instead of `stop`: end capturing and keep the files and, if `loop.holds_writers`, the write lock. Nobody may
         be `reading`."""
+        self.loop.foreign.close(Unavailable("stopping"))
         self.scrubber.stop()
         self.loop.stop()
         self._let_go(("_anchor", "log"))
@@ -178,6 +179,7 @@ class Database:
 
     def stop(self) -> None:
         """End capturing and let go of the database."""
+        self.loop.foreign.close(Unavailable("stopping"))  # what the scrubber waits for does not come any more
         self.scrubber.stop()
         self.loop.stop()
         if self._brought_together and self.loop.failure is None:

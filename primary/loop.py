@@ -74,7 +74,7 @@ class CaptureLoop:
         self._capture = capture
         self._files = capture.files
         self._log = capture.log
-        self._checkpointer = Checkpointer(self._files, capture.page_size, anchor, capture.settle, capture.copied_back)
+        self._checkpointer = Checkpointer(self._files, capture.page_size, anchor, capture.settle)
         self._relief = Relief(name, self._log, self._checkpointer)
         self._rarely = Rarely(log)
         self._lacks: Unavailable | None = None

@@ -18,17 +18,20 @@ from support.writers import sql
 import walcast
 from follower.bootstrap import _write
 from follower.client import Client
+from follower.following import Following
 from node.grpc_server import listen
 from primary import publisher as publishing
 from primary.publisher import Publisher
 from primary.served import Served as ServedDatabase
 from walcast import wire
-from walcast.errors import Corrupt, Unavailable, WalcastError
+from walcast.errors import ConfigError, Corrupt, Unavailable, WalcastError
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address
 
 GARBAGE = b"\xff\xff\xff"
+PATIENCE_S = 20.0
 PREFIX = "/walcast.v1.Replication/"
 
 
@@ -231,3 +234,58 @@ def test_a_request_that_cannot_be_decoded_ends_its_call_alone(app: Served, metho
             assert pb.StatusReply.FromString(await status(b"", timeout=10.0)).role == "primary"
 
     asyncio.run(run())
+
+
+# What ends a follower is said twice
+
+
+class Refusing(rpc.ReplicationServicer):
+    """A primary that refuses the first `times` copies for good, and says nothing to those that come later."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.calls = 0
+        self.later = asyncio.Event()
+
+    async def Copy(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.CopyReply]:  # noqa: N802
+        await anext(aiter(request_iterator))
+        self.calls += 1
+        if self.calls > self.times:
+            self.later.set()
+            await asyncio.sleep(PATIENCE_S)
+        refusal = pb.Refusal(kind=pb.REFUSAL_KIND_UNKNOWN_DATABASE, detail="no database 'apq' here")
+        yield pb.CopyReply(refusal=refusal)
+
+
+async def follow_refusing(path: Path, servicer: Refusing) -> asyncio.Task[None]:
+    server = grpc.aio.server(options=wire.OPTIONS)
+    rpc.add_ReplicationServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    client = Client(wire.Address("127.0.0.1", port), wire.Tls(), database="app", follower_id="f")
+    following = asyncio.create_task(Following(path, client).run())
+    later = asyncio.create_task(servicer.later.wait())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.wait([following, later], return_when=asyncio.FIRST_COMPLETED)
+        alive = not following.done()
+        later.cancel()
+        following.cancel()
+        await asyncio.wait([following])
+        assert alive is (servicer.times < 2)
+        return following
+    finally:
+        await server.stop(None)
+
+
+def test_a_refusal_that_comes_of_a_damaged_byte_does_not_end_a_follower(tmp_path: Path) -> None:
+    servicer = Refusing(1)
+    asyncio.run(follow_refusing(tmp_path / "r.db", servicer))
+    assert servicer.calls == 2
+
+
+def test_a_refusal_that_is_said_twice_ends_a_follower(tmp_path: Path) -> None:
+    servicer = Refusing(1000)
+    ended = asyncio.run(follow_refusing(tmp_path / "r.db", servicer))
+    assert isinstance(ended.exception(), ConfigError)
+    assert servicer.calls == 2
