@@ -261,7 +261,7 @@ class Following:
                 self._retry_s = RETRY_FIRST_S
             if isinstance(failure, DiskFull):
                 self._room.lacks(failure)
-            elif not isinstance(failure, Exhausted):
+            elif not isinstance(failure, Exhausted | ConfigError):  # the same node is asked again what it meant
                 self._turn_away(failure)
             self._lost(failure)
             await self._pause(self._retry_s * random.uniform(0.5, 1.0))
