@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 from follower.applier import Applier
 from follower.client import Stream
@@ -27,13 +26,9 @@ EVERY_S = 0.05
 
 
 class Acknowledger:
-    """Tells one stream's primary how far the replica is. `threads` runs the syncs, and outlasts the stream; `synced` is
-    called there after each."""
+    """Tells one stream's primary how far the replica is. `threads` runs the syncs, and outlasts the stream."""
 
-    def __init__(
-        self, stream: Stream, applier: Applier, threads: InThread, synced: Callable[[], None] = lambda: None
-    ) -> None:
-        self._synced = synced
+    def __init__(self, stream: Stream, applier: Applier, threads: InThread) -> None:
         self._stream = stream
         self._applier = applier
         self._threads = threads
@@ -76,7 +71,6 @@ class Acknowledger:
                 if self._durable_txid < self._applier.position.txid:
                     self._durable_txid = (await self._threads.run(self._applier.sync)).txid
                     await self._send_unless_gone()
-                    await self._threads.run(self._synced)
         except Stopped as error:
             self._stream.leave(str(error))  # the applier takes no more
         except WalcastError as error:

@@ -453,14 +453,7 @@ class Following:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
             streaming = Streaming(
-                stream,
-                applier,
-                self._keeper,
-                self._show,
-                self.showing.hear,
-                take_over,
-                self._threads,
-                self.showing.keep,
+                stream, applier, self._keeper, self._show, self.showing.hear, take_over, self._threads
             )
             await streaming.run()
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -12,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from follower.client import Client
-from walcast.filesystem import fsync_directory
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.shortage import disk_error
@@ -21,7 +19,6 @@ from walcast.statusfile import State, Status, StatusWriter, ahead_ns, earlier, r
 log = logging.getLogger("walcast.follower")
 
 TICK_S = 2.0
-KEEP_S = 10.0
 
 
 class Showing:
@@ -36,7 +33,6 @@ class Showing:
         self.heard_ns = before.written_ns  # when the primary was last heard of, since the epoch; 0: never
         self._ahead_ns = ahead_ns()
         self.over = False  # another one writes the file now
-        self._kept_s = -math.inf
         self.status = Status(
             level_ns=before.level_ns,
             primary_txid=before.primary_txid,
@@ -46,18 +42,6 @@ class Showing:
             follower_id=client.follower_id,
             pid=os.getpid(),
         )
-
-    def keep(self) -> None:
-        """Have the file outlive a power cut as it is about now: a node that comes up again must know how level it was,
-        or it may not take over. For any thread."""
-        writer, now_s = self._writer, time.monotonic()
-        if writer is None or now_s - self._kept_s < KEEP_S:
-            return
-        with contextlib.suppress(OSError):  # also of a writer that is closed meanwhile
-            writer.sync()
-            if self._kept_s == -math.inf:
-                fsync_directory(self._directory)
-            self._kept_s = now_s
 
     @property
     def behind_s(self) -> float:

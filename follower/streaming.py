@@ -27,7 +27,7 @@ class Show(Protocol):
 
 class Streaming:
     """For an applier that nobody else uses meanwhile. `heard` is called with every message, `take_over` when the
-    primary offers its place, `synced`, in a thread, after a sync."""
+    primary offers its place."""
 
     def __init__(
         self,
@@ -38,7 +38,6 @@ class Streaming:
         heard: Callable[[], None],
         take_over: Callable[[pb.HandOver], Awaitable[None]],
         threads: InThread,
-        synced: Callable[[], None] = lambda: None,
     ) -> None:
         self._stream = stream
         self._applier = applier
@@ -47,7 +46,7 @@ class Streaming:
         self._heard = heard
         self._take_over = take_over
         self._receiver = Receiver(applier, applier.position)
-        self._acks = Acknowledger(stream, applier, threads, synced)
+        self._acks = Acknowledger(stream, applier, threads)
         self._sent = SentTimes(int(stream.began_s * 1e6))
         self._newest = stream.welcome.position.txid
         self._round_trip_us = 0

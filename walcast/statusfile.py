@@ -193,7 +193,7 @@ def status_path(database: Path) -> Path:
 
 
 class StatusWriter:
-    """Rewrites the file in place, without a sync, since it only says what is true now."""
+    """Rewrites the file in place; never fsynced, since it only says what is true now."""
 
     def __init__(self, directory: Path) -> None:
         self._fd = os.open(directory / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -201,10 +201,6 @@ class StatusWriter:
     def write(self, status: Status) -> None:
         """Show it to whoever looks."""
         os.pwrite(self._fd, status.encode(), 0)
-
-    def sync(self) -> None:
-        """Have what was written last outlive a power cut. OSError."""
-        os.fdatasync(self._fd)
 
     def close(self) -> None:
         """Close."""
