@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from primary import savedsums
 from primary.log import TransactionLog
 from primary.segment import Entry
 from walcast import ltx
@@ -126,8 +127,10 @@ class Versions:
 
 
 def versions_in_log(log: TransactionLog, pgnos: NDArray[np.uint32], checksums: NDArray[np.uint64]) -> Versions:
-    """Look for pages, whose present checksums are given, among everything that the log has: reads all of it."""
+    """Look for pages, whose present checksums are given, among everything that the log has: reads all of it. What a
+    page was before the log had it is known from the checksums that were saved with the newest segment."""
     present = dict(zip(pgnos.tolist(), checksums.tolist(), strict=True))
+    saved = savedsums.load(log.directory)
     newest: dict[int, int] = {}
     writer: dict[int, Position] = {}  # by page: after the last entry that wrote it
     undone: dict[int, Position] = {}  # by page: before the last entry that replaced what stands there now
@@ -137,6 +140,8 @@ def versions_in_log(log: TransactionLog, pgnos: NDArray[np.uint32], checksums: N
             writer[page.pgno] = entry.position
             if page.pgno not in present:
                 continue
+            if page.pgno not in newest and saved is not None and before.txid >= saved[1].txid:
+                newest[page.pgno] = saved[0].get(page.pgno)
             if newest.get(page.pgno) == present[page.pgno]:
                 undone[page.pgno] = before
             newest[page.pgno] = page_checksum(page.pgno, page.data)

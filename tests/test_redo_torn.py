@@ -185,6 +185,35 @@ def test_what_left_no_trace_before_an_app_wrote_is_kept_aside(tmp_path: Path, co
     assert kept.max_txid - kept.min_txid + 1 >= ROWS
 
 
+def test_of_a_torn_database_that_was_written_to_all_is_kept_that_some_page_lacks(tmp_path: Path) -> None:
+    """A page that was last written in the middle came to the disk, the others are as they were before the log began."""
+    with machine(tmp_path / "m") as app:
+        app.app.execute("CREATE TABLE seldom(x)")
+        app.captured()
+        app.database.loop.skip_to(100)  # the log begins here
+        app.photograph(tmp_path / "older")
+        app.commit(ROWS // 2)
+        app.app.execute("INSERT INTO seldom VALUES (1)")
+        app.captured()
+        app.photograph(tmp_path / "middle")
+        app.commit(ROWS // 2)
+        app.captured()
+        position = app.database.log.position
+        image = app.power_cut(tmp_path / "cut", photograph=tmp_path / "older")
+    for path, text in ((tmp_path / "middle" / "app.db", "SELECT * FROM newest"), (image, "CREATE TABLE of_its_own(x)")):
+        other = apsw.Connection(str(path))
+        other.execute(text).fetchall()
+        other.close()  # copies the WAL back, and removes it
+    middle = (tmp_path / "middle" / "app.db").read_bytes()
+    tear(image, 4, middle[3 * PAGE_SIZE : 4 * PAGE_SIZE], at=0)
+    a_minute_later(image)
+    with served(image) as database:
+        assert database.log.position.txid > position.txid
+    [kept] = list_discarded(image)
+    assert kept.max_txid == position.txid
+    assert kept.max_txid - kept.min_txid + 1 >= ROWS
+
+
 @pytest.mark.parametrize("removed", [False, True])
 def test_what_apps_wrote_behind_the_end_of_the_log_is_no_loss(tmp_path: Path, removed: bool) -> None:
     """The machine was started again, nothing was lost, and an app wrote first."""

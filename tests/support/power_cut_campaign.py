@@ -9,6 +9,8 @@ next life. The rules:
 * A reader on a host that keeps its power never steps back, and no reader sees half a transaction.
 * `discarded/` stays empty, but for what is documented: an app wrote before walcast ran, or a promotion, forced
   or by itself, left transactions behind that nobody had confirmed.
+* The archive restores to what the primary is. It need not where two nodes were primaries for a moment, after a promotion
+  by force in a set without a lease: the one that came back may have archived its own history behind the other's.
 * A follower does not take a lost tail of its own for an edit.
 
 After a cut every process of the host is killed, the disk is mounted again, and walcast is started before the app. In
@@ -99,6 +101,7 @@ class Counts:
     lost: int = 0
     steps_back: int = 0
     documented: int = 0
+    contested: int = 0
     lives: int = 0
     seconds: float = 0.0
     faults: list[tuple[Setting, int, str, str]] = field(default_factory=list)
@@ -114,6 +117,7 @@ class Counts:
         return (
             f"{self.cuts.total()} cuts in {self.lives} lives, {self.seconds:.0f} s: {self.confirmed} rows confirmed, "
             f"{self.lost} lost, {self.steps_back} steps back ({self.documented} more documented), "
+            f"{self.contested} archives of two primaries, "
             f"{len(self.faults)} faults {dict(wrong)}; {dict(kinds)}; {dict(modes)}"
         )
 
@@ -136,6 +140,7 @@ class Life:
         self.hosts = [self._host(stack, forks, folder / id_) for id_ in ("a", "b")]
         self.cut_now: list[Host] = []
         self.promised_txid = 0
+        self.contested = False
         self._lines: dict[Path, int] = {}
         self._cut_s: dict[Path, float] = {}
         a, b = self.hosts
@@ -426,6 +431,9 @@ class Life:
     def _check_kept(self, kept: dict[str, list[Path]], kind: str) -> None:
         for host in self.hosts:
             events = host.said()
+            if any(e["event"].startswith("the archive has another history") for e in events) and not self.contested:
+                self.contested = kind in FORCED  # two primaries for a moment, and no lease says whose it is
+                self.counts.contested += self.contested
             edited = [e for e in events if e["event"].startswith("the replica was changed by others")]
             if kind not in FORCED and kind != "wrote" and edited:
                 raise Fault(f"{host.id} takes what a cut left for somebody's edit")
@@ -476,6 +484,8 @@ class Life:
 
     def _check_drained(self, primary: Host) -> None:
         """It restores to what the primary is."""
+        if self.contested:
+            return
 
         def drained() -> bool:
             facts = primary.facts()
@@ -492,7 +502,7 @@ class Life:
     def _check_archive(self, promised_txid: int) -> None:
         """It has at least what the primary said that it has."""
         assert self.archive is not None
-        if not promised_txid:
+        if not promised_txid or self.contested:
             return
         with closing(open_store(str(self.archive.path))) as store:
             try:
