@@ -95,6 +95,20 @@ def test_both_hosts_lose_their_power_and_no_confirmed_row(power: Path, forked: F
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bug", ["redo", "barrier", "log", "restart", "names"])
+def test_a_planted_bug_is_found(power: Path, seed: int, bug: str) -> None:
+    """`restart` shows under `synchronous=OFF` alone."""
+    mode = "OFF" if bug == "restart" else "NORMAL"
+    with forks(bug) as planted:
+        for offset in range(40):
+            counts = campaign(planted, power, seed + offset, cuts=10, seconds=60.0, synchronous=mode)
+            if counts.faults:
+                break
+    print(bug, offset, counts.line())
+    assert counts.faults
+
+
+@pytest.mark.slow
 def test_a_thousand_cuts_lose_no_confirmed_row(power: Path, forked: Forks) -> None:
     seed = int(os.environ.get("WALCAST_SEED") or random.randrange(1 << 30))
     cuts = int(os.environ.get("WALCAST_CUTS") or CUTS)

@@ -38,6 +38,8 @@ def become(order: dict[str, Any]) -> int:
     sys.argv = [order["run"], *order["arguments"]]
     try:
         if order["run"] == "walcast":
+            if os.environ.get("PLANTED_BUG"):
+                import_module("support.power_cut_planted").plant(os.environ["PLANTED_BUG"])
             import_module("node.cli").main(prog_name="walcast")
         else:
             runpy.run_path(str(SUPPORT / order["run"]), run_name="__main__")

@@ -57,13 +57,13 @@ class Forked:
 class Forks:
     """The fork server."""
 
-    def __init__(self) -> None:
+    def __init__(self, bug: str = "") -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(TESTS / "support" / "fork_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | ({"PLANTED_BUG": bug} if bug else {}),
         )
         assert self._line() == "ready"
 
@@ -88,9 +88,9 @@ class Forks:
 
 
 @contextmanager
-def forks() -> Iterator[Forks]:
-    """A fork server, ended with the block."""
-    made = Forks()
+def forks(bug: str = "") -> Iterator[Forks]:
+    """A fork server, ended with the block. `bug`: what is wrong with every walcast that it starts."""
+    made = Forks(bug)
     try:
         yield made
     finally:

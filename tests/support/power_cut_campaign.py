@@ -9,8 +9,9 @@ next life. The rules:
 * A reader on a host that keeps its power never steps back, and no reader sees half a transaction.
 * `discarded/` stays empty, but for what is documented: an app wrote before walcast ran, or a promotion, forced
   or by itself, left transactions behind that nobody had confirmed.
-* The archive restores to what the primary is. It need not where two nodes were primaries for a moment, after a promotion
-  by force in a set without a lease: the one that came back may have archived its own history behind the other's.
+* The archive restores to what the primary is. It need not where two nodes were primaries for a moment, after a
+  promotion by force in a set without a lease: the one that came back may have archived its own history behind the
+  other's.
 * A follower does not take a lost tail of its own for an edit.
 
 After a cut every process of the host is killed, the disk is mounted again, and walcast is started before the app. In
