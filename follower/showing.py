@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -14,15 +15,18 @@ from follower.client import Client
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.shortage import disk_error
-from walcast.statusfile import State, Status, StatusWriter, ahead_ns, earlier, read_last_status
+from walcast.statusfile import State, Status, StatusWriter, ahead_ns, earlier, read_last_status, sync_status
 
 log = logging.getLogger("walcast.follower")
 
 TICK_S = 2.0
+DURABLE_S = 30.0
 
 
 class Showing:
-    """One follower's status file, which outlives the process: how level it was is still known after a restart."""
+    """One follower's status file, which outlives the process: how level it was is still known after a restart. Without
+    that a follower does not take over, so it is made durable when the replica is level for the first time, and now and
+    then: of what it says only the difference of two times counts."""
 
     def __init__(self, state_dir: Path, client: Client) -> None:
         self._directory = state_dir
@@ -32,6 +36,8 @@ class Showing:
         before = read_last_status(state_dir)
         self.heard_ns = before.written_ns  # when the primary was last heard of, since the epoch; 0: never
         self._ahead_ns = ahead_ns()
+        self._first_level = asyncio.Event()
+        self._durable_s = -math.inf
         self.over = False  # another one writes the file now
         self.status = Status(
             level_ns=before.level_ns,
@@ -62,6 +68,7 @@ class Showing:
         known_us, level = facts.get("known_us"), old.level_ns
         if state is State.STREAMING and known_us is not None and position.txid >= facts["primary_txid"]:
             level = max(level, now - max(0, known_us) * 1000)
+            self._first_level.set()
         self.status = replace(
             old,
             state=state,
@@ -110,12 +117,25 @@ class Showing:
         self.heard_ns = time.time_ns()
 
     async def keep_showing(self) -> None:
-        """Show now and then that we are alive."""
+        """Show now and then that we are alive, and since when this replica is known to have been level."""
         while True:
-            await asyncio.sleep(TICK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await (self._first_level.wait() if self._durable_s == -math.inf else asyncio.sleep(TICK_S))
+            await self._make_durable_when_due()
             now = self.status
             if not 0 <= time.time_ns() - now.written_ns <= TICK_S * 0.9e9:
                 self.show(now.state, now.term, now.position, now.primary)
+
+    async def _make_durable_when_due(self) -> None:
+        if not self._first_level.is_set() or time.monotonic() - self._durable_s < DURABLE_S:
+            return
+        self._durable_s = time.monotonic()
+        try:
+            await asyncio.to_thread(sync_status, self._directory)
+        except OSError as error:
+            known = disk_error(error, self._directory / "status")
+            self._rarely.log(logging.WARNING, "cannot sync the status file", "status sync", {"error": str(known)})
 
     def close(self) -> None:
         """The last word was said."""

@@ -94,6 +94,12 @@ def test_both_hosts_lose_their_power_and_no_confirmed_row(power: Path, forked: F
     assert counts.confirmed > 0
 
 
+def test_a_follower_that_comes_back_alone_takes_over(power: Path, forked: Forks, seed: int) -> None:
+    counts = campaign(forked, power, seed, cuts=1, seconds=30.0, kinds=("alone",), topology="leased")
+    print(counts.line())
+    assert not counts.faults, counts.faults[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", ["redo", "barrier", "log", "restart", "names"])
 def test_a_planted_bug_is_found(power: Path, seed: int, bug: str) -> None:

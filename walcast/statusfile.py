@@ -27,6 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from walcast.errors import Unavailable
+from walcast.filesystem import fsync_directory
 from walcast.position import Position
 from walcast.statedir import in_use, state_dir
 
@@ -193,7 +194,7 @@ def status_path(database: Path) -> Path:
 
 
 class StatusWriter:
-    """Rewrites the file in place; never fsynced, since it only says what is true now."""
+    """Rewrites the file in place, without a sync: it says what is true now."""
 
     def __init__(self, directory: Path) -> None:
         self._fd = os.open(directory / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -205,6 +206,17 @@ class StatusWriter:
     def close(self) -> None:
         """Close."""
         os.close(self._fd)
+
+
+def sync_status(directory: Path) -> None:
+    """Have what the file says outlive a power cut. With a descriptor of its own, since this may take its time. OSError
+    when it cannot be, or there is no file yet."""
+    fd = os.open(directory / "status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fsync_directory(directory)
 
 
 def read_status(database: Path) -> Status:

@@ -51,8 +51,8 @@ from walcast.store import open_store
 MODES = ("NORMAL", "FULL", "OFF", "EXTRA")
 PAIR = ("both", "primary", "follower", "checkpoint", "bootstrap", "switchover", "promotion", "wrote")
 ARCHIVED = ("archive", "everything", *PAIR)
-LEASED = ("primary", "both", "away", "follower", "archive", "switchover", "everything")
-FORCED = ("promotion", "switchover", "away")  # after which what was not confirmed may be left behind
+LEASED = ("primary", "both", "away", "alone", "follower", "archive", "switchover", "everything")
+FORCED = ("promotion", "switchover", "away", "alone")  # after which what was not confirmed may be left behind
 CUTS_A_LIFE = 8
 LEASE_S = 1.0
 LEVEL_S = 30.0
@@ -340,6 +340,16 @@ class Life:
             self.cut(follower, kind="away")
             self._check_disk(follower)
             follower.start()
+        self._wait_takeover(follower)
+
+    def _alone(self, primary: Host, follower: Host) -> None:
+        """Both lose their power, and only the follower comes back: it has what was confirmed, and takes over."""
+        self.cut(primary, follower, kind="alone")
+        self._check_disk(follower)
+        follower.start()
+        self._wait_takeover(follower)
+
+    def _wait_takeover(self, follower: Host) -> None:
         if not poll(lambda: follower.facts()["role"] == "primary", LEVEL_S):
             raise Fault(f"nobody takes over: {follower.facts()}\n{follower.last_words()}")
 
