@@ -6,13 +6,12 @@ import os
 
 from follower.durability import Durability
 from primary import redo
-from primary.capture import Capture
 from walcast import filesystem
 
 
 def plant(bug: str) -> None:
     """`redo`: a database that was taken back is published as it is. `barrier`: a follower syncs nothing. `log`: the
-    primary syncs no entry. `restart`: the WAL restarts over a database that is not durable. `names`: small files are
+    primary syncs no entry. `names`: small files are
     replaced without a sync."""
     if bug == "redo":
         redo.decide = lambda found: redo.Way.PUBLISH  # type: ignore[assignment]
@@ -20,9 +19,6 @@ def plant(bug: str) -> None:
         Durability.sync = Durability.sync_journal = lambda self: None  # type: ignore[method-assign]
     elif bug == "log":
         os.fdatasync = lambda fd: None  # type: ignore[assignment]
-    elif bug == "restart":
-        Capture.settle = Capture.capture  # type: ignore[method-assign]
-        redo._hidden = lambda capture, pgno: b""  # type: ignore[assignment]
     elif bug == "names":
         filesystem.fsync_directory = lambda directory: None  # type: ignore[assignment]
         os.fsync = lambda fd: None  # type: ignore[assignment]
