@@ -30,7 +30,7 @@ browser:  ## Debian's chromium, for the tests of the example
 	@command -v chromium >/dev/null || tests/install_browser
 
 test: $(STAMP) browser  ## the default tests, under five minutes
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-slow: $(STAMP) browser  ## the long campaigns
 	$(BIN)/python -m pytest -m slow

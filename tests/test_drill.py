@@ -43,7 +43,7 @@ PATIENCE_S = 60.0
 SVG = "{http://www.w3.org/2000/svg}"
 COMMAND = [sys.executable, "-m", "node.cli", "drill"]
 # A machine that is busy with other tests is slower than what is promised to people.
-PATIENT = ["--lease-time", "1.5", "--max-pause", "2000", "--slack", "8"]
+PATIENT = ["--lease-time", "1.5", "--max-pause", "2000", "--slack", "8", "--rate", "80"]
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ def test_a_page_that_the_wal_hides_is_mended_before_it_shows(tmp_path: Path) -> 
         equal(one, replica)
 
 
+@pytest.mark.slow
 def test_a_replica_is_not_mended_without_need_while_everything_happens(tmp_path: Path, seed: int) -> None:
     replica = tmp_path / "edge" / "app.db"
     with pair(tmp_path, script=HASTY) as (one, other):
