@@ -408,6 +408,8 @@ class Life:
         wrong = [f"an app says: {line}" for line in self.ledger.wrong[:3]]
         wrote = [text for host in self.hosts for text in host.strangers]
         for host in self.hosts:
+            if host.strangers:
+                host.catch_up_with_the_clock()
             host.strangers.clear()  # the next cut may take them back, as `wrote` allows
         if missing := [text for text in wrote if text not in strangers]:
             self.counts.lost += len(missing)
@@ -448,8 +450,8 @@ class Life:
             edited = [e for e in events if e["event"].startswith("the replica was changed by others")]
             if kind not in FORCED and kind != "wrote" and edited:
                 raise Fault(f"{host.id} takes what a cut left for somebody's edit")
-            if not kept[host.id] or kind in FORCED or self.setting.topology == "leased":
-                continue
+            if not kept[host.id] or kind in FORCED or self.setting.topology == "leased" or self.contested:
+                continue  # of a contested archive a follower may get the other primary's history first
             if kind != "wrote":
                 raise Fault(f"{host.id} has discarded something: {[path.name for path in kept[host.id]]}")
 
