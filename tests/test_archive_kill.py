@@ -34,7 +34,7 @@ snapshot:
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_at_random_instants_the_archive_restores_and_the_next_primary_goes_on(
     tmp_path: Path, kills: int
 ) -> None:

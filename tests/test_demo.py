@@ -183,12 +183,20 @@ def test_proves_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, envir
     ("planted", "named"),
     [
         pytest.param(NO_FAILOVER + FLIPPED_BYTE, "edge-2: byte 5,000 differs", id="a changed byte"),
-        pytest.param(NO_FAILOVER + LOST_ARCHIVE_FILE, "restored: ", id="an archive that lost its last file"),
-        pytest.param(KILLED_PRIMARY, "origin ended by itself with exit code -9", id="a primary that dies"),
+        pytest.param(
+            NO_FAILOVER + LOST_ARCHIVE_FILE,
+            "restored: ",
+            id="an archive that lost its last file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            KILLED_PRIMARY, "origin ended by itself with exit code -9", id="a primary that dies", marks=pytest.mark.slow
+        ),
         pytest.param(
             FOLLOWERS_THAT_NEVER_TAKE_OVER,
             "a follower that takes over, and the app's first write there: not within 4 s",
             id="followers that never take over",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             FROZEN_PRIMARY + NOTHING_KEPT,
@@ -196,7 +204,9 @@ def test_proves_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, envir
             id="lost and not kept",
             marks=pytest.mark.slow,
         ),
-        pytest.param(DYING_FOLLOWER, "ended by itself with exit code 1", id="a follower that dies early"),
+        pytest.param(
+            DYING_FOLLOWER, "ended by itself with exit code 1", id="a follower that dies early", marks=pytest.mark.slow
+        ),
         pytest.param(
             BROKEN_INVARIANT, "reader-edge-1: at 2000 orders the balances add up to 100001", id="broken invariant"
         ),

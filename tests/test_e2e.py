@@ -170,7 +170,7 @@ def kill_rounds(tmp_path: Path, seed: int, rounds: int, victims: str) -> None:
         it.finish()
 
 
-@pytest.mark.parametrize("victims", ["follower", "primary"])
+@pytest.mark.parametrize("victims", ["follower", pytest.param("primary", marks=pytest.mark.slow)])
 def test_killed_at_random_under_load_no_reader_notices(tmp_path: Path, seed: int, victims: str) -> None:
     kill_rounds(tmp_path, seed, 1, victims)
 
@@ -263,7 +263,7 @@ def test_readers_open_and_read_when_the_follower_is_stopped(tmp_path: Path, seed
         it.finish()
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_replica_that_an_app_changed_meanwhile_is_mended_with_few_pages(
     tmp_path: Path, seed: int, kill: bool
 ) -> None:
@@ -284,7 +284,7 @@ def test_a_replica_that_an_app_changed_meanwhile_is_mended_with_few_pages(
         it.finish()
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_flipped_byte_in_the_replica_is_mended(tmp_path: Path, seed: int, kill: bool) -> None:
     with house(tmp_path, seed) as it:
         with sql(it.db) as one:
@@ -424,6 +424,7 @@ def test_verify_says_equal_and_says_which_byte_is_not(tmp_path: Path, seed: int)
 # The primary
 
 
+@pytest.mark.slow
 def test_what_was_written_while_the_primary_was_down_needs_no_new_copy(tmp_path: Path, seed: int) -> None:
     with house(tmp_path, seed) as it:
         it.follow()

@@ -244,6 +244,7 @@ def killed(edge: Path, of: Primary, dies: str, *flags: str) -> None:
         assert node.wait() == 9
 
 
+@pytest.mark.slow
 def test_killed_before_the_commit_it_is_the_old_content_and_a_copy_of_nothing(
     x: Primary, y: Primary, edge: Path
 ) -> None:

@@ -535,6 +535,7 @@ def test_a_deposed_primary_that_takes_over_again_keeps_what_only_it_had(tmp_path
         assert it.wait_level() is a
 
 
+@pytest.mark.slow
 def test_a_node_that_starts_with_the_lease_in_its_name_reads_its_replica_first(tmp_path: Path) -> None:
     """It was given the lease, and lost its power before it could take the place."""
     slow = {"PLANTED_BUG": "slow-open"}
