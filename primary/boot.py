@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import fsync_directory, write_durably
 
 NAME = "boot"
 
@@ -72,13 +72,8 @@ def write_boot(state_dir: Path, boot: Boot) -> None:
     """Durably. The log must be durable up to where the database stands."""
     if read_boot(state_dir) == boot:
         return
-    temporary = state_dir / f"{NAME}.tmp"
-    with temporary.open("w") as file:
-        file.write(f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n{boot.generation}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(state_dir / NAME)
-    fsync_directory(state_dir)
+    text = f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n{boot.generation}\n"
+    write_durably(state_dir / NAME, text.encode())
 
 
 def forget_boot(state_dir: Path) -> None:

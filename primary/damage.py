@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import apsw
 
 from primary.anchor import prepare
 from walcast.errors import Stopped
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import write_durably
 
 log = logging.getLogger("walcast.primary")
 
@@ -66,13 +65,7 @@ def timestamp(ms: int) -> str:
 
 def write_note(directory: Path, note: Note) -> None:
     """Durably."""
-    temporary = directory / f"{NAME}.tmp"
-    with temporary.open("w") as file:
-        json.dump(asdict(note), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / NAME)
-    fsync_directory(directory)
+    write_durably(directory / NAME, json.dumps(asdict(note)).encode())
 
 
 def read_note(directory: Path) -> Note | None:
