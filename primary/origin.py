@@ -126,9 +126,12 @@ class Versions:
     traced: Position
 
 
-def versions_in_log(log: TransactionLog, pgnos: NDArray[np.uint32], checksums: NDArray[np.uint64]) -> Versions:
+def versions_in_log(
+    log: TransactionLog, pgnos: NDArray[np.uint32], checksums: NDArray[np.uint64], below: frozenset[int] = frozenset()
+) -> Versions:
     """Look for pages, whose present checksums are given, among everything that the log has: reads all of it. What a
-    page was before the log had it is known from the checksums that were saved with the newest segment."""
+    page was before the log had it is known from the checksums that were saved with the newest segment. `below`: pages
+    that stand in the database file as the log has them last, under newer ones of a WAL that was begun later."""
     present = dict(zip(pgnos.tolist(), checksums.tolist(), strict=True))
     saved = savedsums.load(log.directory)
     newest: dict[int, int] = {}
@@ -147,5 +150,6 @@ def versions_in_log(log: TransactionLog, pgnos: NDArray[np.uint32], checksums: N
             newest[page.pgno] = page_checksum(page.pgno, page.data)
     fork = min(undone.values(), default=None)
     pages = log.checksums.commit_pages if log.checksums is not None else 0
-    traced = max((at for pgno, at in writer.items() if pgno <= pages and pgno not in present), default=log.first)
+    stand = (at for pgno, at in writer.items() if pgno <= pages and (pgno not in present or pgno in below))
+    traced = max(stand, default=log.first)
     return Versions(frozenset(present.keys() - newest.keys()), fork, traced)

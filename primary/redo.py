@@ -200,12 +200,13 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     differing = _differing(now, held)
     inside = differing[differing <= held.commit_pages]
     sums = np.array([now.get(pgno) for pgno in inside.tolist()], np.uint64)
+    later = scanned.index.mx_frame > 0 and not _is_known(transactions, scanned.index)
+    below = frozenset(pgno for pgno in inside.tolist() if later and _hidden(capture, pgno))
     try:
-        versions = versions_in_log(transactions, inside, sums)
+        versions = versions_in_log(transactions, inside, sums, below)
     except (Corrupt, OSError) as error:
         log.warning("the log cannot be read whole", extra={"error": str(error)})
         versions = Versions(frozenset(inside.tolist()), None, transactions.position)
-    later = scanned.index.mx_frame > 0 and not _is_known(transactions, scanned.index)
     torn = not later and not _written_since(capture) and all(_hidden(capture, pgno) for pgno in versions.missing)
     fork = versions.fork
     if fork is not None and not lost_power and versions.traced > fork:

@@ -110,10 +110,13 @@ def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) ->
     # Their sum anew: it must not carry an error on into what is published.
     log.checksums = PageChecksums(capture.page_size, log.checksums.pages[: log.checksums.commit_pages])
     pgnos = now.differing(log.checksums.pages)
-    if not len(pgnos) and now.commit_pages == log.checksums.commit_pages:
-        if now.database == log.position.checksum:
+    changed = len(pgnos)
+    if not changed and now.commit_pages == log.checksums.commit_pages:
+        if now.database == log.position.checksum and _is_noted(capture, reader.header):
             return 0
-        pgnos = np.array([1], np.uint32)  # only the position is wrong; an entry needs a page
+        # Only the position is wrong, or it is not known what place in the WAL it is: after a replay that was cut off
+        # before that was noted, a later cut would leave commits that nobody knows. An entry needs a page.
+        pgnos = np.array([1], np.uint32)
     header = ltx.Header(
         page_size=capture.page_size,
         commit_pages=now.commit_pages,
@@ -125,7 +128,19 @@ def _log_difference(capture: Capture, reader: PageReader, now: PageChecksums) ->
         **_place(capture, reader.header),
     )
     append_entry(log, header, pgnos, lambda i: reader.read(int(pgnos[i]), 1))
-    return len(pgnos)
+    return changed
+
+
+def _is_noted(capture: Capture, index: IndexHeader) -> bool:
+    """Does the log's last entry end where the WAL ends? So it does if there is none."""
+    last = capture.log.last
+    if index.mx_frame == 0:
+        return True
+    if last is None:
+        return False
+    done = last.header()
+    end = frame_offset(index.mx_frame + 1, capture.page_size)
+    return (done.wal_offset + done.wal_size, done.wal_salt, done.wal_cksum) == (end, index.salt, index.frame_cksum)
 
 
 def note_place(capture: Capture, index: IndexHeader) -> None:

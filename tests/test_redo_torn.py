@@ -14,12 +14,14 @@ import pytest
 from support.crash_images import PAGE_SIZE, Machine, copy_files, machine, newest_row, set_boot
 from support.nodes import poll
 
+from primary import redo
 from primary.database import Database
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.discarded import list_discarded
-from walcast.errors import ConfigError
+from walcast.errors import ConfigError, Unavailable
 from walcast.statedir import state_dir
+from walcast.wal import frame_offset
 
 ROWS = 30
 
@@ -230,3 +232,55 @@ def test_what_apps_wrote_behind_the_end_of_the_log_is_no_loss(tmp_path: Path, re
         assert newest_row(image) == ROWS
     kept_open.close()
     assert list_discarded(image) == []
+
+
+def test_commits_in_a_wal_that_began_after_the_log_ends_are_no_loss(tmp_path: Path) -> None:
+    """The WAL restarted, and the power went before what was committed then was captured: all pages of the log's last
+    entry are newer now."""
+    with machine(tmp_path / "m") as app:
+        app.commit(ROWS - 1, filler=2000)
+        app.captured()
+        app.commit()
+        app.captured()
+        copy_files(app.folder, tmp_path / "before", "app.db-walcast")
+        restart_wal(app)
+        image = app.power_cut(tmp_path / "cut")
+    shutil.rmtree(state_dir(image))
+    copy_files(tmp_path / "before", tmp_path / "cut", "app.db-walcast")
+    with served(image):
+        assert newest_row(image) == ROWS + 1
+    assert list_discarded(image) == []
+
+
+def test_a_replay_that_was_cut_off_before_it_was_noted_is_known_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(capture: object, index: object) -> None:
+        raise OSError("the power is gone")
+
+    with machine(tmp_path / "m") as app:
+        start = app.frames
+        app.commit(ROWS - 3)
+        app.captured()
+        image = app.power_cut(tmp_path / "cut", frames=start + 2)
+    set_boot(image, "another start")
+    monkeypatch.setattr(redo, "note_place", cut_off)
+    with pytest.raises(Unavailable), served(image):
+        pass
+    monkeypatch.undo()
+    keeps_wal = apsw.Connection(str(image))
+    keeps_wal.execute("SELECT * FROM newest").fetchall()
+    with served(image) as database:
+        header = database.files.index_header()
+        assert header is not None
+        for _ in range(3):
+            keeps_wal.execute("INSERT INTO rows SELECT n + 1, NULL FROM newest")
+            keeps_wal.execute("UPDATE newest SET n = n + 1")
+            database.loop.barrier().result(10)
+        again = tmp_path / "again"
+        copy_files(image.parent, again, "app.db", "app.db-wal", "app.db-walcast")
+    keeps_wal.close()
+    with (again / "app.db-wal").open("r+b") as wal:
+        wal.truncate(frame_offset(header.mx_frame + 1, PAGE_SIZE))
+    with served(again / "app.db") as database:
+        assert_whole(again / "app.db", database)
