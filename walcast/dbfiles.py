@@ -12,9 +12,11 @@ SIGBUS. The wal-index is mapped, as SQLite does: while a connection of this proc
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,8 @@ from walcast.walindex import (
 )
 
 _HEADER_TRIES = 20
+_HEADER_S = 10.0  # a writer that was interrupted between two writes is scheduled again within this
+_HEADER_STEP_S = 0.001
 
 # Every DatabaseFiles that is not closed, so that no garbage collection closes a descriptor (see above).
 _open: set[DatabaseFiles] = set()
@@ -214,15 +218,7 @@ class PageReader:
 
     def _state(self) -> tuple[IndexHeader, int]:
         """The state, and how many frames of the WAL belong to it and must be looked at."""
-        for _ in range(_HEADER_TRIES):
-            header = self._files.index_header()
-            backfill = self._files.checkpoint_info().backfill
-            # A restart writes the header first and nBackfill = 0 then: the same header again means that `backfill` is
-            # of this WAL.
-            if header is not None and header == self._files.index_header():
-                break
-        else:
-            raise Unavailable(f"{self._files.path}-shm: the header does not come to rest")
+        header, backfill = self._at_rest()
         if header.page_size == 0:  # recovered from an empty WAL: the header does not know
             header = replace(header, page_size=int(self._connection.pragma("page_size")))
         if header.commit_pages == 0:  # as SQLite then does: no commit in this WAL, the file's size counts
@@ -230,6 +226,25 @@ class PageReader:
             header = replace(header, commit_pages=-(-size // header.page_size))
         self._backfill = backfill
         return header, 0 if backfill >= header.mx_frame else header.mx_frame
+
+    def _at_rest(self) -> tuple[IndexHeader, int]:
+        """What is committed, and how many frames of it the database file has.
+
+        A restart of the WAL writes the header first and nBackfill = 0 then: the same header before and after means that
+        nBackfill is of this WAL. And no commit came between, of which a checkpoint could know: one that has to stop
+        before the last frame of a page leaves out the earlier frames of that page, too.
+        """
+        give_up_s = time.monotonic() + _HEADER_S
+        for tried in itertools.count(1):
+            header = self._files.index_header()
+            backfill = self._files.checkpoint_info().backfill
+            if header is not None and header == self._files.index_header():
+                return header, backfill
+            if tried >= _HEADER_TRIES:
+                if time.monotonic() >= give_up_s:
+                    break
+                time.sleep(_HEADER_STEP_S)
+        raise Unavailable(f"{self._files.path}-shm: the header has not come to rest for {_HEADER_S:.0f} s")
 
     def _index_frames(self, mx_frame: int) -> None:
         """Every page that has a frame, ascending, and its newest frame."""
