@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from follower.overwriting import has_database
 from node.failover import changes, telling
 from node.failover import state as d
 from primary.followers import Follower, Offer
@@ -32,6 +33,7 @@ from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.terms import FOLLOWER, Standing, gaps_between
 
 if TYPE_CHECKING:
+    from follower.following import Following
     from node.failover.member import Member
 
 log = logging.getLogger("walcast.failover")
@@ -225,18 +227,14 @@ async def take_over(member: Member, offer: pb.HandOver) -> pb.HandOverReply:
 
 async def promote(member: Member, *, force: bool) -> dict[str, Any]:
     """What an operator asked for. ConfigError when it cannot be, Unavailable when it may be tried again."""
-    following = member.following
-    if member.serving is not None:
-        raise ConfigError(f"{member.path}: this node is the primary" + ("" if member.tenure.holds else ", fenced"))
-    if not member.settings.eligible:
+    if member.serving is None and not member.settings.eligible:
         raise ConfigError(f"{member.path}: this follower runs with --never-promote")
-    if member.unreachable:
+    if member.serving is None and member.unreachable:
         raise ConfigError(member.unreachable)
-    if following is None or following.applier is None:
-        raise Unavailable(f"{member.path}: there is no replica yet")
+    following = await _replica(member)
     if force:
         await following.name_after_loss()  # a power failure may have taken the name of what it confirmed
-    if not following.applier.position:
+    if following.applier is None or not following.applier.position:
         raise Unavailable(f"{member.path}: no primary was found yet that knows the state of this replica")
     promotion = member.expect_promotion()
     if not force:
@@ -257,6 +255,21 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
         keeper = member.keeper
         why = keeper.error if keeper is not None and keeper.error else "the lease could not be had"
         raise Unavailable(f"{member.path}: not promoted within {PROMOTE_S:.0f} s: {why}") from None
+
+
+async def _replica(member: Member) -> Following:
+    """What follows the primary, with its replica open: waits for the end of a start or of a promotion that is under
+    way. ConfigError when this node is the primary, Unavailable when there is no replica."""
+    until_s = now_s() + changes.OPEN_S
+    while True:
+        if member.serving is not None:
+            raise ConfigError(f"{member.path}: this node is the primary" + ("" if member.tenure.holds else ", fenced"))
+        following = member.following
+        if following is not None and following.applier is not None:
+            return following
+        if not has_database(member.path) or now_s() >= until_s:
+            raise Unavailable(f"{member.path}: there is no replica yet")
+        await asyncio.sleep(changes.WAIT_S)
 
 
 async def _ask_primary(member: Member, primary: wire.Address) -> None:
