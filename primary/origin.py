@@ -30,6 +30,8 @@ from walcast.position import Position
 from walcast.wal import FRAME_HEADER_SIZE, WAL_HEADER_SIZE
 from walcast.walindex import IndexHeader
 
+MOST_RESTARTS = 1 << 20  # of the WAL, between a commit that the log has and the present
+
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
@@ -106,6 +108,18 @@ def _after(
     return WrittenOn(position)
 
 
+def restarted_since(log: TransactionLog, index: IndexHeader) -> bool:
+    """Is the WAL the one that the log has commits of, some restarts later? A restart adds one to the first salt, and
+    SQLite restarts a WAL only when all of it is in the database file; a WAL that is made anew has random salts."""
+    if not index.mx_frame:
+        return False
+    for entry in log.backwards():
+        header = entry.header()
+        if header.wal_size:
+            return 0 < (index.salt[0] - header.wal_salt[0]) % (1 << 32) < MOST_RESTARTS
+    return False
+
+
 def origin_by_content(log: TransactionLog, checksum: int) -> TakenBack | None:
     """The newest position of the log, before its last, with this database checksum."""
     for entry in log.backwards():
@@ -119,11 +133,13 @@ class Versions:
     """What the log has of some pages. `missing`: those that no entry wrote. `fork`: the position before the first entry
     one of whose pages stands in the database as it was before that entry; None when there is no such page. `traced`:
     the position after the newest entry one of whose pages stands in the database as that entry wrote it and none after
-    it; of what the log has beyond it nothing is to be seen there."""
+    it; of what the log has beyond it nothing is to be seen there. `mostly_undone`: more of the pages stand as they were
+    before such an entry than have a content that the log does not know."""
 
     missing: frozenset[int]
     fork: Position | None
     traced: Position
+    mostly_undone: bool
 
 
 def versions_in_log(
@@ -152,4 +168,6 @@ def versions_in_log(
     pages = log.checksums.commit_pages if log.checksums is not None else 0
     stand = (at for pgno, at in writer.items() if pgno <= pages and (pgno not in present or pgno in below))
     traced = max(stand, default=log.first)
-    return Versions(frozenset(present.keys() - newest.keys()), fork, traced)
+    missing = present.keys() - newest.keys()
+    unknown = len(present) - len(missing) - len(undone)
+    return Versions(frozenset(missing), fork, traced, len(undone) > unknown)

@@ -28,6 +28,7 @@ from primary.capture import Capture
 from primary.discarding import discard
 from primary.log import TransactionLog
 from primary.origin import (
+    MOST_RESTARTS,
     Continues,
     Origin,
     TakenBack,
@@ -35,6 +36,7 @@ from primary.origin import (
     WrittenOn,
     origin_by_content,
     origin_by_wal,
+    restarted_since,
     versions_in_log,
 )
 from primary.resume import Scanned, note_place, resume, scan
@@ -52,7 +54,6 @@ log = logging.getLogger("walcast.primary")
 LOCK_S = 10.0
 LOCK_STEP_S = 0.001
 TRIES = 5
-MOST_RESTARTS = 1 << 20  # of the WAL, while the log reaches back
 WRITTEN_SLACK_MS = 2000  # a commit is captured, and so has its time in the log, well within this
 
 
@@ -190,6 +191,8 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
     """What is known of the database, and the TXID from which on a replay would have to begin."""
     transactions, now = capture.log, scanned.checksums
     origin = origin_by_wal(transactions, scanned.index, capture.page_size, capture.frame_cksum)
+    if origin is None and not lost_power and restarted_since(transactions, scanned.index):
+        origin = Continues(more=True)
     origin = origin or origin_by_content(transactions, now.database)
     if isinstance(origin, TakenBack):
         # Where power was lost, checkpoints from before the fork may be missing in the database, too.
@@ -206,11 +209,12 @@ def _find(capture: Capture, scanned: Scanned, lost_power: bool) -> tuple[Found, 
         versions = versions_in_log(transactions, inside, sums, below)
     except (Corrupt, OSError) as error:
         log.warning("the log cannot be read whole", extra={"error": str(error)})
-        versions = Versions(frozenset(inside.tolist()), None, transactions.position)
+        versions = Versions(frozenset(inside.tolist()), None, transactions.position, False)
     torn = not later and not _written_since(capture) and all(_hidden(capture, pgno) for pgno in versions.missing)
     fork = versions.fork
-    if fork is not None and not lost_power and versions.traced > fork:
-        fork = None  # what came after it is there: an app has given a page the content that it had before
+    if fork is not None and not lost_power and (versions.traced > fork or not versions.mostly_undone):
+        # An app has given a page the content that it had before: what came after that is there, or all the rest is new.
+        fork = None
     if lost_power and origin is None and versions.traced < transactions.position:
         # Apps may have written over all of it, but more likely it went with the power.
         fork = min(fork or versions.traced, versions.traced)
