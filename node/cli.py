@@ -5,9 +5,13 @@ Each parses, calls what does the work, and prints; nothing is decided there.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 import click
+
+# NumPy is used for tables of checksums, never for linear algebra: no thread for each core, with a stack for each.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Name → module of `node`, function, and what the list of commands says of it.
 COMMANDS = {

@@ -31,7 +31,8 @@ Example:
 @JSON
 def status_command(target: str, watch: bool, interval: float, as_json: bool, **tls: Any) -> None:
     """Show where a primary and its followers are, or a replica."""
-    from node.status import status_of, table
+    from node.status import status_of
+    from node.status_table import table
 
     credentials = tls_of(**tls)
     if not watch:

@@ -7,6 +7,8 @@ import random
 
 import pytest
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the commands do; the processes that tests start inherit it
+
 
 @pytest.fixture
 def seed() -> int:

@@ -21,7 +21,7 @@ from follower.client import _check_resumed
 from follower.following import NOT_APPLIED
 from follower.in_thread import InThread
 from follower.journal import RECORD_SIZE
-from node.status import table
+from node.status_table import table
 from primary.followers import NEVER, Follower, Followers
 from walcast import NotEnoughFollowers, Primary, Replica, wire
 from walcast.discarded import list_discarded
