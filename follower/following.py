@@ -49,7 +49,7 @@ from walcast.shortage import shortage
 from walcast.statedir import StateDir, state_dir
 from walcast.statusfile import State, Status
 from walcast.store import Store
-from walcast.terms import TermStart, forked_at
+from walcast.terms import TermStart, forked_at, term_of
 
 log = logging.getLogger("walcast.follower")
 
@@ -434,6 +434,13 @@ class Following:
         await self._threads.run(applier.name, resumed.term, wire.position_of(resumed))
         log.warning("the primary knows the replica's state", extra={"position": str(applier.position)})
 
+    async def _name_term(self, applier: Applier) -> None:
+        """The primary has the replica's state in its log, in a later term than the one it was applied in: two nodes may
+        give a transaction that changes nothing the same TXID."""
+        term = term_of(self.history, applier.position.txid)
+        if term > applier.term:
+            await self._threads.run(applier.name, term, applier.position)
+
     async def _copy_unnamed(self, applier: Applier, reason: str) -> None:
         facts = {"database": str(self.path), "reason": reason}
         log.warning("nobody knows the replica's state: mending it by its pages", extra=facts)
@@ -448,6 +455,7 @@ class Following:
 
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
+        await self._name_term(applier)
         began_s = time.monotonic()
         try:
             assert self._keeper is not None

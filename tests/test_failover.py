@@ -24,6 +24,7 @@ from support.nodes import poll, walcast
 from support.replica_set import LEASE_S, ReplicaSet, SetNode, replica_set
 from support.writers import child, pause
 
+from follower.applier import Applier
 from node.failover.lease import KEY
 from node.status import primary_status
 from primary.damage import Note, write_note
@@ -137,6 +138,23 @@ def test_a_damaged_primary_follows_whoever_took_over_and_is_mended(it: ReplicaSe
     it.settle()
     assert rows(old) == rows(new)
     assert old.events("cannot be the primary; following")
+
+
+def test_a_replica_is_in_the_term_in_which_its_primary_published_its_state(it: ReplicaSet) -> None:
+    """Two nodes may have given the same state the same TXID, in different terms."""
+    it.primary.barrier(followers=2)
+    assert it.followers[0].promote()["missing"] == 0
+    new = it.wait_level()
+    replica = it.followers[0]
+    replica.kill()
+    applier = Applier.open(replica.db, state_dir(replica.db))
+    position, term = applier.position, applier.term
+    applier.name(term - 1, position)
+    applier.close()
+    replica.start()
+    assert poll(lambda: replica.term == term)
+    assert new.term == term
+    assert replica.status()["position"] == str(position)
 
 
 # Asked for

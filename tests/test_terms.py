@@ -20,6 +20,7 @@ from walcast.terms import (
     forked_at,
     gaps_between,
     read_standing,
+    term_of,
     write_standing,
 )
 
@@ -62,6 +63,15 @@ def test_who_went_on_in_an_older_term_left_the_history_where_the_next_one_began(
     assert forked_at(history, 1, at(101)) == at(100)
     assert forked_at(history, 1, at(second - 1)) == at(100)
     assert forked_at(history, 2, at(second + 11)) == at(second + 10)
+
+
+def test_a_txid_belongs_to_the_newest_term_that_had_begun() -> None:
+    history = terms(100, first_txid(100) + 10)
+    assert term_of(history, 100) == 0
+    assert term_of(history, first_txid(100) - 1) == 0  # in the gap
+    assert term_of(history, first_txid(100)) == 2
+    assert term_of(history, history[1].first_txid + 7) == 3
+    assert term_of((), 100) == 0
 
 
 def test_a_gap_is_no_transaction_that_is_missing() -> None:

@@ -51,6 +51,11 @@ def gaps_between(history: Sequence[TermStart], after_txid: int, until_txid: int)
     return sum(begun.first_txid - begun.start.txid for begun in inside)
 
 
+def term_of(history: Sequence[TermStart], txid: int) -> int:
+    """The term in which the primary whose terms are `history` published `txid`; 0 when that was before all of them."""
+    return max((begun.term for begun in history if begun.first_txid <= txid), default=0)
+
+
 def forked_at(history: Sequence[TermStart], term: int, position: Position) -> Position | None:
     """Where a node at `position`, whose newest term is `term`, left the history of a primary whose terms are
     `history`; None when it did not: it is behind, or level."""

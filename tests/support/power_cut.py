@@ -41,7 +41,7 @@ EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
 ORDERED = "noatime,data=ordered,noauto_da_alloc,commit=300"
 WRITEBACK = "noatime,data=writeback,noauto_da_alloc,commit=300"
-SIZE_BYTES = 96 << 20
+SIZE_BYTES = 192 << 20
 UNMOUNT_S = 10.0
 WRITE_RANGE = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 CLONE_NEWNS = 0x20000
