@@ -434,11 +434,11 @@ class Following:
         await self._threads.run(applier.name, resumed.term, wire.position_of(resumed))
         log.warning("the primary knows the replica's state", extra={"position": str(applier.position)})
 
-    async def _name_term(self, applier: Applier) -> None:
+    async def _name_term(self, stream: Stream, applier: Applier) -> None:
         """The primary has the replica's state in its log, in a later term than the one it was applied in: two nodes may
         give a transaction that changes nothing the same TXID."""
         term = term_of(self.history, applier.position.txid)
-        if term > applier.term:
+        if applier.term < term <= stream.welcome.term:
             await self._threads.run(applier.name, term, applier.position)
 
     async def _copy_unnamed(self, applier: Applier, reason: str) -> None:
@@ -455,7 +455,7 @@ class Following:
 
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
-        await self._name_term(applier)
+        await self._name_term(stream, applier)
         began_s = time.monotonic()
         try:
             assert self._keeper is not None

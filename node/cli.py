@@ -10,7 +10,7 @@ from importlib import import_module
 
 import click
 
-# NumPy is used for tables of checksums, never for linear algebra: no thread for each core, with a stack for each.
+# walcast does no linear algebra: without this NumPy's BLAS library starts a thread for each core, each with a stack.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Name → module of `node`, function, and what the list of commands says of it.

@@ -31,6 +31,7 @@ from walcast.wal import FRAME_HEADER_SIZE, WAL_HEADER_SIZE
 from walcast.walindex import IndexHeader
 
 MOST_RESTARTS = 1 << 20  # of the WAL, between a commit that the log has and the present
+FEW_RESTARTS = 1 << 14  # that are believed by the salt alone: a random one is as close once in 262,144 times
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +111,13 @@ def _after(
 
 def restarted_since(log: TransactionLog, index: IndexHeader) -> bool:
     """Is the WAL the one that the log has commits of, some restarts later? A restart adds one to the first salt, and
-    SQLite restarts a WAL only when all of it is in the database file; a WAL that is made anew has random salts."""
+    SQLite restarts a WAL only when all of it is in the database file. A WAL that is made anew has random salts."""
     if not index.mx_frame:
         return False
     for entry in log.backwards():
         header = entry.header()
         if header.wal_size:
-            return 0 < (index.salt[0] - header.wal_salt[0]) % (1 << 32) < MOST_RESTARTS
+            return 0 < (index.salt[0] - header.wal_salt[0]) % (1 << 32) < FEW_RESTARTS
     return False
 
 

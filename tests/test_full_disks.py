@@ -234,9 +234,8 @@ def test_a_log_that_fills_the_apps_disk_gives_way_to_the_app(tmp_path: Path) -> 
                 log = capture.database.log
                 refused = 0
                 for _ in range(60):  # 55 MB through a log that may have 256
-                    while (
-                        app.ask(REWRITE)["error"] is not None
-                    ):  # a megabyte at once may meet what was full a moment ago
+                    # A megabyte at once may meet what was full a moment ago.
+                    while app.ask(REWRITE)["error"] is not None:
                         refused += 1
                         assert refused < 60, "it does not give way"
                         pause(0.05)

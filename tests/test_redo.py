@@ -17,7 +17,7 @@ from typing import Any
 
 import apsw
 import pytest
-from support.crash_images import PAGE_SIZE, Machine, machine, newest_row, set_boot
+from support.crash_images import PAGE_SIZE, machine, newest_row, set_boot
 
 from follower.applier import Applier
 from follower.journal import Journal
@@ -430,31 +430,28 @@ def test_a_page_that_is_as_it_was_before_is_no_loss_where_all_others_were_writte
     tmp_path: Path, kept_open: bool
 ) -> None:
     """A small database of an app that is busy while no walcast runs: nothing of the log's end stands in it."""
-    (tmp_path / "m").mkdir()
-    app = Machine(tmp_path / "m", together=False)
-    app.app.execute("CREATE TABLE switch(one INTEGER PRIMARY KEY, is_on INTEGER)")
-    app.app.execute("INSERT INTO switch VALUES (1, 0)")
-    app.captured()
-    app.app.execute("UPDATE switch SET is_on = 1")
-    app.commit(ROWS)
-    app.captured()
-    app.database.stop()
-    if not kept_open:
-        app.app.close()
-        app.app = apsw.Connection(str(app.path))
-    app.app.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-    app.app.execute("UPDATE switch SET is_on = 0")
-    app.app.execute("CREATE TABLE of_its_own(x)")
-    for _ in range(2):
-        app.commit()
-        app.app.execute("UPDATE rows SET filler = randomblob(99)")
+    with machine(tmp_path / "m") as app:
+        app.app.execute("CREATE TABLE switch(one INTEGER PRIMARY KEY, is_on INTEGER)")
+        app.app.execute("INSERT INTO switch VALUES (1, 0)")
+        app.captured()
+        app.app.execute("UPDATE switch SET is_on = 1")
+        app.commit(ROWS)
+        app.captured()
+        app.database.stop()
+        if not kept_open:
+            app.app.close()
+            app.app = apsw.Connection(str(app.path))
         app.app.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-    app.commit()
-    database = Database(app.path, "app")
-    database.start()
-    assert_log_is_database(database)
-    app.database = database
-    app.close()
+        app.app.execute("UPDATE switch SET is_on = 0")
+        app.app.execute("CREATE TABLE of_its_own(x)")
+        for _ in range(2):
+            app.commit()
+            app.app.execute("UPDATE rows SET filler = randomblob(99)")
+            app.app.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        app.commit()
+        app.database = Database(app.path, "app")
+        app.database.start()
+        assert_log_is_database(app.database)
     assert newest_row(app.path) == ROWS + 3
     assert list_discarded(app.path) == []
 

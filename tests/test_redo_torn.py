@@ -20,6 +20,7 @@ from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.discarded import list_discarded
 from walcast.errors import ConfigError, Unavailable
+from walcast.position import Position
 from walcast.statedir import state_dir
 from walcast.wal import frame_offset
 
@@ -46,6 +47,15 @@ def assert_whole(image: Path, database: Database) -> None:
         now = PageChecksums.scan(database.page_size, reader.chunks())
     assert now.database == database.log.position.checksum
     assert list_discarded(image) == []
+
+
+def assert_kept_aside(image: Path, position: Position) -> None:
+    """What the log has, up to `position`, is in `discarded/` once the primary has started on what the apps wrote."""
+    with served(image) as database:
+        assert database.log.position.txid > position.txid
+    [kept] = list_discarded(image)
+    assert kept.max_txid == position.txid
+    assert kept.max_txid - kept.min_txid + 1 >= ROWS
 
 
 def grow(app: Machine) -> None:
@@ -180,11 +190,7 @@ def test_what_left_no_trace_before_an_app_wrote_is_kept_aside(tmp_path: Path, co
         other.execute(text).fetchall()
         other.close()
     a_minute_later(image)
-    with served(image) as database:
-        assert database.log.position.txid > position.txid
-    [kept] = list_discarded(image)
-    assert kept.max_txid == position.txid
-    assert kept.max_txid - kept.min_txid + 1 >= ROWS
+    assert_kept_aside(image, position)
 
 
 def test_of_a_torn_database_that_was_written_to_all_is_kept_that_some_page_lacks(tmp_path: Path) -> None:
@@ -209,11 +215,7 @@ def test_of_a_torn_database_that_was_written_to_all_is_kept_that_some_page_lacks
     middle = (tmp_path / "middle" / "app.db").read_bytes()
     tear(image, 4, middle[3 * PAGE_SIZE : 4 * PAGE_SIZE], at=0)
     a_minute_later(image)
-    with served(image) as database:
-        assert database.log.position.txid > position.txid
-    [kept] = list_discarded(image)
-    assert kept.max_txid == position.txid
-    assert kept.max_txid - kept.min_txid + 1 >= ROWS
+    assert_kept_aside(image, position)
 
 
 @pytest.mark.parametrize("removed", [False, True])

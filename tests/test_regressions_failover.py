@@ -29,6 +29,7 @@ from follower.client import Client
 from follower.following import Following
 from follower.journal import Journal
 from node.failover import changes
+from node.failover import switchover as switching
 from node.failover.leasing import Leasing
 from primary.archiving.archiver import Archiver
 from primary.database import Database
@@ -39,6 +40,7 @@ from primary.served import Refused, Served
 from primary.tenure import Tenure
 from walcast import wire
 from walcast.discarded import list_discarded, rebuild
+from walcast.errors import ConfigError, Unavailable
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -551,3 +553,24 @@ def test_a_node_that_starts_with_the_lease_in_its_name_reads_its_replica_first(t
         write_standing(state_dir(b.db), before)
         b.start(ready=False)
         assert b.is_("primary", 20.0), b.process.err.read_text()[-1000:]
+
+
+def test_promote_waits_for_a_promotion_of_its_own_and_for_no_replica_that_cannot_come(tmp_path: Path) -> None:
+    create_database(tmp_path / "app.db")
+    following = SimpleNamespace(applier=None)
+    member: Any = SimpleNamespace(path=tmp_path / "app.db", serving=None, following=following, tenure=Tenure())
+
+    async def end(what: str) -> Any:
+        waiting = asyncio.create_task(switching._replica(member))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        setattr(member if what == "serving" else following, what, object())
+        return await asyncio.wait_for(waiting, 5.0)
+
+    assert asyncio.run(end("applier")) is following
+    following.applier = None
+    with pytest.raises(ConfigError, match="this node is the primary"):
+        asyncio.run(end("serving"))
+    member.serving, member.path = None, tmp_path / "none.db"
+    with pytest.raises(Unavailable):
+        asyncio.run(switching._replica(member))

@@ -12,6 +12,7 @@ import pytest
 from support.apply_processes import PATIENCE_SECONDS, Sql, script
 from support.apply_source import TOTAL, Source
 
+from walcast import dbfiles
 from walcast.checksum import lock_pgno
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Corrupt, Unavailable
@@ -183,3 +184,22 @@ def test_a_database_that_is_not_in_wal_mode_has_no_files_to_open(tmp_path: Path)
     db.close()
     with pytest.raises(Unavailable):
         DatabaseFiles(tmp_path / "plain.db")
+
+
+def test_a_header_that_is_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer may be interrupted between its two copies, for much longer than a read takes."""
+    source = Source(tmp_path)
+    source.grow(3)
+    connection, files = opened(source.path)
+    whole_header, torn_until = files.index_header, iter(range(200))
+    monkeypatch.setattr(files, "index_header", lambda: whole_header() if next(torn_until, None) is None else None)
+    with PageReader(files, connection) as reader:
+        assert reader.header == whole_header()
+    monkeypatch.setattr(files, "index_header", lambda: None)  # of one that died there, and nobody recovers
+    monkeypatch.setattr(dbfiles, "_HEADER_S", 0.05)
+    with pytest.raises(Unavailable), PageReader(files, connection):
+        pass
+    assert not connection.in_transaction
+    monkeypatch.undo()
+    closed(connection, files)
+    source.db.close()

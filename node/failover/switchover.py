@@ -44,6 +44,7 @@ DECIDE_S = 15.0
 TAKE_OVER_S = 10.0
 LOOK_S = 0.05
 PROMOTE_S = 90.0
+REPLICA_S = 20.0  # with PROMOTE_S less than the command waits
 FAR_TXIDS = 10_000
 LAST_WORD_S = 10.0  # in which apps may ask whether what they have just committed is covered
 
@@ -260,7 +261,7 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
 async def _replica(member: Member) -> Following:
     """What follows the primary, with its replica open: waits for the end of a start or of a promotion that is under
     way. ConfigError when this node is the primary, Unavailable when there is no replica."""
-    until_s = now_s() + changes.OPEN_S
+    until_s = now_s() + REPLICA_S
     while True:
         if member.serving is not None:
             raise ConfigError(f"{member.path}: this node is the primary" + ("" if member.tenure.holds else ", fenced"))

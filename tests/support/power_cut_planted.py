@@ -11,8 +11,7 @@ from walcast import filesystem
 
 def plant(bug: str) -> None:
     """`redo`: a database that was taken back is published as it is. `barrier`: a follower syncs nothing. `log`: the
-    primary syncs no entry. `names`: small files are
-    replaced without a sync."""
+    primary syncs no entry. `names`: small files are replaced without a sync."""
     if bug == "redo":
         redo.decide = lambda found: redo.Way.PUBLISH  # type: ignore[assignment]
     elif bug == "barrier":
