@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from walcast import wire
+from walcast.access.neighbours import check_neighbour
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.identity import OtherDatabase, parse_database_id
 from walcast.position import Position
@@ -121,6 +122,7 @@ class Client:
             candidate=candidate,
         )
         credentials = tls.channel(primary)
+        self._encrypted = credentials is not None
         target = str(primary)
         # Reconnecting is paced here, not by gRPC: after a failure the next try must not wait for its back-off.
         options = [*wire.OPTIONS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
@@ -156,6 +158,7 @@ class Client:
             welcome = await stream.read()
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
+            check_neighbour(self.primary, encrypted=self._encrypted)
             stream.welcome = welcome.welcome
             check_database(self.primary, stream.welcome.database, stream.welcome.database_id, self.database_id)
             check_term(self.primary, stream.welcome.term, term)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from node.config_access import KEYS as ACCESS
+from node.config_access import read_access
 from node.config_archive import IGNORED_REPLICA, PLACES, POLICY, SHARED, ArchiveConfig, ArchiveReader
 from node.config_failover import KEYS as FAILOVER
 from node.config_failover import FailoverConfig, read_failover
@@ -21,6 +23,7 @@ from node.folders import Folder, is_pattern
 from node.logs import LEVELS
 from node.ping import check_url
 from primary.archiving.levels import ArchivePolicy
+from walcast.access import Policy
 from walcast.errors import ConfigError
 from walcast.store import StoreSpec
 from walcast.wire import Address, Tls
@@ -38,7 +41,8 @@ def _keys(text: str) -> frozenset[str]:
 
 
 _TOP = _keys(
-    "listen http log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval scrub-mb-per-s"
+    "listen http log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval scrub-mb-per-s "
+    "grpc-reflection"
 )
 _DATABASE = _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive") | PLACES
 
@@ -109,6 +113,9 @@ class Config:
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
     scrub_bytes_per_s: float | None = None
     failover: FailoverConfig = field(default_factory=FailoverConfig)
+    access: Policy = field(default_factory=Policy)
+    trust_user: bool = True
+    reflect: bool = False
 
     def database(self, path: Path) -> DatabaseConfig | None:
         """What the file says of the database at `path`, whether it is there or not."""
@@ -135,7 +142,7 @@ class _Reader:
         if root is None:
             return Config(self._yaml.path)
         optional = self._yaml.optional
-        keys = self._yaml.mapping(root, "", _TOP | POLICY | SHARED | FAILOVER, _IGNORED_TOP)
+        keys = self._yaml.mapping(root, "", _TOP | POLICY | SHARED | FAILOVER | ACCESS, _IGNORED_TOP)
         archives = ArchiveReader(self._yaml, keys)
         dbs, folders = self._databases(keys, archives)
         config = Config(
@@ -153,6 +160,9 @@ class _Reader:
             heartbeat_interval_s=optional(keys, "heartbeat-interval", self._heartbeat_s) or HEARTBEAT_INTERVAL_S,
             scrub_bytes_per_s=optional(keys, "scrub-mb-per-s", self._mb_per_s),
             failover=read_failover(self._yaml, keys),
+            access=read_access(self._yaml, keys),
+            reflect=optional(keys, "grpc-reflection", self._yaml.boolean) or False,
+            trust_user=optional(keys, "trust-user", self._yaml.boolean) is not False,
         )
         bare = [one.line for one in dbs if one.archive is None] + [one.line for one in folders if one.archive is None]
         if config.heartbeat_url and bare:

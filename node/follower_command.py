@@ -71,6 +71,9 @@ def follower_command(
         http=Address.parse(http) if http else None,
         members=(member,),
         app_url=app_url,
+        access=told.access,
+        trust_user=told.trust_user,
+        reflect=told.reflect,
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
     )
 

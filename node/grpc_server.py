@@ -1,4 +1,4 @@
-"""The gRPC server: replication, health, reflection, on an address."""
+"""The gRPC server: replication and health, and reflection if it is asked for, on an address."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 
 
 def listen(
-    replication: rpc.ReplicationServicer, address: wire.Address, tls: wire.Tls, *, connections: int
+    replication: rpc.ReplicationServicer,
+    address: wire.Address,
+    tls: wire.Tls,
+    *,
+    connections: int,
+    reflect: bool = False,
 ) -> tuple[grpc.aio.Server, Any, wire.Address]:
     """The server, still to be started; its health service; where it listens. ConfigError when it cannot there.
 
     Of more than `connections` at a time gRPC closes the newest as they come, before a byte is read; those that are
-    silent until the handshake is over do not stay for long.
+    silent until the handshake is over do not stay for long. `reflect`: tell anybody what may be called.
     """
     options = [*wire.OPTIONS, *LIMITS, ("grpc.max_allowed_incoming_connections", connections)]
     server = grpc.aio.server(options=options)
     rpc.add_ReplicationServicer_to_server(replication, server)
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    if reflect:
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     credentials = tls.server(address)
     try:
         port = (

@@ -22,6 +22,7 @@ from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
 from node.shown import SHOW_S, show_primary
 from node.watching import Watching, databases_of
+from primary.gate import Gate
 from primary.opening import check_readable
 from primary.publisher import Publisher
 from primary.served import Refused, Served
@@ -89,10 +90,15 @@ class Host:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
-        publisher = Publisher(self._served, self.status, self._served.away, self.settings.app_url)
+        gate = Gate(self.settings.access, listening=lambda: self.listening, trust_user=self.settings.trust_user)
+        publisher = Publisher(self._served, self.status, gate, self._served.away, self.settings.app_url)
         expected = self._most if self._watching else len(databases) + len(self.settings.members)
         server, self._healthy, self.listening = listen(
-            publisher, self.settings.listen, self.settings.tls, connections=limits.connections(expected)
+            publisher,
+            self.settings.listen,
+            self.settings.tls,
+            connections=limits.connections(expected),
+            reflect=self.settings.reflect,
         )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)

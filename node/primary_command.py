@@ -153,5 +153,8 @@ def _settings(
         folders=folders,
         members=members,
         app_url=app_url,
+        access=told.access,
+        trust_user=told.trust_user,
+        reflect=told.reflect,
         heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
     )

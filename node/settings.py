@@ -8,6 +8,7 @@ from pathlib import Path
 from node.config import DatabaseConfig, FolderConfig
 from primary.archiving.levels import ArchivePolicy
 from walcast import wire
+from walcast.access import Policy
 from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.statedir import behind_link
 from walcast.store import StoreSpec
@@ -74,7 +75,8 @@ class MemberSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers."""
+    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers. `access`: who
+    may do what; with `trust_user` processes of the same user on this machine may do everything."""
 
     databases: list[DatabaseSettings]
     listen: wire.Address
@@ -87,3 +89,6 @@ class HostSettings:
     heartbeat: HeartbeatSettings | None = None
     members: tuple[MemberSettings, ...] = ()
     app_url: str = ""
+    access: Policy = field(default_factory=Policy)
+    trust_user: bool = True
+    reflect: bool = False  # gRPC server reflection

@@ -46,6 +46,8 @@ class Follower:
     ask_from_txid: int = NEVER  # once this was sent, ask for an acknowledgement
     address: str = ""  # where it would serve as the primary
     candidate: bool = False  # it takes over by itself
+    identity: str = ""  # who it has proven to be
+    member: bool = False  # its acknowledgements count for a barrier
     offer: Offer | None = None
     replies: int = 0
     ended: str = ""  # why nothing more is read from it: its stream is to end
@@ -125,8 +127,8 @@ class Followers:
         self._changed = asyncio.Event()
 
     def count(self, txid: int, level: Level) -> int:
-        """How many different followers have `txid`."""
-        return len({f.id for f in self.connected if f.has(txid, level)})
+        """How many different followers that are members have `txid`."""
+        return len({f.id for f in self.connected if f.member and f.has(txid, level)})
 
     def ask(self, follower: Follower, sent_txid: int) -> tuple[bool, bool]:
         """For a heartbeat behind `sent_txid`: does somebody wait for the acknowledgement, and for a sync before it?

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
+from primary.gate import Gate, audit
 from primary.segment import Entry
 from primary.served import (
     RECHECK_EVERY_S,
@@ -33,6 +34,7 @@ from primary.served import (
     named,
 )
 from walcast import wire
+from walcast.access import Identity, Kind, Role
 from walcast.errors import Corrupt
 from walcast.levels import Level
 from walcast.rarely import Rarely
@@ -49,7 +51,6 @@ HELLO_S = 10.0
 BURST = 5  # lines of one follower that comes and goes, before they become rare
 
 _LEVELS = {pb.BARRIER_LEVEL_DURABLE: Level.DURABLE, pb.BARRIER_LEVEL_APPLIED: Level.APPLIED}
-_NEAR = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -61,12 +62,14 @@ class Publisher(rpc.ReplicationServicer):
         self,
         databases: Mapping[str, Served],
         status: Any,
+        gate: Gate,
         away: Mapping[str, Refused] | None = None,
         app_url: str = "",
     ) -> None:
-        """`away`: names that are refused for now, each with what is said to whoever asks. `app_url`: where the app
-        answers on this host, for the apps beside the followers."""
+        """`gate`: who may call. `away`: names that are refused for now, each with what is said to whoever asks.
+        `app_url`: where the app answers on this host, for the apps beside the followers."""
         self._databases = databases
+        self._gate = gate
         self._away = {} if away is None else away
         self._status = status
         self._app_url = app_url
@@ -81,20 +84,46 @@ class Publisher(rpc.ReplicationServicer):
         for served in self._databases.values():
             served.wake()
 
+    def _name(self, name: str, *, guess: bool = False) -> str:
+        """Which database is meant by a name, or by none where there is only one."""
+        names = list(self._databases) or list(self._away)
+        only = name not in self._databases and name not in self._away and len(names) == 1 and (guess or not name)
+        return names[0] if only else name
+
+    async def _require(
+        self, context: Context, role: Role, name: str, method: str, *, guess: bool = False, also: Role | None = None
+    ) -> Identity:
+        """Who calls; the call is ended for whoever does not have `role`, or `also`, at the database."""
+        database = self._name(name, guess=guess)
+        if also is not None and also in self._gate.roles(self._gate.identify(context), database):
+            role = also
+        return await self._gate.require(context, role, database, method)
+
+    def _is_member(self, served: Served, identity: Identity, hello: pb.Hello) -> bool:
+        """Do the acknowledgements of this follower count? Refused for an id that is another's, or in use by another."""
+        live = None if hello.observer else served.followers.find(hello.follower_id)
+        if live is not None and live.identity != str(identity):
+            detail = f"the follower {hello.follower_id!r} is connected already, as {live.identity}"
+            raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{detail}: give this one another --id")
+        if hello.observer or Role.MEMBER not in self._gate.roles(identity, served.database.name):
+            return False
+        if identity.kind is Kind.NODE and not identity.may_be(hello.follower_id):
+            detail = f"its certificate is that of the node {identity.name!r}: start it with --id {identity.name}"
+            raise Refused(pb.REFUSAL_KIND_TOO_MANY, detail)
+        return identity.may_be(hello.follower_id)
+
     def _find(self, protocol: int, name: str, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
             detail = f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older"
             raise Refused(pb.REFUSAL_KIND_PROTOCOL_VERSION, detail)
         if self._stopping.is_set():
             raise Refused(pb.REFUSAL_KIND_STOPPING, "the primary is stopping")
-        names = list(self._databases) or list(self._away)
-        if name not in self._databases and name not in self._away and len(names) == 1 and (guess or not name):
-            [name] = names
+        name = self._name(name, guess=guess)
         served = self._databases.get(name)
         if served is None:
             if name in self._away:
                 raise self._away[name]
-            known = ", ".join(sorted(names)) or "none"
+            known = ", ".join(sorted(self._databases) or sorted(self._away)) or "none"
             raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
         served.check_tenure()
         return served
@@ -110,8 +139,10 @@ class Publisher(rpc.ReplicationServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
         hello = first.hello
+        identity = await self._require(context, Role.REPLICATE, hello.database, "Stream", guess=hello.database_is_guess)
         try:
             served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
+            member = self._is_member(served, identity, hello)
             if self._streams >= MAX_FOLLOWERS:
                 raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
             check_same_database(served, hello.database_id)
@@ -129,8 +160,10 @@ class Publisher(rpc.ReplicationServicer):
             hello.follower_id,
             context.peer(),
             sent_txid=position.txid,
-            address=hello.address,
-            candidate=hello.candidate and not hello.observer,
+            address=hello.address if member else "",
+            candidate=hello.candidate and member,
+            identity=str(identity),
+            member=member,
         )
         if not hello.observer:
             follower.acknowledged(position.txid, position.txid)
@@ -216,8 +249,9 @@ class Publisher(rpc.ReplicationServicer):
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
+        hello = first.hello
+        identity = await self._require(context, Role.REPLICATE, hello.database, "Copy", guess=hello.database_is_guess)
         try:
-            hello = first.hello
             served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
             check_same_database(served, hello.database_id)
             size = served.database.page_size
@@ -229,6 +263,7 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)
             return
+        audit("copy", identity, context.peer(), database=served.database.name, follower=hello.follower_id)
         async with self._copies:
             if hello.last_mismatched and time.monotonic() - served.rechecked_s > RECHECK_EVERY_S:
                 served.rechecked_s = time.monotonic()
@@ -251,11 +286,20 @@ class Publisher(rpc.ReplicationServicer):
     # Status and barrier
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: N802
-        """What `walcast status` shows."""
-        return self._status()  # type: ignore[no-any-return]
+        """What `walcast status` shows, of the databases that the caller may see."""
+        identity = self._gate.identify(context)
+        reply: pb.StatusReply = self._status()
+        shown = [one for one in reply.databases if Role.STATUS in self._gate.roles(identity, one.name)]
+        if not shown:
+            await self._gate.require(context, Role.STATUS, "", "Status")
+        if len(shown) < len(reply.databases):
+            seen = pb.StatusReply(role=reply.role, term=reply.term, protocol=reply.protocol, databases=shown)
+            return seen
+        return reply
 
     async def Barrier(self, request: pb.BarrierRequest, context: Context) -> pb.BarrierReply:  # noqa: N802
         """A position that covers every commit made before the call, and how many followers have it."""
+        await self._require(context, Role.STATUS, request.database, "Barrier")
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             reached = await barrier(served, request.followers, request.timeout_ms / 1000, _level(request.level))
@@ -269,17 +313,20 @@ class Publisher(rpc.ReplicationServicer):
 
     async def Switchover(self, request: pb.SwitchoverRequest, context: Context) -> pb.SwitchoverReply:  # noqa: N802
         """Hand the primary's place to a follower."""
+        identity = await self._require(context, Role.OPERATE, request.database, "Switchover")
+        audit("switchover asked for", identity, context.peer(), database=request.database, to=request.to)
         try:
-            _check_known_peer(context)
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             return await served.switchover(request)
         except Refused as refused:
             return pb.SwitchoverReply(refusal=refused.refusal)
 
     async def StepDown(self, request: pb.StepDownRequest, context: Context) -> pb.StepDownReply:  # noqa: N802
-        """Make way for the primary of a higher term."""
+        """Make way for the primary of a higher term, if it proves to be that."""
+        identity = await self._require(context, Role.MEMBER, request.database, "StepDown", also=Role.OPERATE)
+        asked = {"database": request.database, "term": request.term, "primary": request.primary}
+        audit("step-down asked for", identity, context.peer(), **asked)
         try:
-            _check_known_peer(context)
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             return await served.step_down(request)
         except Refused as refused:
@@ -291,16 +338,6 @@ def _level(asked: pb.BarrierLevel.ValueType) -> Level:
     if level is None:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"this primary knows no barrier level {asked}: upgrade it")
     return level
-
-
-def _check_known_peer(context: Context) -> None:
-    """Reading is for whoever reaches the port; a change of role is for who is on this machine, or has shown a
-    certificate where certificates are used at all."""
-    near = context.peer().startswith(_NEAR)
-    encrypted = b"ssl" in context.auth_context().get("transport_security_type", ())
-    if encrypted and not near and not context.peer_identities():
-        detail = "to change roles from another machine, show a certificate: --tls-ca on this node, --tls-cert on yours"
-        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, detail)
 
 
 async def _first_of(requests: AsyncIterator[Any]) -> Any:

@@ -24,6 +24,7 @@ from node import limits, local_service
 from node.grpc_server import LIMITS, listen
 from node.http import HttpServer
 from node.local_service import LocalService
+from primary.gate import Gate
 from primary.publisher import Publisher
 from walcast import local, wire
 from walcast.errors import Unavailable
@@ -123,7 +124,7 @@ def test_a_follower_without_descriptors_goes_on_when_it_has_some(db: Path, tmp_p
 
 def test_a_server_closes_what_is_more_than_it_may_have_and_takes_others_later() -> None:
     async def run() -> None:
-        publisher = Publisher({}, lambda: pb.StatusReply(role="primary"))
+        publisher = Publisher({}, lambda: pb.StatusReply(role="primary"), Gate(listening=lambda: address))
         server, _, address = listen(publisher, Address("127.0.0.1", 0), wire.Tls(), connections=10)
         await server.start()
         try:

@@ -37,6 +37,7 @@ from follower.following import Following
 from primary.database import Database
 from primary.publisher import Publisher
 from primary.served import Served
+from primary.gate import Gate
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb, replication_pb2_grpc as rpc
 
@@ -52,7 +53,7 @@ def status():
 
 async def start():
     global port, server, publisher
-    publisher = Publisher({"app": Served(database)}, status)
+    publisher = Publisher({"app": Served(database)}, status, Gate(listening=lambda: wire.Address("127.0.0.1", port)))
     server = grpc.aio.server(options=wire.OPTIONS)
     rpc.add_ReplicationServicer_to_server(publisher, server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")

@@ -34,6 +34,7 @@ from node.failover.leasing import Leasing
 from primary.archiving.archiver import Archiver
 from primary.database import Database
 from primary.followers import Follower, Offer
+from primary.gate import Gate
 from primary.publisher import Publisher
 from primary.resume import State
 from primary.served import Refused, Served
@@ -247,9 +248,10 @@ def test_a_heartbeat_that_falls_due_while_the_place_is_offered_does_not_break_th
         database.tenure.end("handed over to b")
         offer.message = pb.HandOver(term=2)
         sent: list[str | None] = []
+        gate = Gate(listening=lambda: NOWHERE)
 
         async def send() -> None:
-            async for message in Publisher({"app": served}, None)._send_from(served, follower, 5):
+            async for message in Publisher({"app": served}, None, gate)._send_from(served, follower, 5):
                 sent.append(message.WhichOneof("kind"))
 
         sending = asyncio.create_task(send())

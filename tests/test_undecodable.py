@@ -21,6 +21,7 @@ from follower.client import Client
 from follower.following import Following
 from node.grpc_server import listen
 from primary import publisher as publishing
+from primary.gate import Gate
 from primary.publisher import Publisher
 from primary.served import Served as ServedDatabase
 from walcast import wire
@@ -148,7 +149,8 @@ def test_a_copy_of_pages_that_sqlite_does_not_have_is_refused(page_size: int) ->
 @asynccontextmanager
 async def publishing_of(app: Served) -> AsyncIterator[tuple[grpc.aio.Channel, ServedDatabase]]:
     database = ServedDatabase(app.database)
-    publisher = Publisher({"app": database}, lambda: pb.StatusReply(role="primary"))
+    gate = Gate(listening=lambda: address)
+    publisher = Publisher({"app": database}, lambda: pb.StatusReply(role="primary"), gate)
     server, _, address = listen(publisher, Address("127.0.0.1", 0), wire.Tls(), connections=10)
     await server.start()
     try:

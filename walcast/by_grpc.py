@@ -123,15 +123,19 @@ class ByGrpc:
     def _call(self, address: str, method: str, request: Any, timeout_s: float) -> Any:
         import grpc
 
+        from walcast.access.neighbours import check_neighbour
         from walcast.rpc import replication_pb2_grpc as rpc
+        from walcast.wire import Address
 
         stub: Any = rpc.ReplicationStub
         try:
-            return getattr(stub(self._channel(address)), method)(request, timeout=timeout_s)
+            answer = getattr(stub(self._channel(address)), method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise _translated(error, address, timeout_s) from error
         except ValueError as error:  # gRPC's answer to a call on a channel that another thread has just closed
             raise Unavailable(f"{address}: {error}") from error
+        check_neighbour(Address.parse(address), encrypted=bool(self._tls))
+        return answer
 
     def _channel(self, address: str) -> grpc.Channel:
         key = os.getpid(), address

@@ -122,10 +122,14 @@ class Tls:
 
 
 def open_channel(address: Address, tls: Tls) -> grpc.Channel:
-    """To a node, for a call or two; its own context manager."""
+    """To a node, for a call or two; its own context manager. Unavailable when another user of this machine answers
+    there in plain text."""
     import grpc
 
+    from walcast.access.neighbours import check_neighbour
+
     credentials = tls.channel(address)
+    check_neighbour(address, encrypted=credentials is not None)
     if credentials is None:
         return grpc.insecure_channel(str(address), options=OPTIONS)
     return grpc.secure_channel(str(address), credentials, options=OPTIONS)

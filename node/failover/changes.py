@@ -372,7 +372,7 @@ def _name_position(path: Path, term: int, position: Position, timestamp_ms: int)
 
 def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held: Held | None = None) -> None:
     """Be a follower, of whoever is primary at one of these, or where it was last known."""
-    known = [Address.parse(member.standing.primary)] if member.standing.primary else []
+    known = _last_known(member)
     others = [a for a in (*member.settings.primaries, *known) if a not in addresses]
     where = member.whereabouts([*addresses, *others] or [member.address])
     following = Following(
@@ -387,6 +387,21 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
     following.history, following.term = member.standing.history, member.standing.term
     following.progress = lambda: Progress("bootstrapping") if sys.stderr.isatty() else None
     member.run_follower(following)
+
+
+def _last_known(member: Member) -> list[Address]:
+    """Where the role file says that the primary is, if this node may connect to it: it may be long gone, or have been
+    written under other settings, and is no reason not to start."""
+    if not member.standing.primary:
+        return []
+    try:
+        address = Address.parse(member.standing.primary)
+        member.host.settings.tls.channel(address)
+    except ConfigError as error:
+        why = {"database": member.name, "error": str(error)}
+        log.warning("cannot look for the primary where it was known last", extra=why)
+        return []
+    return [address]
 
 
 def refusal(member: Member, address: str) -> Refused:

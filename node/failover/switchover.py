@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from follower.overwriting import has_database
-from node.failover import changes, telling
+from node.failover import changes, proof, telling
 from node.failover import state as d
 from primary.followers import Follower, Offer
 from primary.log import Known
@@ -303,11 +303,11 @@ def _newer(term: int, served: Served) -> pb.StepDownReply:
 
 
 async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownReply:
-    """Another node was promoted, in a set without a lease."""
+    """Another node was promoted, in a set without a lease: it must prove that before anything is changed here."""
     if member.keeper is not None:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, "the lease says who is the primary here")
     try:
-        wire.Address.parse(request.primary)
+        address = wire.Address.parse(request.primary)
     except ConfigError as error:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, str(error)) from error
     async with member.changing:
@@ -322,5 +322,7 @@ async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownR
         if start and start.txid <= transactions.position.txid and transactions.knows(start) is Known.DIVERGED:
             detail = f"the term began at {start}, which is not on this node's history: another database's?"
             raise Refused(pb.REFUSAL_KIND_DIVERGED, detail)
+        proof.check_jump(request.term, transactions.term)
+        await proof.check_primary(member, serving.served, address, request.term)
         await changes.demote(member, request.primary)
     return pb.StepDownReply(term=request.term)

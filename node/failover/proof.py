@@ -1,0 +1,71 @@
+"""Proof that another node is the primary: asked at the address that it names, over this node's own credentials.
+
+A word alone moves nobody. Whoever says that there is a primary of a higher term must name one that this node can reach
+as it would follow it, and that answers as the primary of that term of this database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+
+from primary.served import Refused, Served
+from walcast.access.neighbours import listener_is_ours
+from walcast.errors import ConfigError
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.terms import PRIMARY
+from walcast.wire import Address
+
+if TYPE_CHECKING:
+    from node.failover.member import Member
+
+ASK_S = 5.0
+TERM_JUMP_MOST = 1000
+
+
+def check_jump(term: int, seen: int) -> None:
+    """Refused for a term that is too far above what this node has seen: nobody could follow it with another one."""
+    if term > seen + TERM_JUMP_MOST:
+        detail = f"term {term} is more than {TERM_JUMP_MOST} above {seen}, the newest term that this node has seen"
+        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"{detail}; nothing happened")
+
+
+async def check_primary(member: Member, served: Served, address: Address, term: int) -> None:
+    """Refused unless the node at `address` is the primary of `term` of the database that is `served` here."""
+    try:
+        reply = await asyncio.to_thread(_ask, member, address)
+    except ConfigError as error:  # this node has no credentials for that address
+        raise _refused(str(error)) from error
+    except grpc.RpcError as error:
+        said = error.details() if isinstance(error, grpc.Call) else ""
+        raise _refused(f"the node at {address} does not answer: {said or type(error).__name__}") from error
+    if not _is_local_friend(member, address):
+        raise _refused(f"whoever listens at {address} is another user of this machine")
+    for one in reply.databases:
+        if one.role == PRIMARY and one.term >= term and _is_same(one, served):
+            return
+    found = ", ".join(f"{one.name}: {one.role} of term {one.term}" for one in reply.databases[:10]) or "none"
+    raise _refused(f"the node at {address} is not the primary of term {term} of this database; it has: {found}")
+
+
+def _ask(member: Member, address: Address) -> pb.StatusReply:
+    with member.channel(address) as channel:
+        reply: pb.StatusReply = rpc.ReplicationStub(channel).Status(pb.StatusRequest(), timeout=ASK_S)
+        return reply
+
+
+def _is_local_friend(member: Member, address: Address) -> bool:
+    """In plain text on this machine only the kernel tells who answers."""
+    return member.host.settings.tls.channel(address) is not None or listener_is_ours(address)
+
+
+def _is_same(theirs: pb.DatabaseStatus, served: Served) -> bool:
+    mine = served.database.id
+    return theirs.database_id == mine if mine and theirs.database_id else theirs.name == served.database.name
+
+
+def _refused(why: str) -> Refused:
+    return Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"{why}; nothing happened")

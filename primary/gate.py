@@ -1,0 +1,111 @@
+"""The gate in front of every call: who asks, which role that needs, and one line in the log for whoever is turned away.
+
+An identity is, in this order: a client certificate that was verified, a token, the user that a process on this machine
+runs as if it is ours. Everybody else is nobody, and has no role unless a rule says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+
+from walcast.access import NOBODY, Identity, Kind, Policy, Role
+from walcast.access.neighbours import peer_user, user_of
+from walcast.rarely import Rarely
+from walcast.wire import Address
+
+log = logging.getLogger("walcast.audit")
+
+AUTHORIZATION = "authorization"
+BEARER = "Bearer "
+BURST = 5
+
+AuthContext: TypeAlias = Mapping[str, Iterable[bytes]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Gate:
+    """`listening`: where peers connect to. `certificate` and `token` tell whose a verified certificate or a presented
+    token is; None when it is nobody's."""
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        listening: Callable[[], Address],
+        certificate: Callable[[AuthContext], Identity | None] = lambda _: None,
+        token: Callable[[str], str | None] = lambda _: None,
+        trust_user: bool = True,
+    ) -> None:
+        self._policy = policy if policy is not None else Policy()
+        self._listening = listening
+        self._certificate = certificate
+        self._token = token
+        self._trust_user = trust_user
+        self._rarely = Rarely(log)
+
+    def roles(self, identity: Identity, database: str) -> frozenset[Role]:
+        """What it may do there; "" for what concerns all databases."""
+        return self._policy.roles(identity, database)
+
+    def identify(self, context: Context) -> Identity:
+        """Who makes this call."""
+        certified = self._certificate(context.auth_context())
+        if certified is not None:
+            return certified
+        presented = next((value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION), None)
+        if presented is not None:
+            return self._of_token(presented if isinstance(presented, str) else "")
+        return self._of_user(peer_user(context.peer(), self._listening()))
+
+    def identify_http(self, host: str, port: int, local: Address, authorization: str) -> Identity:
+        """Who makes an HTTP request, from `host`, `port`, to `local`."""
+        if authorization:
+            return self._of_token(authorization)
+        return self._of_user(user_of(host, port, local))
+
+    def _of_token(self, presented: str) -> Identity:
+        name = self._token(presented.removeprefix(BEARER)) if presented.startswith(BEARER) else None
+        return NOBODY if name is None else Identity(Kind.TOKEN, name)
+
+    def _of_user(self, uid: int | None) -> Identity:
+        return Identity(Kind.USER, str(uid)) if self._trust_user and uid == os.geteuid() else NOBODY
+
+    async def require(self, context: Context, role: Role, database: str, method: str) -> Identity:
+        """The identity of a call, which has this role at this database; the call is ended if it has not."""
+        identity = self.identify(context)
+        if role not in self.roles(identity, database):
+            await self._deny(context, identity, role, database, method)
+        return identity
+
+    def denied(self, identity: Identity, peer: str, role: Role, database: str, method: str) -> None:
+        """One line for each denial; of whoever asks again and again, now and then."""
+        facts = {"identity": str(identity), "peer": peer, "method": method, "database": database, "needs": str(role)}
+        self._rarely.log(logging.WARNING, "denied", (str(identity), _host(peer), method), facts, burst=BURST)
+
+    async def _deny(self, context: Context, identity: Identity, role: Role, database: str, method: str) -> NoReturn:
+        self.denied(identity, context.peer(), role, database, method)
+        if identity == NOBODY:
+            detail = (
+                f"{method} needs the role {role!s}, and who asks is not known: run it as the user of this node on its "
+                "machine, or show a certificate (--tls-cert, --tls-key) or a token (--token-file) that it accepts"
+            )
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, detail)
+        where = f" at the database {database!r}" if database else ""
+        detail = (
+            f"{method} needs the role {role!s}{where}, which {identity} does not have: see access in the configuration"
+        )
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, detail)
+
+
+def audit(event: str, identity: Identity, peer: str, **facts: object) -> None:
+    """One line for what was done: a copy, a change of role."""
+    log.info(event, extra={"identity": str(identity), "peer": peer} | facts)
+
+
+def _host(peer: str) -> str:
+    return peer.rpartition(":")[0]
