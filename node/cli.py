@@ -22,6 +22,7 @@ COMMANDS = {
     "ls": ("ls_command", "ls_command", "Show what an archive holds, and what it restores to."),
     "primary": ("primary_command", "primary_command", "Serve databases to followers, and archive them."),
     "promote": ("failover_commands", "promote_command", "Make this follower the primary."),
+    "repair": ("repair_command", "repair_command", "Show and mend role file, term and lease by hand."),
     "restore": ("restore_command", "restore_command", "Make a database from an archive, all or nothing."),
     "snapshot": ("snapshot_command", "snapshot_command", "Back up a database now, whatever is writing to it."),
     "status": ("status_command", "status_command", "Show where a primary and its followers are, or a replica."),
