@@ -73,6 +73,7 @@ def follower_command(
         app_url=app_url,
         access=told.access,
         trust_user=told.trust_user,
+        file=config,
         reflect=told.reflect,
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,7 +27,7 @@ from primary.gate import Gate
 from primary.opening import check_readable
 from primary.publisher import Publisher
 from primary.served import Refused, Served
-from walcast import wire
+from walcast import audit, wire
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
@@ -89,6 +90,7 @@ class Host:
         Everything that can be wrong with the settings is found out before anything is changed on disk.
         """
         self._stop = stop
+        self._record_settings()
         databases = await asyncio.to_thread(self._find)
         gate = Gate(self.settings.access, listening=lambda: self.listening, trust_user=self.settings.trust_user)
         publisher = Publisher(self._served, self.status, gate, self._served.away, self.settings.app_url)
@@ -123,6 +125,19 @@ class Host:
             await self._drain(publisher)
         if self._failure is not None:
             raise self._failure
+
+    def _record_settings(self) -> None:
+        """In the audit trail: what this process goes by."""
+        settings = self.settings
+        facts = {
+            "listen": str(settings.listen),
+            "tls": settings.tls.cert is not None,
+            "client_certificates": settings.tls.ca is not None,
+            "rules": len(settings.access.rules),
+            "trust_user": settings.trust_user,
+            "file": str(settings.file) if settings.file else "",
+        }
+        audit.record("configuration", f"user:{os.geteuid()}", **facts, outcome="loaded")
 
     async def _drain(self, publisher: Publisher) -> None:
         """What was committed goes out, before anything ends."""

@@ -155,6 +155,7 @@ def _settings(
         app_url=app_url,
         access=told.access,
         trust_user=told.trust_user,
+        file=config,
         reflect=told.reflect,
         heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,9 @@ import click
 
 from node.options import JSON, PATH, Command, flag
 from node.repair import Change, Facts, inspect, lease_facts, mend_lease, mend_role, newest_term, user
+from walcast import audit
 from walcast.store import Store, open_store
 from walcast.terms import FOLLOWER, PRIMARY
-
-log = logging.getLogger("walcast.audit")
 
 EXAMPLES = """\b
 Example:
@@ -79,7 +77,7 @@ def repair_command(
         if lease_term is not None and store is not None:
             lease = mend_lease(store, term=lease_term, holder=holder, address=address, lease_s=lease_time)
             done["lease"] = {"term": lease.term, "holder": lease.holder, "address": lease.address}
-    log.warning("repaired", extra={"identity": user(), "database": str(db), **done})
+    audit.record("repaired", user(), database=str(db), **done)
     click.echo(json.dumps(done) if as_json else _shown(done))
 
 

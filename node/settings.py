@@ -91,4 +91,5 @@ class HostSettings:
     app_url: str = ""
     access: Policy = field(default_factory=Policy)
     trust_user: bool = True
+    file: Path | None = None  # the configuration file that was read
     reflect: bool = False  # gRPC server reflection

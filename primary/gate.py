@@ -6,23 +6,19 @@ runs as if it is ours. Everybody else is nobody, and has no role unless a rule s
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
+from walcast import audit
 from walcast.access import NOBODY, Identity, Kind, Policy, Role
 from walcast.access.neighbours import peer_user, user_of
-from walcast.rarely import Rarely
 from walcast.wire import Address
-
-log = logging.getLogger("walcast.audit")
 
 AUTHORIZATION = "authorization"
 BEARER = "Bearer "
-BURST = 5
 
 AuthContext: TypeAlias = Mapping[str, Iterable[bytes]]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -46,7 +42,6 @@ class Gate:
         self._certificate = certificate
         self._token = token
         self._trust_user = trust_user
-        self._rarely = Rarely(log)
 
     def roles(self, identity: Identity, database: str) -> frozenset[Role]:
         """What it may do there; "" for what concerns all databases."""
@@ -82,13 +77,8 @@ class Gate:
             await self._deny(context, identity, role, database, method)
         return identity
 
-    def denied(self, identity: Identity, peer: str, role: Role, database: str, method: str) -> None:
-        """One line for each denial; of whoever asks again and again, now and then."""
-        facts = {"identity": str(identity), "peer": peer, "method": method, "database": database, "needs": str(role)}
-        self._rarely.log(logging.WARNING, "denied", (str(identity), _host(peer), method), facts, burst=BURST)
-
     async def _deny(self, context: Context, identity: Identity, role: Role, database: str, method: str) -> NoReturn:
-        self.denied(identity, context.peer(), role, database, method)
+        audit.record_denied(str(identity), context.peer(), method, database, str(role))
         if identity == NOBODY:
             detail = (
                 f"{method} needs the role {role!s}, and who asks is not known: run it as the user of this node on its "
@@ -100,12 +90,3 @@ class Gate:
             f"{method} needs the role {role!s}{where}, which {identity} does not have: see access in the configuration"
         )
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, detail)
-
-
-def audit(event: str, identity: Identity, peer: str, **facts: object) -> None:
-    """One line for what was done: a copy, a change of role."""
-    log.info(event, extra={"identity": str(identity), "peer": peer} | facts)
-
-
-def _host(peer: str) -> str:
-    return peer.rpartition(":")[0]

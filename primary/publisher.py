@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
-from primary.gate import Gate, audit
+from primary.gate import Gate
 from primary.segment import Entry
 from primary.served import (
     RECHECK_EVERY_S,
@@ -33,7 +33,7 @@ from primary.served import (
     look_age_ms,
     named,
 )
-from walcast import wire
+from walcast import audit, wire
 from walcast.access import Identity, Kind, Role
 from walcast.errors import Corrupt
 from walcast.levels import Level
@@ -263,7 +263,9 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)
             return
-        audit("copy", identity, context.peer(), database=served.database.name, follower=hello.follower_id)
+        audit.record(
+            "copy", str(identity), peer=context.peer(), database=served.database.name, follower=hello.follower_id
+        )
         async with self._copies:
             if hello.last_mismatched and time.monotonic() - served.rechecked_s > RECHECK_EVERY_S:
                 served.rechecked_s = time.monotonic()
@@ -314,7 +316,8 @@ class Publisher(rpc.ReplicationServicer):
     async def Switchover(self, request: pb.SwitchoverRequest, context: Context) -> pb.SwitchoverReply:  # noqa: N802
         """Hand the primary's place to a follower."""
         identity = await self._require(context, Role.OPERATE, request.database, "Switchover")
-        audit("switchover asked for", identity, context.peer(), database=request.database, to=request.to)
+        facts = {"peer": context.peer(), "database": request.database, "to": request.to}
+        audit.record("switchover asked for", str(identity), **facts)
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             return await served.switchover(request)
@@ -325,7 +328,7 @@ class Publisher(rpc.ReplicationServicer):
         """Make way for the primary of a higher term, if it proves to be that."""
         identity = await self._require(context, Role.MEMBER, request.database, "StepDown", also=Role.OPERATE)
         asked = {"database": request.database, "term": request.term, "primary": request.primary}
-        audit("step-down asked for", identity, context.peer(), **asked)
+        audit.record("step-down asked for", str(identity), peer=context.peer(), **asked)
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
             return await served.step_down(request)

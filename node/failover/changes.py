@@ -37,6 +37,7 @@ from primary.log import TransactionLog
 from primary.resume import State
 from primary.served import Refused
 from primary.tenure import now_s
+from walcast import audit
 from walcast.archive import list_files
 from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Stopped, WalcastError
@@ -147,7 +148,11 @@ async def _archive(member: Member, serving: Serving) -> None:
 def stand(member: Member, standing: Standing) -> None:
     """Say what the node is, durably."""
     write_standing(state_dir(member.path), standing)
-    member.standing = standing
+    before, member.standing = member.standing, standing
+    if (before.role, before.term) != (standing.role, standing.term):
+        now = {"role": standing.role, "term": standing.term, "primary": standing.primary}
+        was = {"role_before": before.role, "term_before": before.term, "outcome": "written"}
+        audit.record("role", f"node:{member.id}", database=member.name, **now, **was)
 
 
 async def promote(member: Member, term: int) -> None:

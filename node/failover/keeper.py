@@ -20,6 +20,7 @@ from node.failover.decisions import step
 from node.failover.lease import KEY, Lease, is_other, other_words
 from node.threads import Threads
 from primary.tenure import now_s
+from walcast import audit
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.store import ObjectChanged, Store
@@ -50,6 +51,7 @@ class Keeper:
     ) -> None:
         self.state = state
         self.error: str | None = None
+        self._recorded: tuple[int, str] | None = None
         self._store = store
         self._act = act
         self._changed = changed
@@ -119,6 +121,7 @@ class Keeper:
             case d.Swap(lease, version):
                 named = replace(lease, database=self._database_id() or lease.database)
                 made = await self._in_thread(lambda: self._store.swap(KEY, named.encode(time.time()), version))
+                self._record(named)
                 return d.Swapped(now_s(), lease.nonce, made)
             case d.MakeClaim(nonce):
                 async with asyncio.timeout(self._lease_s):
@@ -127,6 +130,14 @@ class Keeper:
                 return d.Claims(now_s(), made=claim)
             case d.ReadClaims():
                 return d.Claims(now_s(), await self._in_thread(self._read_claims))
+
+    def _record(self, lease: Lease) -> None:
+        """In the audit trail, once for each term and holder: renewals change nothing."""
+        written = lease.term, lease.holder
+        if written != self._recorded:
+            self._recorded = written
+            facts = {"term": lease.term, "holder": lease.holder, "address": lease.address, "outcome": "written"}
+            audit.record("lease", f"node:{self.state.node.id}", url=self._store.url, **facts)
 
     @property
     def _lease_s(self) -> float:
