@@ -90,7 +90,6 @@ class Host:
         Everything that can be wrong with the settings is found out before anything is changed on disk.
         """
         self._stop = stop
-        self._record_settings()
         databases = await asyncio.to_thread(self._find)
         gate = Gate(self.settings.access, listening=lambda: self.listening, trust_user=self.settings.trust_user)
         publisher = Publisher(self._served, self.status, gate, self._served.away, self.settings.app_url)
@@ -115,6 +114,7 @@ class Host:
             await server.start()
             stack.callback(asyncio.create_task(self._keep_showing()).cancel)
             log.info("listening", extra={"address": str(self.listening)})
+            self._record_settings()
             await self._begin_members(stack)
             if self.settings.heartbeat is not None:
                 beating = self.settings.heartbeat
