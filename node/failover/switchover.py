@@ -287,6 +287,12 @@ async def _ask_primary(member: Member, primary: wire.Address) -> None:
         reply = await asyncio.to_thread(ask)
     except grpc.RpcError as error:
         code = error.code()
+        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+            raise ConfigError(
+                f"the primary at {primary} does not take a change of role from this node: run "
+                f"`walcast switchover {primary} --to {member.id}` as an operator, or give this node the role operate "
+                "there"
+            ) from error
         raise Unavailable(f"the primary at {primary} cannot be asked ({code.name}); {advice}") from error
     if reply.HasField("refusal"):
         raise Unavailable(f"the primary at {primary} does not hand over: {reply.refusal.detail}; {advice}")
