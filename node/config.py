@@ -20,6 +20,7 @@ from node.config_failover import KEYS as FAILOVER
 from node.config_failover import FailoverConfig, read_failover
 from node.config_yaml import BOOLEANS, Ignored, Keys, Yaml, line_of
 from node.folders import Folder, is_pattern
+from node.http.hosts import check_host_name
 from node.logs import LEVELS
 from node.ping import check_url
 from primary.archiving.levels import ArchivePolicy
@@ -41,8 +42,8 @@ def _keys(text: str) -> frozenset[str]:
 
 
 _TOP = _keys(
-    "listen http log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval scrub-mb-per-s "
-    "grpc-reflection"
+    "listen http http-host log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval "
+    "scrub-mb-per-s grpc-reflection"
 )
 _DATABASE = _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive") | PLACES
 
@@ -101,6 +102,7 @@ class Config:
     path: Path
     listen: Address | None = None
     http: Address | None = None
+    http_hosts: tuple[str, ...] = ()
     log_level: str | None = None
     tls: Tls = field(default_factory=Tls)
     log_max_bytes: int | None = None
@@ -149,6 +151,7 @@ class _Reader:
             path=self._yaml.path,
             listen=optional(keys, "listen", self._address),
             http=optional(keys, "http", self._address),
+            http_hosts=optional(keys, "http-host", self._host_names) or (),
             log_level=optional(keys, "log-level", self._level),
             tls=self._tls(keys),
             log_max_bytes=optional(keys, "log-max-bytes", self._yaml.bytes),
@@ -269,6 +272,14 @@ class _Reader:
     def _address(self, node: yaml.Node) -> Address:
         text = self._yaml.text(node)
         return self._yaml.parsed(node, lambda: Address.parse(text))
+
+    def _host_names(self, node: yaml.Node) -> tuple[str, ...]:
+        """One, or a list of them."""
+        return tuple(map(self._host_name, self._yaml.items(node) if isinstance(node, yaml.SequenceNode) else [node]))
+
+    def _host_name(self, node: yaml.Node) -> str:
+        text = self._yaml.text(node)
+        return self._yaml.parsed(node, lambda: check_host_name(text))
 
     def _level(self, node: yaml.Node) -> str:
         level = self._yaml.text(node).lower()

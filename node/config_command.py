@@ -56,6 +56,7 @@ def facts(config: Config) -> Facts:
         "file": str(config.path),
         "listen": config.listen and str(config.listen),
         "http": config.http and str(config.http),
+        "http_hosts": list(config.http_hosts),
         "log_level": config.log_level,
         "tls": {"ca": _text(tls.ca), "cert": _text(tls.cert), "key": _text(tls.key), "insecure": tls.insecure},
         "log_max_bytes": config.log_max_bytes,

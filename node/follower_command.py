@@ -13,7 +13,8 @@ from node.config import Config, load_config
 from node.config_failover import flags_over_file
 from node.failover_flags import addresses, failover_flags, member_settings
 from node.host import Host
-from node.options import CONFIG, JSON, PATH, Command, flag, scrub_bytes, scrub_flag, tls_flags, tls_of
+from node.http.hosts import check_host_name
+from node.options import CONFIG, JSON, PATH, Command, flag, http_flags, scrub_bytes, scrub_flag, tls_flags, tls_of
 from node.process import run_until_signal
 from node.settings import DatabaseSettings, HostSettings
 from walcast.appurl import check_app_url
@@ -34,7 +35,7 @@ ANY_PORT = "127.0.0.1:0"
 @flag("--archive", default=None, help="URL to bootstrap from, and of the lease.")
 @flag("--name", default=None, help="Name of the database at the primary; the file's stem when not given.")
 @flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any.")
-@flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given.")
+@http_flags
 @flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
 @scrub_flag
 @failover_flags
@@ -48,6 +49,7 @@ def follower_command(
     name: str | None,
     listen: str,
     http: str | None,
+    http_hosts: tuple[str, ...],
     replace: bool,
     scrub_mb_per_s: float | None,
     config: Path | None,
@@ -69,6 +71,7 @@ def follower_command(
         Address.parse(listen),
         tls=tls,
         http=Address.parse(http) if http else None,
+        http_hosts=tuple(map(check_host_name, http_hosts)) or told.http_hosts,
         members=(member,),
         app_url=app_url,
         access=told.access,

@@ -16,8 +16,8 @@ from node import limits
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
 from node.grpc_server import listen
+from node.health import Failure, FailureKind, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
-from node.http import Facts, HttpServer
 from node.inodes import Inode, Inodes
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
@@ -45,7 +45,7 @@ AT_ONCE = 4  # that are opened or closed
 
 
 class Host:
-    """All that one primary process serves. Used in its event loop, but for `trouble` and `heartbeat_trouble`."""
+    """All that one primary process serves. Used in its event loop, but for `failure` and `heartbeat_trouble`."""
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
@@ -199,13 +199,25 @@ class Host:
     def _http(self, stack: AsyncExitStack) -> None:
         if self.settings.http is None:
             return
+        from node.http.routes import near, routes
+        from node.http.server import HttpServer
+
         loop = asyncio.get_running_loop()
 
-        async def facts() -> Facts:
+        async def collect() -> dict[str, Any]:
             return primary_facts(self.status())
 
+        async def status() -> dict[str, Any]:  # called in the HTTP server's event loop
+            collecting = asyncio.run_coroutine_threadsafe(collect(), loop)
+            return await asyncio.wait_for(asyncio.wrap_future(collecting), STATUS_S)
+
         http = HttpServer(
-            self.settings.http, lambda: asyncio.run_coroutine_threadsafe(facts(), loop).result(STATUS_S), self.trouble
+            self.settings.http,
+            routes(self.failure, status, near),
+            near,
+            connections=limits.http_connections(),
+            tls=self.settings.tls,
+            names=self.settings.http_hosts,
         )
         self.http_listening = http.listening
         stack.push_async_callback(asyncio.to_thread, http.close)
@@ -352,23 +364,24 @@ class Host:
 
     # What others ask
 
-    def trouble(self) -> str | None:
+    def failure(self) -> Failure | None:
         """Why not every commit of every database is captured now. For any thread."""
         for member in self.members:
-            if member.trouble:
-                return member.trouble
+            if failure := member_failure(member):
+                return failure
         for serving in list(self._serving.values()):
-            if serving.trouble:
-                return serving.trouble
+            if failure := serving_failure(serving):
+                return failure
         for watching in self._watching:
-            if watching.trouble:
-                return next(iter(list(watching.trouble.values())), None)
+            for text in list(watching.trouble.values()):
+                return Failure(FailureKind.NOT_SERVED, text)
         return None
 
     def heartbeat_trouble(self) -> str | None:
         """Why not every database is captured, and archived in time. For any thread."""
         archives = (serving.archive_trouble(ARCHIVED_WITHIN_S) for serving in list(self._serving.values()))
-        return self.trouble() or next((trouble for trouble in archives if trouble), None)
+        failure = self.failure()
+        return failure.text if failure else next((trouble for trouble in archives if trouble), None)
 
     def status(self) -> pb.StatusReply:
         """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""

@@ -13,6 +13,7 @@ FILES_EACH = 20  # three of the database and its connections', the log's, the ar
 SPARE_FILES = 256
 MAX_CONNECTIONS = 2000  # twice the followers that a primary takes
 MAX_LOCAL_CALLS = 1000
+MAX_HTTP_CONNECTIONS = 64
 _INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
@@ -40,6 +41,12 @@ def local_calls() -> int:
     """How many commands and apps on this host are answered at a time by each database's socket."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_LOCAL_CALLS if hard == resource.RLIM_INFINITY else max(4, min(MAX_LOCAL_CALLS, hard // 8))
+
+
+def http_connections() -> int:
+    """How many connections to `--http` there are at a time; out of what is spared for all but databases."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_HTTP_CONNECTIONS if hard == resource.RLIM_INFINITY else max(4, min(MAX_HTTP_CONNECTIONS, hard // 8))
 
 
 def warn_of_polling(databases: int) -> None:

@@ -110,6 +110,22 @@ def scrub_bytes(flag_mb: float | None, told_bytes: float | None) -> float:
     return DEFAULT_BYTES_PER_S if told_bytes is None else told_bytes
 
 
+HTTP_HOST = (
+    "A name by which clients reach --http, besides its address and localhost; repeatable. Requests for other hosts are "
+    "refused."
+)
+
+
+def http_flags(function: F) -> F:
+    """--http, --http-host."""
+    for option in (
+        flag("--http-host", "http_hosts", multiple=True, metavar="NAME", help=HTTP_HOST),
+        flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given."),
+    ):
+        function = option(function)
+    return function
+
+
 TLS_FLAGS = ("tls_cert", "tls_key", "tls_ca", "insecure")
 
 

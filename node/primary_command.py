@@ -15,6 +15,7 @@ from node.config import NO_ARCHIVE, Config, load_config
 from node.config_failover import flags_over_file
 from node.failover_flags import failover_flags, member_settings
 from node.host import Host
+from node.http.hosts import check_host_name
 from node.options import (
     CONFIG,
     DEFAULT_LISTEN,
@@ -23,6 +24,7 @@ from node.options import (
     TLS_FLAGS,
     Command,
     flag,
+    http_flags,
     scrub_bytes,
     scrub_flag,
     tls_flags,
@@ -55,7 +57,7 @@ Example:
 @click.argument("db", type=PATH, required=False)
 @click.argument("archive_url", required=False)
 @flag("--listen", default=None, help=f"HOST:PORT for followers; port 0: any.  [default: {DEFAULT_LISTEN}]")
-@flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given.")
+@http_flags
 @flag("--name", default=None, help="Name of the database; the file's stem when not given.")
 @flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
 @flag("--heartbeat-url", default=None, help="GET this, again and again, while all is captured and archived in time.")
@@ -102,6 +104,7 @@ def _settings(
     config: Path | None,
     listen: str | None,
     http: str | None,
+    http_hosts: tuple[str, ...],
     name: str | None,
     log_max_bytes: int | None,
     log_max_age: float | None,
@@ -147,6 +150,7 @@ def _settings(
         Address.parse(listen) if listen else told.listen or Address.parse(DEFAULT_LISTEN),
         tls=flags if flags != wire.Tls() else told.tls,
         http=Address.parse(http) if http else told.http,
+        http_hosts=tuple(map(check_host_name, http_hosts)) or told.http_hosts,
         log_bytes=log_max_bytes or told.log_max_bytes or DEFAULT_LOG_BYTES,
         log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),

@@ -75,13 +75,19 @@ class MemberSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
+<<<<<<< HEAD
     """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers. `access`: who
     may do what; with `trust_user` processes of the same user on this machine may do everything."""
+=======
+    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers.
+    `http_hosts`: names by which clients reach `http`, besides the address that it listens on."""
+>>>>>>> 6ffc7e6 (Serve --http with uvicorn behind bounds, a deadline, a Host check and TLS)
 
     databases: list[DatabaseSettings]
     listen: wire.Address
     tls: wire.Tls = field(default_factory=wire.Tls)
     http: wire.Address | None = None
+    http_hosts: tuple[str, ...] = ()
     log_bytes: int = 256 << 20
     log_age_s: float = 3600.0
     scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S

@@ -20,6 +20,7 @@ from support.nodes import barrier, follower, poll
 from node import limits
 from node.config import load_config
 from node.folders import Found
+from node.health import Failure, FailureKind
 from node.host import Host
 from node.inodes import Inodes
 from node.notices import Notices
@@ -180,7 +181,7 @@ def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pyt
         role = Host(HostSettings([], wire.Address("127.0.0.1", 0), folders=config.folders))
 
         def ready(role: Host) -> None:
-            seen.update(names=role.names, trouble=role.trouble(), heartbeat=role.heartbeat_trouble())
+            seen.update(names=role.names, failure=role.failure(), heartbeat=role.heartbeat_trouble())
             (tmp_path / "data" / "a.db").unlink()
 
         running = asyncio.create_task(role.run(stop, ready))
@@ -192,7 +193,7 @@ def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pyt
 
     asyncio.run(run())
     more = "2 databases more than one primary serves"
-    assert seen == {"names": ["a", "b"], "trouble": more, "heartbeat": more}
+    assert seen == {"names": ["a", "b"], "failure": Failure(FailureKind.NOT_SERVED, more), "heartbeat": more}
 
 
 @pytest.mark.parametrize(

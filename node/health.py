@@ -1,0 +1,47 @@
+"""What is wrong with a node: of which kind, which anybody may know, and in words, which name files and hosts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from node.failover.member import Member
+from node.serving import Serving
+
+
+class FailureKind(StrEnum):
+    """What a load balancer or a stranger is told."""
+
+    NOT_CAPTURED = "not-captured"
+    DAMAGED = "damaged"
+    FENCED = "fenced"
+    STALE = "stale"
+    NOT_SERVED = "not-served"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """`text` is for operators: it may name paths, databases and hosts."""
+
+    kind: FailureKind
+    text: str
+
+
+def serving_failure(serving: Serving) -> Failure | None:
+    """Of a database that is served."""
+    text = serving.trouble
+    if text is None:
+        return None
+    damaged = text == serving.database.scrubber.trouble
+    return Failure(FailureKind.DAMAGED if damaged else FailureKind.NOT_CAPTURED, text)
+
+
+def member_failure(member: Member) -> Failure | None:
+    """Of a member of a replica set, in the role that it has now."""
+    serving, text = member.serving, member.trouble
+    if text is None:
+        return None
+    if serving is None:
+        return Failure(FailureKind.STALE, text)
+    failure = serving_failure(serving)
+    return failure or Failure(FailureKind.FENCED, text)
