@@ -349,6 +349,7 @@ def test_a_store_that_is_away_fences_and_nobody_takes_over_from_a_primary_that_l
     with pytest.raises(urllib.error.HTTPError) as raised:
         urllib.request.urlopen(f"http://{old.process.ready()['http']}/healthz", timeout=5)
     assert raised.value.code == 503
+    assert json.load(raised.value)["failure"] == "fenced"
     raised.value.close()
     old.find_store()
     assert poll(lambda: app.ask("INSERT INTO t VALUES ('on')")["error"] is None, LEASE_S + 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import resource
@@ -17,14 +18,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.nodes import poll, walcast
+from support.nodes import Node, poll, walcast
 
 from node import limits
 from node.config import load_config
-from node.health import Failure, FailureKind
+from node.health import Failure, FailureKind, member_failure
 from node.http import server as http_server
 from node.http.app import MAX_HEADER_BYTES, MAX_HEADERS, Allows, Route
 from node.http.hosts import check_host_name, is_known
@@ -217,6 +219,29 @@ def test_a_stranger_is_told_the_kind_of_failure_and_no_more() -> None:
         assert body_of(get(server, "/healthz"))["error"] == failure.text
     with serving(lambda request: False) as server:
         assert body_of(get(server, "/healthz")) == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "scrubbed", "served", "holds", "kind"),
+    [
+        ("no space", None, True, True, FailureKind.NOT_CAPTURED),
+        ("page 7", "page 7", True, True, FailureKind.DAMAGED),
+        (None, None, True, False, FailureKind.FENCED),
+        ("no space", None, True, False, FailureKind.NOT_CAPTURED),
+        ("12 s old", None, False, False, FailureKind.STALE),
+        (None, None, True, True, None),
+        (None, None, False, False, None),
+    ],
+)
+def test_the_kind_of_failure_is_what_is_wrong_first(
+    trouble: str | None, scrubbed: str | None, served: bool, holds: bool, kind: FailureKind | None
+) -> None:
+    database = SimpleNamespace(scrubber=SimpleNamespace(trouble=scrubbed))
+    serving = SimpleNamespace(trouble=trouble, database=database) if served else None
+    said = trouble or ("fenced" if served and not holds else None)
+    failure = member_failure(SimpleNamespace(serving=serving, trouble=said))  # type: ignore[arg-type]
+    assert (failure and failure.kind) == kind
+    assert (failure and failure.text) == said
 
 
 def test_status_is_for_those_whom_the_server_is_told_to_let_through() -> None:
@@ -427,6 +452,26 @@ def test_a_name_is_bound_to_an_address_of_its_own() -> None:
         assert is_loopback(bound.getsockname()[0])
     with pytest.raises(ConfigError):
         bind(Address("192.0.2.1", 0))  # nobody's, by RFC 5737
+
+
+def test_a_primary_answers_by_the_names_that_it_was_given(tmp_path: Path) -> None:
+    database = tmp_path / "app.db"
+    sqlite3.connect(database).execute("CREATE TABLE t (x)").connection.close()
+    arguments = ["primary", str(database), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
+    node = Node([*arguments, "--http-host", "a.example", "--http-host", "B.example"], tmp_path, "primary").start()
+    try:
+        address = Address.parse(node.ready()["http"])
+        codes = {}
+        for host in (str(address), "a.example", "b.example", "evil.test"):
+            connection = http.client.HTTPConnection(address.host, address.port, timeout=SOON_S)
+            connection.request("GET", "/status", headers={"Host": host})
+            answer = connection.getresponse()
+            codes[host] = answer.status
+            assert (b"app.db" in answer.read()) is (answer.status == 200)
+            connection.close()
+        assert list(codes.values()) == [200, 200, 200, 421]
+    finally:
+        node.end()
 
 
 # HTTPS

@@ -123,6 +123,7 @@ def test_one_that_fails_is_trouble_of_its_own_and_tried_again(tmp_path: Path) ->
         code, body = http(address, "/healthz")
         assert code == 503
         assert "bad.db" in body["error"]
+        assert body["failure"] == "not-served"
         assert {database["name"] for database in http(address, "/status")[1]["databases"]} == {"good", "bad"}
 
         with follower(edge / "bad.db", node.address, "--name", "bad", wait=False) as copy:
