@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import random
 import resource
 import socket
 import sqlite3
@@ -354,6 +355,27 @@ def test_no_number_of_clients_takes_a_thread_or_the_server_from_others() -> None
         finally:
             for one in held:
                 one.close()
+
+
+def test_no_bytes_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    whole = b"GET /healthz?a=%41 HTTP/1.1\r\nHost: localhost:1\r\nAuthorization: x\r\nContent-Length: 0\r\n\r\n"
+    with serving() as server:
+        for _ in range(300):
+            data = bytearray(whole * chance.randint(1, 3))
+            for _ in range(chance.randint(0, 6)):
+                at = chance.randrange(len(data))
+                data[at : at + chance.randint(0, 3)] = chance.choice(
+                    [chance.randbytes(3), b"\r\n", b":", b"", b" ", b"\0"]
+                )
+            with connect(server) as one, suppress(ConnectionError):
+                one.sendall(data)
+                one.shutdown(socket.SHUT_WR)
+                one.recv(1)
+        assert code_of(get(server, "/healthz")) == 200
+    assert not caplog.records  # and what strangers send is not worth a line
 
 
 def test_the_oldest_idle_connection_of_the_peer_with_most_is_dropped() -> None:
