@@ -18,6 +18,7 @@ from node.failover.member import Member
 from node.grpc_server import listen
 from node.health import Failure, FailureKind, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
+from node.http.request import Request
 from node.inodes import Inode, Inodes
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
@@ -28,6 +29,7 @@ from primary.opening import check_readable
 from primary.publisher import Publisher
 from primary.served import Refused, Served
 from walcast import audit, wire
+from walcast.access import Role
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
@@ -41,6 +43,7 @@ log = logging.getLogger("walcast.primary")
 
 GRACE_S = 1.0
 STATUS_S = 5.0
+STATUS_PATH = "/status"
 AT_ONCE = 4  # that are opened or closed
 
 
@@ -52,6 +55,7 @@ class Host:
         self.listening: wire.Address = settings.listen
         self.http_listening: wire.Address | None = None
         self.inodes = Inodes()
+        self._access = Gate(settings.access, listening=lambda: self.listening, trust_user=settings.trust_user)
         self._serving: dict[str, Serving] = {}
         self._served = ServedByName()
         self._opening: set[str] = set()
@@ -91,8 +95,7 @@ class Host:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
-        gate = Gate(self.settings.access, listening=lambda: self.listening, trust_user=self.settings.trust_user)
-        publisher = Publisher(self._served, self.status, gate, self._served.away, self.settings.app_url)
+        publisher = Publisher(self._served, self.status, self._access, self._served.away, self.settings.app_url)
         expected = self._most if self._watching else len(databases) + len(self.settings.members)
         server, self._healthy, self.listening = listen(
             publisher,
@@ -199,7 +202,7 @@ class Host:
     def _http(self, stack: AsyncExitStack) -> None:
         if self.settings.http is None:
             return
-        from node.http.routes import near, routes
+        from node.http.routes import routes
         from node.http.server import HttpServer
 
         loop = asyncio.get_running_loop()
@@ -213,14 +216,25 @@ class Host:
 
         http = HttpServer(
             self.settings.http,
-            routes(self.failure, status, near),
-            near,
+            routes(self.failure, status, self._may_see),
+            self._may_see,
             connections=limits.http_connections(),
             tls=self.settings.tls,
             names=self.settings.http_hosts,
         )
         self.http_listening = http.listening
         stack.push_async_callback(asyncio.to_thread, http.close)
+
+    def _may_see(self, request: Request) -> bool:
+        """May who makes this HTTP request see the status of all databases? Called in the HTTP server's thread."""
+        local = wire.Address(request.local, request.local_port)
+        identity = self._access.identify_http(request.peer, request.peer_port, local, request.authorization or "")
+        if Role.STATUS in self._access.roles(identity, ""):
+            return True
+        if request.path == STATUS_PATH:
+            peer = f"{request.peer}:{request.peer_port}"
+            audit.record_denied(str(identity), peer, request.path, "", str(Role.STATUS))
+        return False
 
     # Databases come and go
 

@@ -75,13 +75,9 @@ class MemberSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-<<<<<<< HEAD
-    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers. `access`: who
-    may do what; with `trust_user` processes of the same user on this machine may do everything."""
-=======
     """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers.
-    `http_hosts`: names by which clients reach `http`, besides the address that it listens on."""
->>>>>>> 6ffc7e6 (Serve --http with uvicorn behind bounds, a deadline, a Host check and TLS)
+    `http_hosts`: names by which clients reach `http`, besides the address that it listens on. `access`: who may do
+    what; with `trust_user` processes of the same user on this machine may do everything."""
 
     databases: list[DatabaseSettings]
     listen: wire.Address
