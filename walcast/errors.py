@@ -5,6 +5,7 @@
     ├── Unavailable        try again later: the other side, the store or the lock is not there now
     │   ├── DiskFull       a disk has no room: free some; walcast gives back what it can, and goes on by itself
     │   ├── Exhausted      no file descriptors, memory or threads are left: raise the limit, or wait
+    │   ├── ProtocolViolation  a peer sent what the protocol forbids or what cannot be true: drop its connection
     │   └── StaleReplica   the replica has not applied the token in time
     ├── Diverged           the copy is not the primary's at its position: copy again, only the pages that differ
     ├── LostContinuity     what was read so far no longer connects with what is there: compare all pages
@@ -61,6 +62,11 @@ class Exhausted(Unavailable):
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
+
+
+class ProtocolViolation(Unavailable):
+    """A peer sent what the protocol forbids, or what cannot be true. Nothing of it was stored or shown to readers; its
+    connection is dropped, and another peer, or the same one later, may do better."""
 
 
 class StaleReplica(Unavailable):

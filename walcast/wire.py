@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 8 << 20
+_PORT = re.compile(r"[0-9]{1,5}")
+_SHOWN_CHARS = 80
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1", "[::1]"])
 
 # A peer that vanished without a word is found out in some twenty seconds; a stream may be idle for ever.
@@ -66,8 +69,8 @@ class Address:
     def parse(cls, text: str) -> Address:
         """ConfigError for anything but HOST:PORT; an IPv6 host stands in brackets."""
         host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isdigit() or int(port) > 65535:
-            raise ConfigError(f"{text!r} is not HOST:PORT")
+        if not colon or not host or not _PORT.fullmatch(port) or int(port) > 65535:
+            raise ConfigError(f"{text[:_SHOWN_CHARS]!r} is not HOST:PORT")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
             raise ConfigError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:7420")
         return cls(host, int(port))
