@@ -24,6 +24,13 @@ from walcast.position import Position
 TERM_TXIDS = 1 << 20
 HISTORY_TERMS = 100
 
+# A term costs an election or an operator's command, so terms rise slowly. A peer that names one far above the newest
+# that was seen is wrong or lies; to believe it would lock every honest node out for ever.
+TERM_STEP_MAX = 1_000
+TERM_MAX = 1_000_000  # for a node that has seen no term yet: a promotion every five minutes for nine years
+TXID_STEP_MAX = (2 * TERM_STEP_MAX + 1) * TERM_TXIDS  # of one LTX file: the gap before a term, at most
+TXID_MAX = (1 << 62) - 1  # far beyond what TERM_MAX terms take; what is added to it still fits in 64 bits
+
 PRIMARY = "primary"
 FOLLOWER = "follower"
 
@@ -34,6 +41,11 @@ def first_txid(txid: int, terms: int = 1) -> int:
     """The TXID with which a term begins that follows `txid`, `terms` later: of those in between this node has nothing,
     and they had TXIDs, too."""
     return (txid // TERM_TXIDS + 2 * max(1, terms)) * TERM_TXIDS
+
+
+def is_plausible_term(term: int, seen: int) -> bool:
+    """Can `term` have begun, when `seen` is the newest one that this node knows of (0: none)? Lower ones can."""
+    return 0 <= term <= min(TERM_MAX, seen + TERM_STEP_MAX if seen else TERM_MAX)
 
 
 @dataclass(frozen=True, slots=True)
