@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 
 from follower.durability import Durability
 from follower.fresh import Fresh
+from follower.growth import check_grown
 from follower.journal import Journal
+from follower.pageone import check_page_one
 from follower.written import Written
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
@@ -310,11 +312,20 @@ class Applier:
         """Make the transaction visible: the replica is at `position` then, and has `commit_pages` pages.
 
         Pages past `commit_pages` count for nothing. Raises ChecksumMismatch, a Diverged, when the database checksum
-        would not be `position.checksum`, and Unavailable when the disk is full; both roll back.
+        would not be `position.checksum`, Unavailable when the disk is full, and ProtocolViolation when the database
+        would have pages that nobody sent, or a page 1 that readers cannot use; all roll back.
         """
         if not self._in_transaction:
             raise RuntimeError("commit: no transaction is open")
         pgnos, sums = self._changes()
+        try:
+            check_grown(pgnos, self.page_size, self.checksums.commit_pages, commit_pages)
+            if self._new_page_one is not None:
+                check_page_one(self._new_page_one, self.page_size, commit_pages)
+            self.checksums.reserve(commit_pages)  # what it takes of memory is there before anything is visible
+        except BaseException:
+            self.rollback()
+            raise
         actual = self.checksums.after(pgnos, sums, commit_pages)
         if actual != position.checksum or commit_pages < 1:
             self.rollback()

@@ -11,16 +11,17 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
 from follower.applier import Applier
+from follower.checks import check_copy_end
 from follower.client import Client
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
 from follower.keeping import Keeping
 from follower.newfile import TEMPORARY, NewFile, put_in_place
+from follower.pieces import Pieces
 from follower.receiver import Receiver, Target
 from follower.room import check_announced
 from walcast import ltx, wire
@@ -154,54 +155,38 @@ async def from_primary(
     size = applier.page_size if applier else 0
     async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
         start = copy.start
-        if applier is None:
-            check_announced(state_dir / TEMPORARY, start.commit_pages * start.page_size)
-        target: Target = keeper or applier or NewFile(path, state_dir, start.page_size)
+        have = applier.commit_pages if applier else 0
+        check_announced(state_dir / TEMPORARY, max(0, start.commit_pages - have) * start.page_size)
+        target: Target = keeper or applier or NewFile(path, state_dir, start.page_size, start.commit_pages)
         if identity is not None:
             target = identity.renaming(target, start.database_id, applier.sync if applier else None)
         client.database_id = start.database_id  # the stream must be of the same database
         target.begin()
         try:
-            fetched = 0
+            pieces = Pieces(target, start, have)
             while (message := await copy.read()).WhichOneof("kind") == "pages":
-                fetched += _write(target, message.pages, start)
+                pieces.write(message.pages)
                 if progress is not None:
                     progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
             if message.WhichOneof("kind") != "end":
                 raise Unavailable(f"{client.primary}: a copy broke off")
-            begin, end = wire.position_of(start.position), wire.position_of(message.end.position)
+            begin, end = wire.position_of(start.position), check_copy_end(message.end, start)
             if begin == end:
                 target.commit(start.position.term, begin, start.commit_pages)
             else:
-                await _stream_until(client, target, begin, start.position.term, end.txid)
+                await _stream_until(client, target, start, end.txid)
         except BaseException:
             target.rollback()
             raise
-    facts = {"position": str(target.position), "pages": fetched, "of": start.commit_pages}
+    facts = {"position": str(target.position), "pages": pieces.written, "of": start.commit_pages}
     log.info("copied from the primary", extra=facts)
 
 
-async def _stream_until(client: Client, target: Target, start: Position, term: int, txid: int) -> None:
-    receiver = Receiver(target, start, until=txid)
-    async with client.stream(start, term, observer=True) as stream:
+async def _stream_until(client: Client, target: Target, start: pb.CopyStart, txid: int) -> None:
+    begin, term = wire.position_of(start.position), start.position.term
+    async with client.stream(begin, term, observer=True) as stream:
+        receiver = Receiver(target, begin, pages=start.commit_pages, term=stream.welcome.term, until=txid)
         while not receiver.done:
             message = await stream.read()
             if message.WhichOneof("kind") == "chunk":
                 receiver.feed(message.chunk.data, message.chunk.ends)
-
-
-def _write(target: Target, message: pb.CopyPages, start: pb.CopyStart) -> int:
-    page_size = start.page_size
-    blocks = memoryview(message.blocks)
-    pages: list[bytes] = []
-    at = 0
-    if len(message.sizes) != len(message.pgnos) or not all(0 < n <= start.commit_pages for n in message.pgnos):
-        raise Corrupt("a piece of a copy has pages that the copy does not have")
-    for size in message.sizes:
-        try:
-            pages.append(lz4.block.decompress(blocks[at : at + size], uncompressed_size=page_size))
-        except lz4.block.LZ4BlockError as error:
-            raise Corrupt(f"a page of a copy does not decompress: {error}") from error
-        at += size
-    target.write_pages(list(message.pgnos), pages)
-    return len(pages)

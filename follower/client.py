@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,18 +14,20 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from follower.checks import check_copy_start, check_history, check_message, check_seen_term, check_welcome
 from walcast import wire
 from walcast.access.neighbours import check_neighbour
-from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
+from walcast.identifiers import check_identifier, printable
 from walcast.identity import OtherDatabase, parse_database_id
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.terms import TermStart
 
 SILENCE_S = 10.0
 DRAIN_S = 1.0
 CHECKSUM_PIECE_BYTES = 1 << 20
-PAGE_SIZES = frozenset(1 << power for power in range(9, 17))  # SQLite's: 512 to 65536
 
 _OTHER = pb.REFUSAL_KIND_OTHER_DATABASE
 _FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
@@ -37,10 +39,10 @@ class MustCopy(WalcastError):
     """The primary cannot go on from the replica's position; `diverged` tells that it never had it, `history` where its
     terms began."""
 
-    def __init__(self, refusal: pb.Refusal) -> None:
-        super().__init__(refusal.detail)
+    def __init__(self, refusal: pb.Refusal, history: tuple[TermStart, ...] = ()) -> None:
+        super().__init__(printable(refusal.detail))
         self.diverged = refusal.kind == pb.REFUSAL_KIND_DIVERGED
-        self.history = wire.history_of(refusal.history)
+        self.history = history
 
 
 class Elsewhere(Unavailable):
@@ -51,17 +53,23 @@ class Elsewhere(Unavailable):
         self.primary = primary
 
 
-def refused(refusal: pb.Refusal, primary: wire.Address) -> WalcastError:
-    """What a refusal means for the follower."""
-    if refusal.kind in _COPY:
-        return MustCopy(refusal)
+def refused(refusal: pb.Refusal, primary: wire.Address, seen_term: int = 0) -> WalcastError:
+    """What a refusal means for a follower that knows of `seen_term`; ProtocolViolation when it names what cannot be."""
+    detail = f"{primary}: {printable(refusal.detail)}"
+    try:
+        if refusal.kind in _COPY:
+            newest_term = max((begun.term for begun in refusal.history), default=0)
+            check_seen_term(newest_term, seen_term)
+            return MustCopy(refusal, check_history(refusal.history, newest_term))
+        if refusal.kind in _ELSEWHERE:
+            return Elsewhere(detail, check_identifier("primary's address", refusal.primary, optional=True))
+    except ProtocolViolation as error:
+        return ProtocolViolation(f"{primary}: {error}")
     if refusal.kind == _OTHER:
-        return OtherDatabase(f"{primary}: {refusal.detail}")
+        return OtherDatabase(detail)
     if refusal.kind in _FINAL:
-        return ConfigError(f"{primary}: {refusal.detail}")
-    if refusal.kind in _ELSEWHERE:
-        return Elsewhere(f"{primary}: {refusal.detail}", refusal.primary)
-    return Unavailable(f"{primary}: {refusal.detail}")
+        return ConfigError(detail)
+    return Unavailable(detail)
 
 
 def check_term(primary: wire.Address, term: int, seen: int) -> None:
@@ -76,7 +84,9 @@ def _check_resumed(primary: wire.Address, welcome: pb.Welcome, checksum: int) ->
     known = 0 < named.txid <= welcome.position.txid and named.term <= welcome.term
     if not known or named.checksum != checksum:
         position = wire.position_of(named)
-        raise Unavailable(f"{primary}: named a state with the checksum {checksum:016x} {position}, which it cannot be")
+        raise ProtocolViolation(
+            f"{primary}: named a state with the checksum {checksum:016x} {position}, which it cannot be"
+        )
 
 
 def check_database(primary: wire.Address, name: str, theirs: str, mine: str) -> None:
@@ -87,7 +97,7 @@ def check_database(primary: wire.Address, name: str, theirs: str, mine: str) -> 
     try:
         parse_database_id(theirs)
     except ValueError as error:
-        raise Unavailable(f"{primary}: the database {name!r}: {error}") from error
+        raise ProtocolViolation(f"{primary}: the database {name!r}: {error}") from error
     if mine and mine != theirs:
         message = f"{primary}: the database {name!r} has the id {theirs} there, not {mine}"
         raise OtherDatabase(message, mine=mine, theirs=theirs)
@@ -146,7 +156,7 @@ class Client:
         database has another id than `database_id`.
         """
         call = self._stub.Stream()
-        stream = Stream(call, self.primary)
+        stream = Stream(call, self.primary, term)
         try:
             with _translated(self.primary):
                 hello = pb.Hello()
@@ -160,6 +170,8 @@ class Client:
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
             check_neighbour(self.primary, encrypted=self._encrypted)
             stream.welcome = welcome.welcome
+            with _checked(self.primary):
+                check_welcome(stream.welcome, term)
             check_database(self.primary, stream.welcome.database, stream.welcome.database_id, self.database_id)
             check_term(self.primary, stream.welcome.term, term)
             if not position.txid and position.checksum:
@@ -195,14 +207,14 @@ class Client:
                 for start in range(0, len(data), CHECKSUM_PIECE_BYTES):
                     await _write(call, pb.CopyRequest(checksums=data[start : start + CHECKSUM_PIECE_BYTES]))
                 await call.done_writing()
-            copy = Copy(call, self.primary)
+            copy = Copy(call, self.primary, term)
             first = await copy.read()
             if first.WhichOneof("kind") != "start":
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
             copy.start = first.start
             check_database(self.primary, self.database, copy.start.database_id, self.database_id)
-            if copy.start.page_size not in PAGE_SIZES or page_size not in (0, copy.start.page_size):
-                raise Unavailable(f"{self.primary}: the copy has pages of {copy.start.page_size} bytes")
+            with _checked(self.primary):
+                check_copy_start(copy.start, page_size, term)
             check_term(self.primary, copy.start.position.term, term)
             yield copy
         finally:
@@ -212,11 +224,12 @@ class Client:
 class Stream:
     """An open stream: messages in, acknowledgements out."""
 
-    def __init__(self, call: Any, primary: wire.Address) -> None:
+    def __init__(self, call: Any, primary: wire.Address, seen_term: int = 0) -> None:
         self.welcome = pb.Welcome()
         self.began_s = _clock_s()
         self._call = call
         self._primary = primary
+        self._seen_term = seen_term
         self._writing = asyncio.Lock()
         self._reading_since_s = math.inf
         self._ended: str | WalcastError = ""
@@ -263,7 +276,9 @@ class Stream:
             raise
         self._reading_since_s = math.inf
         if message.WhichOneof("kind") == "refusal":
-            raise refused(message.refusal, self._primary)
+            raise refused(message.refusal, self._primary, self._seen_term)
+        with _checked(self._primary):
+            check_message(message, self.welcome.term)
         if _clock_s() > self._tenure_until_s:
             raise Unavailable(f"{self._primary}: its tenure may be over")
         kind = message.WhichOneof("kind")
@@ -297,8 +312,9 @@ class Stream:
 class Copy:
     """An open copy."""
 
-    def __init__(self, call: Any, primary: wire.Address) -> None:
+    def __init__(self, call: Any, primary: wire.Address, seen_term: int = 0) -> None:
         self.start = pb.CopyStart()
+        self._seen_term = seen_term
         self._call = call
         self._primary = primary
 
@@ -306,7 +322,7 @@ class Copy:
         """The next message."""
         message: pb.CopyReply = await _read(self._call, self._primary)
         if message.WhichOneof("kind") == "refusal":
-            raise refused(message.refusal, self._primary)
+            raise refused(message.refusal, self._primary, self._seen_term)
         return message
 
 
@@ -339,10 +355,19 @@ async def _next(call: Any, primary: wire.Address) -> Any:
         message = await call.read()
     if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
         code, details = await call.code(), await call.details()
-        raise Unavailable(f"{primary}: ended the call ({code.name}{': ' + details if details else ''})")
+        raise Unavailable(f"{primary}: ended the call ({code.name}{': ' + printable(details) if details else ''})")
     if message is None:  # gRPC's answer for bytes that are no message of this call
         raise Unavailable(f"{primary}: sent what cannot be decoded")
     return message
+
+
+@contextlib.contextmanager
+def _checked(primary: wire.Address) -> Iterator[None]:
+    """ProtocolViolation inside → one that says of whom."""
+    try:
+        yield
+    except ProtocolViolation as error:
+        raise ProtocolViolation(f"{primary}: {error}") from error
 
 
 class _translated:  # noqa: N801 - reads as a statement
@@ -358,7 +383,7 @@ class _translated:  # noqa: N801 - reads as a statement
         if isinstance(error, grpc.aio.AioRpcError):
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{self._primary}: not a walcast primary") from error
-            raise Unavailable(f"{self._primary}: {error.details() or error.code().name}") from error
+            raise Unavailable(f"{self._primary}: {printable(error.details() or error.code().name)}") from error
         if isinstance(error, TimeoutError):
             raise Unavailable(f"{self._primary}: takes nothing for {SILENCE_S:.0f} s") from error
         if isinstance(error, grpc.aio.UsageError | asyncio.InvalidStateError):

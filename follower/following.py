@@ -16,10 +16,13 @@ import contextlib
 import logging
 import math
 import random
+import struct
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+import apsw
 
 from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, from_archive, from_primary
@@ -38,7 +41,16 @@ from follower.walkeeper import WalKeeper
 from follower.whereabouts import Whereabouts
 from walcast import wire
 from walcast.discarded import Circumstances
-from walcast.errors import ConfigError, Corrupt, DiskFull, Diverged, Exhausted, Unavailable, WalcastError
+from walcast.errors import (
+    ConfigError,
+    Corrupt,
+    DiskFull,
+    Diverged,
+    Exhausted,
+    ProtocolViolation,
+    Unavailable,
+    WalcastError,
+)
 from walcast.held import Held
 from walcast.identity import OtherDatabase
 from walcast.position import Position
@@ -66,6 +78,9 @@ NOT_APPLIED = (
     "this state was not applied here, as far as the records beside it and the primary's log tell: somebody wrote to "
     "this database while no walcast ran here, or a power failure lost the record of what was applied last"
 )
+# What Python and SQLite say of values that are none. All are checked before they are used; one that was forgotten costs
+# the connection that it came on and not the follower.
+NOT_TAKEN = (ValueError, ArithmeticError, LookupError, struct.error, apsw.Error)
 REPLACED = "it was no replica of the primary's database, and was to be replaced by one"
 
 
@@ -242,15 +257,20 @@ class Following:
             except (Unavailable, Corrupt, Diverged, MustCopy) as error:
                 failure: WalcastError = error
             except ConfigError as error:
-                # It ends the follower, so it must not come of one damaged byte: whatever is final is said twice.
-                if self._refused_before:
+                # It ends the follower, so it must not come of one damaged byte: whatever is final is said twice. Nor
+                # can a node end it that others named, or one that this follower has followed and that has changed.
+                if self._refused_before and self.where.is_given and not self.connected.is_set():
                     raise
                 self._refused_before, failure = True, error
+                if not self.where.is_given:
+                    self.where.forget_told()
             except (OSError, MemoryError, RuntimeError) as error:
                 known = shortage(error, self.path)
                 if known is None:
                     raise
                 failure = known
+            except NOT_TAKEN as error:
+                failure = shortage(error, self.path) or self._not_taken(error)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -267,6 +287,12 @@ class Following:
             await self._pause(self._retry_s * random.uniform(0.5, 1.0))
             first = isinstance(failure, DiskFull) and self._applier is None
             self._retry_s = min(self._retry_s * 2, RETRY_BOOTSTRAP_MOST_S if first else RETRY_MOST_S)
+
+    def _not_taken(self, error: Exception) -> ProtocolViolation:
+        """What the checks have missed."""
+        message = f"{self._client.primary}: what it sent cannot be taken: {type(error).__name__}: {error}"
+        log.debug("what a primary sent cannot be taken", extra={"database": str(self.path)}, exc_info=error)
+        return ProtocolViolation(message)
 
     @property
     def _position(self) -> Position:
@@ -479,7 +505,7 @@ class Following:
         welcome = stream.welcome
         self.term = max(self.term, welcome.term)
         self.database = welcome.database
-        self.history = wire.history_of(welcome.history) or self.history
+        self.history = wire.history_of(welcome.history) or self.history  # checked with the welcome
         self.showing.connected(welcome.database, welcome.app_url)
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}

@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from follower.applier import ChecksumMismatch
+from follower.growth import check_whole, next_pgno
 from follower.journal import Journal
-from walcast.checksum import PageChecksums, page_checksum
+from follower.pageone import check_page_one
+from walcast.checksum import PageChecksums, lock_pgno, page_checksum
+from walcast.errors import ProtocolViolation
 from walcast.filesystem import fsync_directory, pwrite_all
 from walcast.position import Position
 from walcast.shortage import disk_errors
@@ -25,12 +28,16 @@ TEMPORARY = "bootstrap.db.tmp"
 class NewFile:
     """One transaction that makes a database."""
 
-    def __init__(self, path: Path, state_dir: Path, page_size: int) -> None:
+    def __init__(self, path: Path, state_dir: Path, page_size: int, announced_pages: int) -> None:
+        """`announced_pages` is the size that the database is going to have, as far as that is known. Pages beyond it
+        come in their order; so the file and the memory for its checksums are never larger than that, or what came."""
         self.path = path
         self.page_size = page_size
         self.position = Position()
         self.term = 0
         self.checksums = PageChecksums(page_size)
+        self._reach_pages = announced_pages
+        self._page_one = b""
         self._state_dir = state_dir
         self._temporary = state_dir / TEMPORARY
         with disk_errors(self._temporary):
@@ -42,8 +49,16 @@ class NewFile:
     def write_pages(
         self, pgnos: Sequence[int] | NDArray[np.uint32], pages: Sequence[bytes | bytearray | memoryview]
     ) -> None:
-        """Pages in any order; the last version of each counts."""
-        size = self.page_size
+        """Pages in any order; the last version of each counts. ProtocolViolation for what no database has."""
+        size, lock = self.page_size, lock_pgno(self.page_size)
+        for pgno, page in zip(pgnos, pages, strict=True):
+            following = next_pgno(self._reach_pages, size)
+            if len(page) != size or not 1 <= pgno <= following or pgno == lock:
+                raise ProtocolViolation(f"no page of this database: number {pgno}, {len(page)} bytes")
+            if pgno == following:
+                self._reach_pages = int(pgno)
+            if pgno == 1:
+                self._page_one = bytes(page)
         numbers = np.asarray(pgnos, np.uint32)
         sums = np.empty(len(numbers), np.uint64)
         with disk_errors(self._temporary):
@@ -54,8 +69,14 @@ class NewFile:
             self.checksums.apply(numbers, sums, max(self.checksums.commit_pages, int(numbers.max())))
 
     def commit(self, term: int, position: Position, commit_pages: int, timestamp_ms: int = 0) -> None:
-        """Verify, make durable, put in place. ChecksumMismatch leaves nothing behind."""
+        """Verify, make durable, put in place. ChecksumMismatch and ProtocolViolation leave nothing behind."""
         none = np.zeros(0, np.uint32)
+        try:
+            check_whole(self.checksums, commit_pages)
+            check_page_one(self._page_one, self.page_size, commit_pages)
+        except ProtocolViolation:
+            self.rollback()
+            raise
         self.checksums.apply(none, none.astype(np.uint64), commit_pages)
         if self.checksums.database != position.checksum:
             self.rollback()

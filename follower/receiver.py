@@ -2,21 +2,28 @@
 
 Two ways: `Receiver` commits every LTX file as it ends; with `until`, everything up to that TXID becomes one commit,
 on top of what was already written in the open transaction (a fuzzy copy), and what comes after it is not taken.
+
+What a primary says is checked before the target gets it: sizes that its pages do not bear out, TXIDs, terms and times
+that cannot be, and pages that no database has are a ProtocolViolation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from follower.checks import check_ends, check_transaction
+from follower.growth import Growth
+from follower.pageone import check_page_one
 from walcast import ltx
-from walcast.errors import Corrupt, Diverged
+from walcast.errors import Corrupt, Diverged, ProtocolViolation
 from walcast.position import Position
 
 PAGES_AT_ONCE = 256
+GROWTH_ASKED_BYTES = 16 << 20  # a database that grows by more needs the room for it before the first page is taken
 
 
 class Target(Protocol):
@@ -38,14 +45,27 @@ class Receiver:
     """Feeds a target. After any error the target is rolled back, and this object is of no more use.
 
     `position` is the end of the last whole LTX file received: committed, or with `until` still part of the open
-    transaction.
+    transaction. `pages` is the size of the database at `start`, `term` that of the primary, and `has_room` is asked,
+    and raises DiskFull, before the database grows by as many bytes as it is given.
     """
 
-    def __init__(self, target: Target, start: Position, *, until: int = 0) -> None:
+    def __init__(
+        self,
+        target: Target,
+        start: Position,
+        *,
+        pages: int,
+        term: int,
+        until: int = 0,
+        has_room: Callable[[int], None] | None = None,
+    ) -> None:
         self.position = start
         self.done = False
         self._until = until
         self._target = target
+        self._term = term
+        self._growth = Growth(target.page_size, pages)
+        self._has_room = has_room
         self._decoder = ltx.Decoder()
         self._header: ltx.Header | None = None
         self._pgnos: list[int] = []
@@ -54,26 +74,31 @@ class Receiver:
     def feed(self, data: bytes, ends: Sequence[int]) -> int:
         """The next bytes; LTX files end at `ends` in them. How many transactions were committed.
 
-        Diverged when a transaction does not follow the position, Corrupt when it is not what it claims.
+        Diverged when a transaction does not follow the position, Corrupt when it is not what it claims,
+        ProtocolViolation when it says what cannot be.
         """
         committed = 0
         view = memoryview(data)
         start = 0
         try:
-            for end in (*ends, len(data)):
+            check_ends(ends, len(data))
+            for end in ends:
                 if self.done:
-                    break
-                self._decoder.feed(view[start:end])
-                committed += self._drain()
+                    return committed
+                committed += self._take(view[start:end], ends=True)
                 start = end
+            if not self.done and start < len(data):
+                self._take(view[start:], ends=False)
         except BaseException:
             self._target.rollback()
             raise
         return committed
 
-    def _drain(self) -> int:
+    def _take(self, data: memoryview, *, ends: bool) -> int:
+        self._decoder.feed(data)
         while (event := self._decoder.next_event()) is not None:
             if isinstance(event, ltx.Page):
+                self._check_page(event)
                 self._pgnos.append(event.pgno)
                 self._pages.append(event.data)
                 if len(self._pages) >= PAGES_AT_ONCE:
@@ -81,7 +106,11 @@ class Receiver:
             elif isinstance(event, ltx.Header):
                 self._begin(event)
             else:
+                if not ends or self._decoder.unused:
+                    raise ProtocolViolation("a transaction ended where none was said to end")
                 return self._end(event)
+        if ends:
+            raise ProtocolViolation("a transaction did not end where it was said to end")
         return 0
 
     def _begin(self, header: ltx.Header) -> None:
@@ -93,9 +122,19 @@ class Receiver:
             raise Diverged(f"page size {header.page_size}, the replica has {self._target.page_size}")
         if header.term < self._target.term:
             raise Diverged(f"a transaction of term {header.term} came to a replica of term {self._target.term}")
+        check_transaction(header, self._term)
+        grown_bytes = (header.commit_pages - self._growth.pages) * header.page_size
+        if self._has_room is not None and grown_bytes > GROWTH_ASKED_BYTES:
+            self._has_room(grown_bytes)
         self._header = header
         if not self._until:
             self._target.begin()
+
+    def _check_page(self, page: ltx.Page) -> None:
+        if page.pgno > self._growth.pages:
+            self._growth.add(page.pgno)
+        elif page.pgno == 1 and self._header is not None:
+            check_page_one(page.data, self._target.page_size, self._header.commit_pages)
 
     def _flush(self) -> None:
         self._target.write_pages(self._pgnos, self._pages)
@@ -105,6 +144,7 @@ class Receiver:
         header = self._header
         if header is None:
             raise Corrupt("an LTX file ended that did not begin")
+        self._growth.finish(header.commit_pages)
         if self._pgnos:
             self._flush()
         self._decoder.close()

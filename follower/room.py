@@ -48,8 +48,8 @@ class Room:
         self._full = None
 
 
-def check_announced(path: Path, needed_bytes: int) -> None:
+def check_announced(path: Path, needed_bytes: int, detail: str = "a new copy does not fit") -> None:
     """DiskFull, before the first byte is fetched, when the disk of `path` has less room than what is announced."""
     free = free_bytes(path)
     if free is not None and free < needed_bytes:
-        raise DiskFull(path, "a new copy does not fit", free_bytes=free, needed_bytes=needed_bytes)
+        raise DiskFull(path, detail, free_bytes=free, needed_bytes=needed_bytes)

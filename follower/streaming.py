@@ -11,6 +11,7 @@ from follower.applier import Applier
 from follower.client import Stream, clock_us
 from follower.in_thread import InThread
 from follower.receiver import Receiver
+from follower.room import check_announced
 from follower.sent import SentTimes
 from follower.walkeeper import WalKeeper
 from walcast.rpc import replication_pb2 as pb
@@ -45,7 +46,13 @@ class Streaming:
         self._show = show
         self._heard = heard
         self._take_over = take_over
-        self._receiver = Receiver(applier, applier.position)
+        self._receiver = Receiver(
+            applier,
+            applier.position,
+            pages=applier.commit_pages,
+            term=max(stream.welcome.term, applier.term),
+            has_room=lambda grown_bytes: check_announced(applier.path, grown_bytes, "the database grows"),
+        )
         self._acks = Acknowledger(stream, applier, threads)
         self._sent = SentTimes(int(stream.began_s * 1e6))
         self._newest = stream.welcome.position.txid

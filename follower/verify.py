@@ -16,10 +16,10 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from follower.checks import check_copied, check_copy_end
 from follower.client import Client
 from follower.journal import find_position
 from follower.receiver import Receiver
-from walcast import wire
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import Diverged, Unavailable
@@ -108,8 +108,9 @@ async def verify_replica(path: Path, client: Client) -> Verified:
     async with client.copy(mine.page_size, mine.pages[: mine.commit_pages]) as copy:
         differing: list[int] = []
         while (message := await copy.read()).WhichOneof("kind") == "pages":
+            check_copied(message.pages, copy.start, differing[-1] if differing else 0)
             differing.extend(message.pages.pgnos)
-        end = wire.position_of(message.end.position)
+        end = check_copy_end(message.end, copy.start)
         replica.changed.clear()
         await _stream(client, replica, until=end.txid)
     wrong = sorted(set(differing) - replica.changed)
@@ -123,8 +124,8 @@ async def _stream(client: Client, replica: ChecksumsOnly, until: int | None = No
     """Follow to `until`, or to where the primary is now."""
     if until is not None and replica.position.txid >= until:
         return
-    receiver = Receiver(replica, replica.position)
     async with client.stream(replica.position, 0, observer=True) as stream:
+        receiver = Receiver(replica, replica.position, pages=replica.checksums.commit_pages, term=stream.welcome.term)
         goal = stream.welcome.position.txid if until is None else until
         while replica.position.txid < goal:
             message = await stream.read()

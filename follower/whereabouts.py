@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from follower.client import Client
+from walcast.errors import ConfigError, Unavailable
 from walcast.wire import Address
 
 
@@ -40,14 +41,32 @@ class Whereabouts:
         self._told, self._next = address, 0
         return True
 
+    @property
+    def is_given(self) -> bool:
+        """Is the address that is tried now one that this node was given, rather than one that others named?"""
+        return self.client.primary in self._addresses
+
     async def turn(self) -> Client:
-        """Before each try: a client for the address whose turn it is."""
+        """Before each try: a client for the address whose turn it is. Unavailable, and that address is forgotten, when
+        others named one that this node may not connect to: without TLS that is any beyond this machine."""
         choices = self._choices()
         address = choices[self._next % len(choices)]
         if address != self.client.primary:
-            old, self.client = self.client, self._connect(address)
+            try:
+                client = self._connect(address)
+            except ConfigError as error:
+                if address in self._addresses:
+                    raise
+                self.forget_told()
+                raise Unavailable(f"{address} was named as the primary's address and is not tried: {error}") from error
+            old, self.client = self.client, client
             await old.close()
         return self.client
+
+    def forget_told(self) -> None:
+        """What others said, or where the primary was last, is of no use: only what was given counts, if anything."""
+        if self._addresses:
+            self._told, self._next = None, 0
 
     def reached(self) -> None:
         """It is there: first from now on."""

@@ -309,12 +309,14 @@ class Credulous(rpc.ReplicationServicer):
 
     async def Stream(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.PrimaryMessage]:  # noqa: N802
         await anext(aiter(request_iterator))  # a call that ends while the hello is on its way is another error
-        yield pb.PrimaryMessage(welcome=pb.Welcome(protocol=wire.PROTOCOL_VERSION, database_id=self._says))
+        welcome = pb.Welcome(protocol=wire.PROTOCOL_VERSION, page_size=4096, database_id=self._says)
+        yield pb.PrimaryMessage(welcome=welcome)
 
     async def Copy(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.CopyReply]:  # noqa: N802
         async for _ in request_iterator:
             pass
-        yield pb.CopyReply(start=pb.CopyStart(page_size=4096, commit_pages=1, database_id=self._says))
+        at = pb.Position(txid=1, checksum=1 << 63)
+        yield pb.CopyReply(start=pb.CopyStart(position=at, page_size=4096, commit_pages=1, database_id=self._says))
 
 
 @asynccontextmanager

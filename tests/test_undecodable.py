@@ -16,17 +16,17 @@ from support.e2e_state import create
 from support.writers import sql
 
 import walcast
-from follower.bootstrap import _write
 from follower.client import Client
 from follower.following import Following
+from follower.pieces import Pieces
 from node.grpc_server import listen
 from primary import publisher as publishing
 from primary.gate import Gate
 from primary.publisher import Publisher
 from primary.served import Served as ServedDatabase
 from walcast import wire
-from walcast.errors import ConfigError, Corrupt, Unavailable, WalcastError
-from walcast.position import Position
+from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
+from walcast.position import CHECKSUM_FLAG, Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address
@@ -83,8 +83,9 @@ async def garbled(*good: Any) -> AsyncIterator[Address]:
         await server.stop(0)
 
 
-WELCOME = pb.PrimaryMessage(welcome=pb.Welcome(protocol=wire.PROTOCOL_VERSION, term=1))
-START = pb.CopyReply(start=pb.CopyStart(page_size=4096, commit_pages=1, position=pb.Position(txid=1, term=1)))
+WELCOME = pb.PrimaryMessage(welcome=pb.Welcome(protocol=wire.PROTOCOL_VERSION, term=1, page_size=4096))
+POSITION = pb.Position(txid=1, checksum=CHECKSUM_FLAG, term=1)
+START = pb.CopyReply(start=pb.CopyStart(page_size=4096, commit_pages=1, position=POSITION))
 
 
 @pytest.mark.parametrize("call", ["stream", "stream later", "copy", "copy later"])
@@ -120,11 +121,11 @@ def test_an_app_that_gets_what_cannot_be_decoded_is_told_so() -> None:
 
 
 @pytest.mark.parametrize("pgnos", [[0], [3], [0xFFFFFFFF], [1, 2]], ids=str)
-def test_pages_that_a_copy_does_not_have_are_corrupt(pgnos: list[int]) -> None:
+def test_pages_that_a_copy_does_not_have_are_refused(pgnos: list[int]) -> None:
     block = lz4.block.compress(bytes(4096), store_size=False)
     message = pb.CopyPages(pgnos=pgnos, sizes=[len(block)], blocks=block)
-    with pytest.raises(Corrupt):
-        _write(None, message, pb.CopyStart(page_size=4096, commit_pages=2))  # type: ignore[arg-type]
+    with pytest.raises(ProtocolViolation):
+        Pieces(None, pb.CopyStart(page_size=4096, commit_pages=2), 0).write(message)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("page_size", [0, 1, 1000, 1 << 17])

@@ -112,14 +112,18 @@ class PageChecksums:
         if len(pgnos) and int(pgnos.max()) > commit_pages:
             inside = pgnos <= commit_pages
             pgnos, sums = pgnos[inside], sums[inside]
-        if commit_pages > len(self.pages):
-            grown = np.zeros(commit_pages + commit_pages // 8 + 64, np.uint64)
-            grown[: self.commit_pages] = self.pages[: self.commit_pages]
-            self.pages = grown
+        self.reserve(commit_pages)
         self.pages[pgnos - 1] = sums
         if commit_pages < self.commit_pages:
             self.pages[commit_pages : self.commit_pages] = 0
         self.commit_pages = commit_pages
+
+    def reserve(self, commit_pages: int) -> None:
+        """Have the memory for so many pages; the database stays as it is."""
+        if commit_pages > len(self.pages):
+            grown = np.zeros(commit_pages + commit_pages // 8 + 64, np.uint64)
+            grown[: self.commit_pages] = self.pages[: self.commit_pages]
+            self.pages = grown
 
     def differing(self, other: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """The pages of this database that are not the same in a copy with the page checksums `other`, ascending."""

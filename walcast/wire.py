@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 8 << 20
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,32})?\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _SHOWN_CHARS = 80
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1", "[::1]"])
@@ -72,7 +74,9 @@ class Address:
         if not colon or not host or not _PORT.fullmatch(port) or int(port) > 65535:
             raise ConfigError(f"{text[:_SHOWN_CHARS]!r} is not HOST:PORT")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise ConfigError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:7420")
+            raise ConfigError(f"{text[:_SHOWN_CHARS]!r}: an IPv6 address stands in brackets, as in [::1]:7420")
+        if not _HOST.fullmatch(host):
+            raise ConfigError(f"{text[:_SHOWN_CHARS]!r}: {host[:_SHOWN_CHARS]!r} is not a host's name or address")
         return cls(host, int(port))
 
     def __str__(self) -> str:
@@ -81,7 +85,12 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Does it stay on this machine?"""
-        return self.host in LOOPBACK or self.host.startswith("127.")
+        if self.host in LOOPBACK:
+            return True
+        try:  # a name that only begins like such an address is somebody else's
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ by what was fed, plus some 8 bytes a page; no size is believed before it is comp
     page_index.py  the page index, read from the tail of a file
 """
 
-from walcast.ltx.body import Page, Trailer
+from walcast.ltx.body import Page, Trailer, block_max_bytes
 from walcast.ltx.decoder import Decoder, decode_file
 from walcast.ltx.encoder import Encoder
 from walcast.ltx.header import (
@@ -56,6 +56,7 @@ __all__ = [
     "Header",
     "Page",
     "Trailer",
+    "block_max_bytes",
     "decode_file",
     "decode_page_index",
     "format_filename",

@@ -33,6 +33,11 @@ class Trailer:
     size: int
 
 
+def block_max_bytes(page_size: int) -> int:
+    """How large the LZ4 block of a page can be, by LZ4's own bound."""
+    return page_size + page_size // 255 + 16
+
+
 class Pages:
     """What writing and reading share: which page may come next, checksums so far, the page index. Raises ValueError."""
 
@@ -44,7 +49,7 @@ class Pages:
         self._next = 1  # the smallest pgno that may follow
         self._summed = header.is_snapshot and not header.no_checksum
         self.page_size = header.page_size
-        self.block_max = header.page_size + header.page_size // 255 + 16  # LZ4's own bound
+        self.block_max = block_max_bytes(header.page_size)
         self.crc: int = crc64_go_iso(encoded)
         self.database = CHECKSUM_FLAG  # over the pages so far, if `_summed`
         self.index = bytearray()
