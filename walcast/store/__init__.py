@@ -1,10 +1,11 @@
 """Archive stores: one small interface, a directory and S3 behind it."""
 
-from walcast.store.base import ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Store, Versioned
+from walcast.store.base import ForeignObject, ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Store, Versioned
 from walcast.store.url import DirectorySpec, S3Spec, StoreSpec, open_store, parse_url
 
 __all__ = [
     "DirectorySpec",
+    "ForeignObject",
     "ObjectChanged",
     "ObjectExists",
     "ObjectInfo",

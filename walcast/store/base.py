@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
-from walcast.errors import Unavailable
+from walcast.errors import ConfigError, Unavailable
 
 
 class ObjectMissing(Unavailable):
@@ -49,6 +49,10 @@ class ObjectChanged(Unavailable):
         super().__init__(f"{key} in the archive {url} was changed by somebody else")
         self.key = key
         self.url = url
+
+
+class ForeignObject(ConfigError):
+    """What lies under a key that `swap` writes was not written by it: it is damaged, too big, or another program's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ class Store(Protocol):
         """Can the store write only where there is no object? Asks it once, with a probe object, and remembers."""
 
     def read(self, key: str) -> Versioned | None:
-        """An object that `swap` writes, or None where there is none."""
+        """An object that `swap` writes, or None where there is none. ForeignObject where `swap` cannot have written it;
+        no more than the size of a small object is read."""
 
     def swap(self, key: str, data: bytes, version: str | None) -> str:
         """Write a small object, at most 64 KiB, over exactly that version, or with None where there is none; the new

@@ -28,20 +28,23 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from walcast.errors import ConfigError, Unavailable
+from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
-from walcast.store.base import Versioned
+from walcast.store.base import ForeignObject, Versioned
+from walcast.store.swaps import MAX_SWAP_BYTES
 
 _DIGITS = 16
 _NONE_BEFORE = "0" * _DIGITS
 _HEAD_BYTES = 2 * _DIGITS + 2
 _LEFTOVER_S = 86_400.0
 _TRIES = 100
+_NUMBER_MOST = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +139,14 @@ class VersionFolder:
     def _load(self, number: int) -> _Version | None:
         path = self.path / _file_name(number)
         try:
-            body = path.read_bytes()
+            body = _read_bounded(path)
         except FileNotFoundError:
             return None
         head = body[:_HEAD_BYTES]
         token, space, before = head[:-1].decode("latin-1").partition(" ")
-        if len(head) != _HEAD_BYTES or not head.endswith(b"\n") or not space or len(token) != _DIGITS:
-            raise ConfigError(f"{path} is damaged, or another program's: remove {self.path} when no node is running")
+        whole = len(head) == _HEAD_BYTES and head.endswith(b"\n") and space and len(token) == _DIGITS
+        if not whole or len(body) > _HEAD_BYTES + MAX_SWAP_BYTES or number > _NUMBER_MOST:
+            raise ForeignObject(f"{path} is damaged, or another program's: remove {self.path} when no node is running")
         return _Version(number, token, before, body[_HEAD_BYTES:])
 
     def _has(self, number: int, token: str) -> bool:
@@ -166,6 +170,13 @@ class VersionFolder:
             for path in self.path.glob(".*.tmp"):  # of writers that were killed
                 if path.stat().st_ctime < before_s:
                     path.unlink(missing_ok=True)
+
+
+def _read_bounded(path: Path) -> bytes:
+    """One byte more than a version can have, at most. Nothing but a file is read, and a pipe is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
+        return file.read(_HEAD_BYTES + MAX_SWAP_BYTES + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
 
 
 def _file_name(number: int) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from walcast.errors import ConfigError
-from walcast.store.base import Versioned
+from walcast.store.base import ForeignObject, Versioned
 from walcast.store.s3_errors import no_s3
 from walcast.store.s3_spec import S3Spec, customer_key, put_encryption
 from walcast.store.swaps import MAX_SWAP_BYTES
@@ -27,7 +26,7 @@ def read(client: S3Client, spec: S3Spec, key: str) -> Versioned:
         # To its end, and then once more: only so a body is noticed that is shorter than announced.
         data = body.read(MAX_SWAP_BYTES + 1)
         if len(data) > MAX_SWAP_BYTES or body.read(1):
-            raise ConfigError(f"{key} in bucket {spec.bucket!r} is not an object of walcast's: choose another prefix")
+            raise ForeignObject(f"{key} in bucket {spec.bucket!r} is not an object of walcast's: choose another prefix")
     return Versioned(data, _etag(spec, answer))
 
 
