@@ -8,7 +8,8 @@ import click
 
 from node.options import F, flag
 from node.settings import DatabaseSettings, MemberSettings
-from walcast.errors import ConfigError
+from walcast.errors import ConfigError, ProtocolViolation
+from walcast.identifiers import check_identifier
 from walcast.wire import Address
 
 
@@ -44,6 +45,11 @@ def member_settings(
     """ConfigError for what does not go together."""
     if role == "primary" and never_promote:
         raise ConfigError("--never-promote is for followers: this node is to be the primary")
+    if follower_id is not None:
+        try:
+            check_identifier("node id", follower_id)
+        except ProtocolViolation as error:
+            raise ConfigError(f"--id: {error}") from error
     return MemberSettings(
         database,
         role,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 
 from node.failover import claims, lease
 from node.failover.claims import Claim, rank
-from node.failover.lease import Lease
+from node.failover.lease import Lease, fitting
 from walcast.errors import Corrupt
+from walcast.store import ObjectInfo
+from walcast.terms import TERM_MAX
 
 LEASE = Lease(3, "f00", "10.0.0.1:7420", 10.0, "run-1")
 CLAIM = Claim("f00", "run-1", 3, 4711, 2)
-texts = st.text(st.characters(codec="utf-8"), max_size=40)
+texts = st.text(st.characters(codec="utf-8").filter(str.isprintable), min_size=1, max_size=40)
+addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "db-1.example", "[::1]"]), st.integers(0, 65535))
 txids = st.integers(0, 2**64 - 1)
 claim = st.builds(
     Claim, st.text("abc", min_size=1, max_size=2), st.sampled_from("xy"), st.integers(0, 2), st.integers(0, 2)
@@ -35,11 +39,11 @@ def without(data: bytes, name: str) -> bytes:
 @given(
     st.builds(
         Lease,
-        st.integers(1, 2**32 - 1),
-        texts.filter(bool),
+        st.integers(1, TERM_MAX),
         texts,
+        addresses,
         st.floats(lease.LEAST_S, lease.MOST_S),
-        texts.filter(bool),
+        texts,
     )
 )
 def test_a_lease_is_read_as_it_was_written(written: Lease) -> None:
@@ -65,7 +69,7 @@ def test_a_claim_of_another_database_counts_for_nothing() -> None:
     assert rank([replace(first, database="b" * 32)], mine) == 0
 
 
-@given(st.builds(Claim, texts.filter(bool), texts, st.integers(0, 2**32 - 1), txids, st.integers(-(2**31), 2**31)))
+@given(st.builds(Claim, texts, texts, st.integers(0, TERM_MAX), txids, st.integers(-(2**31), 2**31)))
 def test_a_claim_is_read_as_it_was_written(written: Claim) -> None:
     assert Claim.decode(written.encode()) == written
 
@@ -95,15 +99,60 @@ def test_what_is_not_known_yet_is_passed_over() -> None:
         {"lease_s": -1},
         {"lease_s": math.nan},
         {"lease_s": math.inf},
-        {"lease_s": 86_401},
+        {"term": 2**32 - 1},
+        {"term": TERM_MAX + 1},
+        {"lease_s": 3601},
+        {"lease_s": 86_400.0},
         {"lease_s": []},
         {"holder": ""},
+        {"holder": "h" * 201},
+        {"holder": "a\nb"},
+        {"address": ""},
+        {"address": "x"},
+        {"address": "h:99999"},
+        {"address": "\x1b[2J:1"},
+        {"nonce": "n" * 201},
+        {"followers": ["f"] * 101},
+        {"followers": ["\u202e"]},
+        {"followers": 7},
     ],
     ids=str,
 )
 def test_a_lease_with_this_in_it_is_refused(facts: dict[str, object]) -> None:
     with pytest.raises(Corrupt, match="lease"):
         Lease.decode(changed(LEASE.encode(0), **facts))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"holder": "A" * 20_000}, {"address": "x"}, {"lease_s": 86_400.0}, {"term": 2**32 - 1}, {"followers": ("\n",)}],
+    ids=str,
+)
+def test_a_lease_that_no_node_would_read_is_never_written(facts: dict[str, Any]) -> None:
+    with pytest.raises(Corrupt):
+        replace(LEASE, **facts).encode(0)
+
+
+@given(st.lists(st.text("\u0100\U0001f600a", min_size=1, max_size=200), max_size=300))
+def test_a_lease_with_any_followers_can_be_read_again(followers: list[str]) -> None:
+    written = replace(LEASE, holder="\U0001f600" * 200, followers=fitting(followers))
+    assert Lease.decode(written.encode(0)) == written
+    assert written.followers == tuple(followers[: len(written.followers)])
+
+
+def test_a_claim_of_an_impossible_term_delays_nobody() -> None:
+    mine = Claim("m", "n", 3, 10, 5)
+    assert rank([Claim("z", "n", 3 + 1001, 1)], mine) == 0
+    assert rank([Claim("z", "n", 3 + 1000, 1)], mine) == 1
+
+
+def test_of_what_lies_among_the_claims_little_is_read() -> None:
+    big = [ObjectInfo(f"walcast-claims/{number}", 2 << 30, 9) for number in range(5)]
+    many = [ObjectInfo(f"walcast-claims/{number:05d}", 100, number) for number in range(5000)]
+    keys = claims.worth_reading([*big, *many])
+    assert len(keys) == claims.MOST_CLAIMS
+    assert keys[0] == "walcast-claims/04999"
+    assert claims.worth_reading(big) == []
 
 
 @pytest.mark.parametrize("name", ["walcast_lease", "term", "holder", "address", "lease_s", "nonce"])

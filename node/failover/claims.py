@@ -12,14 +12,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from walcast.errors import Corrupt
+from walcast.errors import Corrupt, ProtocolViolation
+from walcast.identifiers import check_identifier, printable
 from walcast.identity import parse_database_id
+from walcast.store import ObjectInfo
+from walcast.terms import TERM_MAX, is_plausible_term
 
 PREFIX = "walcast-claims/"
 FORMAT = 1
 MOST_BYTES = 4096
+MOST_CLAIMS = 200  # that are read; a node has one, which it writes over
+MOST_LISTED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class Claim:
         return PREFIX + self.id
 
     def encode(self) -> bytes:
-        """As it lies in the store."""
+        """As it lies in the store. Corrupt for what `decode` would refuse."""
+        self.check()
         facts = {
             "walcast_claim": FORMAT,
             "id": self.id,
@@ -51,27 +58,51 @@ class Claim:
         }
         return json.dumps(facts).encode() + b"\n"
 
+    def check(self) -> None:
+        """Corrupt for what nobody is to count."""
+        try:
+            check_identifier("id", self.id)
+            check_identifier("nonce", self.nonce)
+        except ProtocolViolation as error:
+            raise Corrupt(f"a claim: {error}") from error
+        possible = 0 <= self.term <= TERM_MAX and 0 <= self.txid < 1 << 64 and abs(self.priority) <= 1 << 31
+        if not possible:
+            raise Corrupt(
+                f"a claim of {self.id!r}, term {self.term}, TXID {self.txid}, priority {self.priority}: impossible"
+            )
+
     @classmethod
     def decode(cls, data: bytes) -> Claim:
         """Corrupt for what is none."""
+        if len(data) > MOST_BYTES:
+            raise Corrupt(f"a claim of {len(data):,} bytes, more than {MOST_BYTES:,}")
         try:
-            facts: Any = json.loads(data) if len(data) <= MOST_BYTES else None
+            facts: Any = json.loads(data)
             if not isinstance(facts, dict) or facts.get("walcast_claim") != FORMAT:
                 raise ValueError("not a claim of this version")
             numbers = (int(facts["term"]), int(facts["txid"]), int(facts["priority"]))
             database = parse_database_id(facts["database"]) if "database" in facts else ""
             claim = cls(str(facts["id"]), str(facts["nonce"]), *numbers, database)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise Corrupt(f"a claim: {error}") from error
-        if not claim.id or claim.term < 0 or claim.txid < 0:
-            raise Corrupt(f"a claim of {claim.id!r}, term {claim.term}, TXID {claim.txid}")
+            raise Corrupt(f"a claim: {printable(str(error))}") from error
+        claim.check()
         return claim
 
 
+def worth_reading(listed: Iterable[ObjectInfo]) -> list[str]:
+    """The keys of what may be claims, the newest first: nothing bigger than a claim, and no more than a set has nodes.
+    What else lies there must neither fill the memory nor keep an election from its end."""
+    small = [found for found in islice(listed, MOST_LISTED) if found.size <= MOST_BYTES]
+    small.sort(key=lambda found: found.timestamp_ms, reverse=True)
+    return [found.key for found in small[:MOST_CLAIMS]]
+
+
 def rank(claims: Iterable[Claim], mine: Claim) -> int:
-    """How many go first: those that have more, then those of a higher priority, then by id."""
+    """How many go first: those that have more, then those of a higher priority, then by id. A term far above the own
+    one is a lie, and counts for nothing."""
     others = [claim for claim in claims if claim.nonce == mine.nonce and claim.id != mine.id]
     others = [claim for claim in others if not (claim.database and mine.database and claim.database != mine.database)]
+    others = [claim for claim in others if is_plausible_term(claim.term, mine.term)]
     return sum(_order(claim) < _order(mine) for claim in others)
 
 

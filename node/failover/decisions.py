@@ -21,7 +21,7 @@ import math
 from dataclasses import replace
 
 from node.failover.claims import Claim, rank
-from node.failover.lease import MOST_FOLLOWERS, Lease
+from node.failover.lease import Lease, can_hold, fitting
 from node.failover.state import (
     Action,
     Attempt,
@@ -96,11 +96,11 @@ def _heard(state: State, event: Event) -> Step:
         case Following():
             return _following(state, event), ()
         case Followed(_, followers):
-            return replace(state, followers=followers[:MOST_FOLLOWERS]), ()
+            return replace(state, followers=fitting(followers)), ()
         case Wanted(now_s):
             return replace(state, wanted=state.role is Role.FOLLOWER, fresh=False, due_s=now_s), ()
         case HandOver(now_s, to, address):
-            if not state.may_act(now_s) or to == state.node.id:
+            if not state.may_act(now_s) or to == state.node.id or not can_hold(to, address):
                 return state, (NotHandedOver(),)
             return replace(state, hand_to=(to, address), due_s=now_s), ()
 

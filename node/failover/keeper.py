@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from node.failover import state as d
-from node.failover.claims import PREFIX, Claim
+from node.failover.claims import MOST_BYTES, PREFIX, Claim, worth_reading
 from node.failover.decisions import step
 from node.failover.lease import KEY, Lease, is_other, other_words
 from node.threads import Threads
@@ -24,6 +24,7 @@ from walcast import audit
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.store import ObjectChanged, Store
+from walcast.terms import is_plausible_term
 
 log = logging.getLogger("walcast.failover")
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 THREADS = 4  # of which all but one may hang
 PATIENCE = 4  # requests, in the time of a lease
+MEND = "no node goes by it: look at it and mend it with `walcast repair`"
 
 
 class Keeper:
@@ -156,7 +158,11 @@ class Keeper:
         try:
             lease = Lease.decode(found.data)
         except Corrupt as error:
-            raise Unavailable(f"{self._store.url}: {error}") from error
+            raise Unavailable(f"{self._store.url}: {error}; {MEND}") from error
+        seen = max(self.state.term, self.state.lease.term if self.state.lease is not None else 0)
+        if not is_plausible_term(lease.term, seen):
+            known = f"the newest term that this node has seen is {seen}, and the lease is of term {lease.term}"
+            raise Unavailable(f"{self._store.url}: {known}; {MEND}")
         if is_other(lease, self._database_id()) and not self._take_over:
             raise Unavailable(other_words(self._store.url, lease, self._database_id()))
         return lease, found.version
@@ -178,7 +184,9 @@ class Keeper:
 
     def _read_claims(self) -> tuple[Claim, ...]:
         claims: list[Claim] = []
-        for found in self._store.list(PREFIX):
+        for key in worth_reading(self._store.list(PREFIX)):
             with suppress(Corrupt, Unavailable):
-                claims.append(Claim.decode(self._store.get(found.key)))
+                claim = Claim.decode(self._store.get(key, 0, MOST_BYTES + 1))
+                if claim.key == key:  # a node speaks for itself alone
+                    claims.append(claim)
         return tuple(claims)

@@ -6,24 +6,32 @@
 It is also the address book: a follower that has lost its primary finds the holder here. `nonce` is another one in every
 version, so that everybody sees a renewal without comparing clocks; `expires` is for people, nothing is decided by it.
 `database` is the id of the database that the set has, which an older walcast does not write.
+
+Anybody who can write to the archive can write anything here, so one function, `Lease.check`, says what a lease can be.
+What it refuses is neither read nor written: a lease that no node can read leaves the set without a primary.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from walcast.errors import Corrupt
+from walcast.errors import ConfigError, Corrupt, ProtocolViolation
+from walcast.identifiers import check_identifier, printable
 from walcast.identity import parse_database_id
+from walcast.terms import TERM_MAX
+from walcast.wire import Address
 
 KEY = "walcast-lease"
 FORMAT = 1
 MOST_BYTES = 16 << 10
 MOST_FOLLOWERS = 100
+MOST_FOLLOWERS_BYTES = 8 << 10
 LEAST_S = 0.1
-MOST_S = 86_400.0
+MOST_S = 3600.0  # as --lease-time: nobody takes over before it is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,8 @@ class Lease:
     database: str = ""
 
     def encode(self, now_s: float) -> bytes:
-        """As it lies in the store; `now_s` is the wall clock, for people."""
+        """As it lies in the store; `now_s` is the wall clock, for people. Corrupt for what `decode` would refuse."""
+        self.check()
         expires = datetime.fromtimestamp(now_s + self.lease_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         facts = {
             "walcast_lease": FORMAT,
@@ -54,13 +63,36 @@ class Lease:
             **({"database": self.database} if self.database else {}),
             "expires": expires,
         }
-        return json.dumps(facts).encode() + b"\n"
+        data = json.dumps(facts).encode() + b"\n"
+        if len(data) > MOST_BYTES:
+            raise Corrupt(f"{KEY}: {len(data):,} bytes, more than {MOST_BYTES:,}")
+        return data
+
+    def check(self) -> None:
+        """Corrupt for what no node may go by."""
+        try:
+            check_identifier("holder", self.holder)
+            check_identifier("address", self.address)
+            Address.parse(self.address)
+            check_identifier("nonce", self.nonce)
+            for follower in self.followers:
+                check_identifier("follower id", follower)
+        except (ProtocolViolation, ConfigError) as error:
+            raise Corrupt(f"{KEY}: {error}") from error
+        if not 0 < self.term <= TERM_MAX:
+            raise Corrupt(f"{KEY}: term {self.term} is not between 1 and {TERM_MAX}")
+        if not LEAST_S <= self.lease_s <= MOST_S:
+            raise Corrupt(f"{KEY}: a lease of {self.lease_s} s; it is {LEAST_S:g} s to {MOST_S:g} s")
+        if len(self.followers) > MOST_FOLLOWERS:
+            raise Corrupt(f"{KEY}: {len(self.followers)} followers, more than {MOST_FOLLOWERS}")
 
     @classmethod
     def decode(cls, data: bytes) -> Lease:
         """Corrupt for what is none, or of a version to come."""
+        if len(data) > MOST_BYTES:
+            raise Corrupt(f"{KEY}: {len(data):,} bytes, more than {MOST_BYTES:,}")
         try:
-            facts: Any = json.loads(data) if len(data) <= MOST_BYTES else None
+            facts: Any = json.loads(data)
             if not isinstance(facts, dict) or facts.get("walcast_lease") != FORMAT:
                 raise ValueError("not a lease of this version")
             lease = cls(
@@ -73,10 +105,31 @@ class Lease:
                 database=parse_database_id(facts["database"]) if "database" in facts else "",
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise Corrupt(f"{KEY}: {error}") from error
-        if not (0 < lease.term < 1 << 32 and LEAST_S <= lease.lease_s <= MOST_S and lease.holder and lease.nonce):
-            raise Corrupt(f"{KEY}: term {lease.term}, lease of {lease.lease_s} s, holder {lease.holder!r}")
+            raise Corrupt(f"{KEY}: {printable(str(error))}") from error
+        lease.check()
         return lease
+
+
+def fitting(followers: Iterable[str]) -> tuple[str, ...]:
+    """As many of the followers, the first ones, as a lease has room for. Those that are left out take over all the
+    same; they are only not waited for."""
+    kept: list[str] = []
+    size = 0
+    for follower in followers:
+        size += len(json.dumps(follower)) + 2
+        if size > MOST_FOLLOWERS_BYTES or len(kept) == MOST_FOLLOWERS:
+            break
+        kept.append(follower)
+    return tuple(kept)
+
+
+def can_hold(holder: str, address: str) -> bool:
+    """Can a lease name this node?"""
+    try:
+        Lease(1, holder, address, LEAST_S, "nonce").check()
+    except Corrupt:
+        return False
+    return True
 
 
 def is_other(lease: Lease, database_id: str) -> bool:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from node.failover import state as d
 from node.failover.claims import Claim
 from node.failover.decisions import start
-from node.failover.keeper import Keeper
+from node.failover.keeper import MEND, Keeper
 from node.failover.lease import KEY, Lease, is_other, other_words
 from primary.tenure import now_s
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.identity import OtherDatabase
-from walcast.store import Store, open_store
+from walcast.store import ForeignObject, Store, open_store
 from walcast.store.s3_retry import Bounds
 from walcast.terms import FOLLOWER, PRIMARY
 
@@ -31,6 +31,7 @@ SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second, or more
 SILENT = 0.35  # of the lease's time
 LOOK_S = 0.25
 LOOKS = 10  # at least, in the time of a lease
+_UNREADABLE = (Corrupt, ForeignObject)
 
 
 class Leasing:
@@ -42,6 +43,11 @@ class Leasing:
         self.archive: Store | None = None
         self.store: Store | None = None
         self.reason: str | None = None  # why there is no lease, where there should be one
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps this node from going by the lease; None: nothing."""
+        return self.reason or (self.keeper.error if self.keeper is not None else None)
 
     def close(self) -> None:
         """Close the stores."""
@@ -68,6 +74,10 @@ class Leasing:
             if await asyncio.to_thread(store.honours_swaps):
                 await asyncio.to_thread(self._check_newcomer, store)
                 return True
+        except _UNREADABLE as error:
+            # Somebody keeps a lease here, and it may be another node's: nobody acts until it is mended.
+            log.error("the lease cannot be read", extra={"url": store.url, "error": f"{error}; {MEND}"})  # noqa: TRY400
+            return True
         except Unavailable as error:
             if self._member.standing.lease or self._member.settings.auto:
                 log.warning("the lease cannot be asked for", extra={"url": store.url, "error": str(error)})
@@ -100,6 +110,8 @@ class Leasing:
         """Is there a lease, of which this node was not told?"""
         try:
             found = store.read(KEY)
+        except ForeignObject:
+            raise
         except ConfigError as error:
             if self._member.standing.role == FOLLOWER:
                 raise

@@ -395,7 +395,7 @@ class Member:
 
     def status(self) -> pb.DatabaseStatus:
         """For the Status call."""
-        return database_status(self, self.trouble or self.leasing.reason)
+        return database_status(self, self.trouble or self.leasing.trouble)
 
     async def _answer_status(self, _: Facts) -> Facts:
         status = self.status()

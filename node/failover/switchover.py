@@ -27,10 +27,11 @@ from primary.loop import Captured
 from primary.served import Refused, Served
 from primary.tenure import now_s
 from walcast import wire
-from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
+from walcast.identifiers import check_identifier, printable
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
-from walcast.terms import FOLLOWER, Standing, gaps_between
+from walcast.terms import FOLLOWER, Standing, gaps_between, is_plausible_term
 
 if TYPE_CHECKING:
     from follower.following import Following
@@ -46,6 +47,7 @@ LOOK_S = 0.05
 PROMOTE_S = 90.0
 REPLICA_S = 20.0  # with PROMOTE_S less than the command waits
 FAR_TXIDS = 10_000
+KNOWN_MOST = 20
 LAST_WORD_S = 10.0  # in which apps may ask whether what they have just committed is covered
 
 
@@ -82,7 +84,7 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
         pause_us = int((time.monotonic() - began_s) * 1e6)  # it found the lease before the offer
         reply = pb.HandOverReply(term=term, taken=True)
     if reply is None or not reply.taken:
-        detail = reply.detail if reply is not None else "it does not answer"
+        detail = printable(reply.detail) if reply is not None else "it does not answer"
         taken_later = "it does as soon as it runs again, or promote another one"
         advice = taken_later if member.keeper is not None else "promote it, or another one, with --force"
         raise Refused(
@@ -106,7 +108,7 @@ def _target(served: Served, follower_id: str) -> Follower:
     if found is None:
         raise Refused(
             pb.REFUSAL_KIND_UNSPECIFIED,
-            f"no follower {follower_id!r} is connected; there is: {', '.join(known) or 'none'}",
+            f"no follower {printable(follower_id)!r} is connected; there is: {', '.join(known[:KNOWN_MOST]) or 'none'}",
         )
     if not found.address:
         raise Refused(
@@ -313,14 +315,21 @@ async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownR
     if member.keeper is not None:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, "the lease says who is the primary here")
     try:
+        check_identifier("primary's address", request.primary)
         address = wire.Address.parse(request.primary)
-    except ConfigError as error:
+    except (ConfigError, ProtocolViolation) as error:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, str(error)) from error
     async with member.changing:
         serving = member.serving
         if serving is None:
             raise changes.refusal(member, member.standing.primary)
         transactions, start = serving.served.log, wire.position_of(request.position)
+        seen = max(transactions.term, member.standing.term)
+        if not is_plausible_term(request.term, seen):
+            facts = {"primary": request.primary, "term": request.term, "newest_seen": seen}
+            log.error("a node says that it is the primary of an impossible term", extra=facts)
+            detail = f"term {request.term} is not believed: the newest term that this node has seen is {seen}"
+            raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, detail)
         if request.term <= transactions.term:
             facts = {"primary": request.primary, "term": request.term, "own_term": transactions.term}
             log.error("another node says that it is the primary: there are two", extra=facts)
