@@ -27,7 +27,8 @@ from walcast.terms import TermStart
 
 SILENCE_S = 10.0
 DRAIN_S = 1.0
-CHECKSUM_PIECE_BYTES = 1 << 20
+CHECKSUM_PIECE_BYTES = 32 << 10  # a primary takes no request of more than 64 KiB
+PAGE_SIZES = frozenset(1 << power for power in range(9, 17))  # SQLite's: 512 to 65536
 
 _OTHER = pb.REFUSAL_KIND_OTHER_DATABASE
 _FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)

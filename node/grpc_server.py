@@ -13,7 +13,9 @@ from walcast.errors import ConfigError
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 
+MAX_REQUEST_BYTES = 64 << 10  # gRPC has one limit for all methods; what is bigger, page checksums, comes in pieces
 LIMITS = [
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.server_handshake_timeout_ms", 5_000),  # TLS and HTTP/2 together; 120 s unless said
     ("grpc.max_connection_idle_ms", 600_000),  # without a call; whoever needs another one connects again
     ("grpc.max_concurrent_streams", 1_000),  # calls on one connection
@@ -35,7 +37,8 @@ def listen(
     Of more than `connections` at a time gRPC closes the newest as they come, before a byte is read; those that are
     silent until the handshake is over do not stay for long. `reflect`: tell anybody what may be called.
     """
-    options = [*wire.OPTIONS, *LIMITS, ("grpc.max_allowed_incoming_connections", connections)]
+    common = [option for option in wire.OPTIONS if option[0] not in dict(LIMITS)]
+    options = [*common, *LIMITS, ("grpc.max_allowed_incoming_connections", connections)]
     server = grpc.aio.server(options=options)
     rpc.add_ReplicationServicer_to_server(replication, server)
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs

@@ -18,6 +18,7 @@ from walcast.levels import Level
 from walcast.rpc import replication_pb2 as pb
 
 MAX_UNACKNOWLEDGED = 1024
+ROUND_TRIP_MOST_US = 3_600_000_000  # the clock may have been asleep with the machine
 NEVER = 1 << 64  # behind every TXID
 
 
@@ -77,7 +78,9 @@ class Follower:
             self._lag_us = lag_us
         if echo_us:
             self.replies += 1
-            self.round_trip_us = max(0, now // 1000 - echo_us)
+            trip_us = now // 1000 - echo_us
+            if 0 <= trip_us <= ROUND_TRIP_MOST_US:  # else it is no echo of anything that was sent here
+                self.round_trip_us = trip_us
 
     def lag_ms(self) -> float:
         """The newest measured lag, or how long the oldest transaction not applied has been waiting, if that is more."""

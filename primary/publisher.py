@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,6 +22,8 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.gate import Gate
+from primary.quotas import HOLD_DEFAULT_S, Quotas, who_of
+from primary.requests import check_barrier, check_copy, check_hello, check_step_down, check_switchover
 from primary.segment import Entry
 from primary.served import (
     RECHECK_EVERY_S,
@@ -33,6 +35,7 @@ from primary.served import (
     look_age_ms,
     named,
 )
+from primary.stalling import unless_stalled
 from walcast import audit, wire
 from walcast.access import Identity, Kind, Role
 from walcast.errors import Corrupt
@@ -44,9 +47,11 @@ from walcast.rpc import replication_pb2_grpc as rpc
 log = logging.getLogger("walcast.primary")
 
 CHUNK_BYTES = 256 << 10
-MAX_FOLLOWERS = 1000
-MAX_COPIES = 8
 CHECKSUMS_S = 60.0
+CHECKSUMS_BYTES_PER_S = 1 << 20  # beyond that
+SILENT_S = 10.0  # of a receiver whose page checksums are waited for
+STALL_S = 60.0  # of a receiver that takes nothing of its copy
+KNOWN_MOST = 20
 HELLO_S = 10.0
 BURST = 5  # lines of one follower that comes and goes, before they become rare
 
@@ -74,8 +79,8 @@ class Publisher(rpc.ReplicationServicer):
         self._status = status
         self._app_url = app_url
         self._stopping = asyncio.Event()
-        self._copies = asyncio.Semaphore(MAX_COPIES)
-        self._streams = 0
+        self._quotas = Quotas()
+        self._changes: set[asyncio.Task[Any]] = set()
         self._rarely = Rarely(log)
 
     def stop(self) -> None:
@@ -83,6 +88,8 @@ class Publisher(rpc.ReplicationServicer):
         self._stopping.set()
         for served in self._databases.values():
             served.wake()
+
+    # Who may
 
     def _name(self, name: str, *, guess: bool = False) -> str:
         """Which database is meant by a name, or by none where there is only one."""
@@ -112,6 +119,15 @@ class Publisher(rpc.ReplicationServicer):
             raise Refused(pb.REFUSAL_KIND_TOO_MANY, detail)
         return identity.may_be(hello.follower_id)
 
+    def _admit(self, context: Context) -> str:
+        """A place for a call that may last, until it ends: who has it. Refused where there is none."""
+        identity = self._gate.identify(context)
+        who = _who(identity, context)
+        member = Role.MEMBER in self._gate.roles(identity, "")
+        place = self._quotas.calls.take(who, member=member, more=len(self._databases))
+        context.add_done_callback(lambda _: place.close())  # type: ignore[arg-type]  # the stubs ask for a call's
+        return who
+
     def _find(self, protocol: int, name: str, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
             detail = f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older"
@@ -123,7 +139,7 @@ class Publisher(rpc.ReplicationServicer):
         if served is None:
             if name in self._away:
                 raise self._away[name]
-            known = ", ".join(sorted(self._databases) or sorted(self._away)) or "none"
+            known = ", ".join(sorted(self._databases or self._away)[:KNOWN_MOST]) or "none"
             raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
         served.check_tenure()
         return served
@@ -134,17 +150,25 @@ class Publisher(rpc.ReplicationServicer):
         self, request_iterator: AsyncIterator[pb.FollowerMessage], context: Context
     ) -> AsyncIterator[pb.PrimaryMessage]:
         """One follower's stream of one database."""
+        try:
+            self._admit(context)
+        except Refused as refused:
+            yield pb.PrimaryMessage(refusal=refused.refusal)
+            return
         first = await _first_of(request_iterator)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
         hello = first.hello
+        try:
+            check_hello(hello)
+        except Refused as refused:
+            yield pb.PrimaryMessage(refusal=refused.refusal)
+            return
         identity = await self._require(context, Role.REPLICATE, hello.database, "Stream", guess=hello.database_is_guess)
         try:
             served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
             member = self._is_member(served, identity, hello)
-            if self._streams >= MAX_FOLLOWERS:
-                raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_FOLLOWERS} followers are connected")
             check_same_database(served, hello.database_id)
             position = wire.position_of(hello.position)
             check_term(served.log, hello.position.term)
@@ -170,7 +194,6 @@ class Publisher(rpc.ReplicationServicer):
             served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
         reading.add_done_callback(partial(_reading_ended, served, follower))
-        self._streams += 1
         level, name = logging.DEBUG if hello.observer else logging.INFO, served.database.name
         key, facts = ("connected", name, follower.id), {"follower": follower.id, "at": str(position)}
         self._rarely.log(level, "follower connected", key, facts, burst=BURST)
@@ -194,7 +217,6 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
         finally:
-            self._streams -= 1
             reading.cancel()
             if not hello.observer:
                 served.followers.remove(follower)
@@ -245,44 +267,54 @@ class Publisher(rpc.ReplicationServicer):
         self, request_iterator: AsyncIterator[pb.CopyRequest], context: Context
     ) -> AsyncIterator[pb.CopyReply]:
         """The pages that differ from a copy's."""
+        try:
+            who = self._admit(context)
+        except Refused as refused:
+            yield pb.CopyReply(refusal=refused.refusal)
+            return
         first = await _first_of(request_iterator)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
         hello = first.hello
-        identity = await self._require(context, Role.REPLICATE, hello.database, "Copy", guess=hello.database_is_guess)
         try:
-            served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
-            check_same_database(served, hello.database_id)
-            size = served.database.page_size
-            if hello.page_size not in (0, size):
-                detail = f"the primary's pages have {size} bytes, the copy's {hello.page_size}"
-                raise Refused(pb.REFUSAL_KIND_PAGE_SIZE, detail)
-            if self._copies.locked():
-                raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{MAX_COPIES} copies are being made")
+            check_copy(hello)
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)
             return
-        audit.record(
-            "copy", str(identity), peer=context.peer(), database=served.database.name, follower=hello.follower_id
-        )
-        async with self._copies:
+        identity = await self._require(context, Role.REPLICATE, hello.database, "Copy", guess=hello.database_is_guess)
+        facts = {"peer": context.peer(), "database": self._name(hello.database, guess=hello.database_is_guess)}
+        audit.record("copy", str(identity), **facts, follower=hello.follower_id)
+        copying = unless_stalled(self._copied(hello, request_iterator, identity, who), STALL_S)
+        try:
+            async with contextlib.aclosing(copying) as replies:
+                async for reply in replies:
+                    yield reply
+        except Refused as refused:
+            yield pb.CopyReply(refusal=refused.refusal)
+
+    async def _copied(
+        self, hello: pb.CopyHello, requests: AsyncIterator[pb.CopyRequest], identity: Identity, who: str
+    ) -> AsyncGenerator[pb.CopyReply]:
+        served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
+        check_same_database(served, hello.database_id)
+        size = served.database.page_size
+        if hello.page_size not in (0, size):
+            detail = f"the primary's pages have {size} bytes, the copy's {hello.page_size}"
+            raise Refused(pb.REFUSAL_KIND_PAGE_SIZE, detail)
+        member = Role.MEMBER in self._gate.roles(identity, served.database.name)
+        with self._quotas.copies.take(who, member=member):
             if hello.last_mismatched and time.monotonic() - served.rechecked_s > RECHECK_EVERY_S:
                 served.rechecked_s = time.monotonic()
                 served.database.loop.recheck("a copy did not have the log's checksum")
             try:
-                theirs = await _read_checksums(request_iterator, served)
+                theirs = await _read_checksums(requests, served)
             except (DecodeError, TimeoutError) as error:
                 detail = f"no page checksums came: {str(error) or 'it took too long'}"
-                yield pb.CopyReply(refusal=Refused(pb.REFUSAL_KIND_STOPPING, detail).refusal)
-                return
+                raise Refused(pb.REFUSAL_KIND_STOPPING, detail) from error
             async with contextlib.aclosing(copy_pages(served.database, theirs)) as replies:
                 async for reply in replies:
-                    try:
-                        served.check_tenure()
-                    except Refused as refused:
-                        yield pb.CopyReply(refusal=refused.refusal)
-                        return
+                    served.check_tenure()
                     yield reply
 
     # Status and barrier
@@ -295,16 +327,22 @@ class Publisher(rpc.ReplicationServicer):
         if not shown:
             await self._gate.require(context, Role.STATUS, "", "Status")
         if len(shown) < len(reply.databases):
-            seen = pb.StatusReply(role=reply.role, term=reply.term, protocol=reply.protocol, databases=shown)
-            return seen
+            return pb.StatusReply(role=reply.role, term=reply.term, protocol=reply.protocol, databases=shown)
         return reply
 
     async def Barrier(self, request: pb.BarrierRequest, context: Context) -> pb.BarrierReply:  # noqa: N802
         """A position that covers every commit made before the call, and how many followers have it."""
-        await self._require(context, Role.STATUS, request.database, "Barrier")
+        try:
+            check_barrier(request)
+        except Refused as refused:
+            return pb.BarrierReply(refusal=refused.refusal)
+        identity = await self._require(context, Role.STATUS, request.database, "Barrier")
+        member = Role.MEMBER in self._gate.roles(identity, self._name(request.database))
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
-            reached = await barrier(served, request.followers, request.timeout_ms / 1000, _level(request.level))
+            level = _level(request.level)
+            with self._quotas.barriers.take(_who(identity, context), member=member):
+                reached = await barrier(served, request.followers, request.timeout_ms / 1000, level)
         except Refused as refused:
             return pb.BarrierReply(refusal=refused.refusal)
         return pb.BarrierReply(
@@ -315,17 +353,45 @@ class Publisher(rpc.ReplicationServicer):
 
     async def Switchover(self, request: pb.SwitchoverRequest, context: Context) -> pb.SwitchoverReply:  # noqa: N802
         """Hand the primary's place to a follower."""
+        try:
+            check_switchover(request)
+        except Refused as refused:
+            return pb.SwitchoverReply(refusal=refused.refusal)
         identity = await self._require(context, Role.OPERATE, request.database, "Switchover")
         facts = {"peer": context.peer(), "database": request.database, "to": request.to}
         audit.record("switchover asked for", str(identity), **facts)
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database)
-            return await served.switchover(request)
+            return await self._within_budget(served, request, identity)
         except Refused as refused:
             return pb.SwitchoverReply(refusal=refused.refusal)
 
+    async def _within_budget(
+        self, served: Served, request: pb.SwitchoverRequest, identity: Identity
+    ) -> pb.SwitchoverReply:
+        """Writers are held no longer than this identity may hold them. Counted to the end, also when whoever asked for
+        it has gone: the change goes on."""
+
+        async def change() -> pb.SwitchoverReply:
+            wanted_s = request.timeout_ms / 1000 or HOLD_DEFAULT_S
+            with self._quotas.holds.hold(
+                str(identity), served.database.name, wanted_s, trusted=identity.kind is Kind.USER
+            ) as granted_s:
+                request.timeout_ms = max(1, int(granted_s * 1000))
+                return await served.switchover(request)
+
+        changing = asyncio.create_task(change())
+        self._changes.add(changing)
+        changing.add_done_callback(self._changes.discard)
+        changing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(changing)
+
     async def StepDown(self, request: pb.StepDownRequest, context: Context) -> pb.StepDownReply:  # noqa: N802
         """Make way for the primary of a higher term, if it proves to be that."""
+        try:
+            check_step_down(request)
+        except Refused as refused:
+            return pb.StepDownReply(refusal=refused.refusal)
         identity = await self._require(context, Role.MEMBER, request.database, "StepDown", also=Role.OPERATE)
         asked = {"database": request.database, "term": request.term, "primary": request.primary}
         audit.record("step-down asked for", str(identity), peer=context.peer(), **asked)
@@ -341,6 +407,11 @@ def _level(asked: pb.BarrierLevel.ValueType) -> Level:
     if level is None:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"this primary knows no barrier level {asked}: upgrade it")
     return level
+
+
+def _who(identity: Identity, context: Context) -> str:
+    """Whose share of the primary it is: of those who have proven nothing, each address has one."""
+    return who_of(context.peer()) if identity.kind is Kind.NOBODY else str(identity)
 
 
 async def _first_of(requests: AsyncIterator[Any]) -> Any:
@@ -366,8 +437,12 @@ async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Serve
     checksums = served.log.checksums
     most = 8 * (checksums.commit_pages if checksums else 0)
     theirs = bytearray()
-    async with asyncio.timeout(CHECKSUMS_S):
-        async for request in requests:
+    async with asyncio.timeout(CHECKSUMS_S + most / CHECKSUMS_BYTES_PER_S):
+        while True:
+            async with asyncio.timeout(SILENT_S):
+                request = await anext(aiter(requests), None)
+            if request is None:
+                break
             if len(theirs) < most:
                 theirs += request.checksums
     return bytes(theirs)

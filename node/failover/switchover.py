@@ -64,8 +64,10 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
         served = serving.served
         follower = _target(served, request.to)
         loop = serving.database.loop
+        until_s = time.monotonic() + timeout_s
+        await _caught_up(served, follower, until_s)
         began_s = time.monotonic()
-        captured = await _drained(served, follower, began_s + timeout_s)
+        captured = await _drained(served, follower, until_s)
         term = served.log.term + 1
         offer = follower.offer = Offer(asyncio.get_running_loop().create_future())
         try:
@@ -125,6 +127,19 @@ def _target(served: Served, follower_id: str) -> Follower:
     if behind > FAR_TXIDS:
         raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"the follower {follower_id!r} is {behind} transactions behind")
     return found
+
+
+async def _caught_up(served: Served, follower: Follower, until_s: float) -> None:
+    """The follower answers, and has on disk what is committed now, while writers go on: no writer waits for one that
+    never acknowledges. Refused when it does not in time."""
+    try:
+        async with asyncio.timeout(until_s - time.monotonic()):
+            await _durable(served, follower, served.log.position.txid)
+    except TimeoutError:
+        detail = f"the follower {follower.id!r} does not confirm what it has; nothing happened"
+        raise Refused(pb.REFUSAL_KIND_STOPPING, detail) from None
+    except WalcastError as error:
+        raise Refused(pb.REFUSAL_KIND_STOPPING, f"{error}; nothing happened") from error
 
 
 async def _drained(served: Served, follower: Follower, until_s: float) -> Captured:
