@@ -53,6 +53,7 @@ SILENT_S = 10.0  # of a receiver whose page checksums are waited for
 STALL_S = 60.0  # of a receiver that takes nothing of its copy
 KNOWN_MOST = 20
 HELLO_S = 10.0
+REFUSED_HELLO_S = 1.0  # an answer before the hello would end the call under whoever is writing it
 BURST = 5  # lines of one follower that comes and goes, before they become rare
 
 _LEVELS = {pb.BARRIER_LEVEL_DURABLE: Level.DURABLE, pb.BARRIER_LEVEL_APPLIED: Level.APPLIED}
@@ -153,6 +154,8 @@ class Publisher(rpc.ReplicationServicer):
         try:
             self._admit(context)
         except Refused as refused:
+            if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
         first = await _first_of(request_iterator)
@@ -270,6 +273,8 @@ class Publisher(rpc.ReplicationServicer):
         try:
             who = self._admit(context)
         except Refused as refused:
+            if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
             yield pb.CopyReply(refusal=refused.refusal)
             return
         first = await _first_of(request_iterator)
@@ -414,10 +419,10 @@ def _who(identity: Identity, context: Context) -> str:
     return who_of(context.peer()) if identity.kind is Kind.NOBODY else str(identity)
 
 
-async def _first_of(requests: AsyncIterator[Any]) -> Any:
+async def _first_of(requests: AsyncIterator[Any], timeout_s: float = HELLO_S) -> Any:
     """The first message of a call; None for one that says nothing, in time, that can be decoded."""
     try:
-        async with asyncio.timeout(HELLO_S):
+        async with asyncio.timeout(timeout_s):
             return await anext(aiter(requests), None)
     except (DecodeError, TimeoutError):
         return None
