@@ -70,11 +70,12 @@ def drill_command(
 
     from node.drill.page import page
     from node.drill.words import report
+    from node.saying import plain
 
     console = Console(stderr=as_json, highlight=False)
 
     def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False, style="dim")
+        console.print(plain(text, style="dim"), soft_wrap=True)
 
     if html is not None and not html.absolute().parent.is_dir():
         raise ConfigError(f"{html}: there is no such folder to write to")

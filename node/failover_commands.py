@@ -10,6 +10,7 @@ import click
 
 from node.failover.missing import missing_words
 from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
+from node.saying import say
 from node.switching import switch_over
 from walcast import local, wire
 
@@ -34,8 +35,8 @@ def promote_command(db: Path, force: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(facts))
             return
-        click.echo(f"{db} is the primary, term {facts['term']}, from {facts['position']}")
-        click.echo(missing_words(facts))
+        say(f"{db} is the primary, term {facts['term']}, from {facts['position']}")
+        say(missing_words(facts))
 
 
 @click.command(
@@ -63,4 +64,4 @@ def switchover_command(primary: str, to: str, name: str, timeout: float, as_json
         "pause_ms": done.pause_ms,
     }
     words = f"{to} at {done.primary} is the primary, term {done.term}; writers were held for {done.pause_ms} ms"
-    click.echo(json.dumps(facts) if as_json else words)
+    click.echo(json.dumps(facts)) if as_json else say(words)

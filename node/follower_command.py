@@ -16,6 +16,7 @@ from node.host import Host
 from node.http.hosts import check_host_name
 from node.options import CONFIG, JSON, PATH, Command, flag, http_flags, scrub_bytes, scrub_flag, tls_flags, tls_of
 from node.process import run_until_signal
+from node.saying import say
 from node.settings import DatabaseSettings, HostSettings
 from walcast.appurl import check_app_url
 from walcast.wire import Address
@@ -91,7 +92,7 @@ def follower_command(
             "http": str(host.http_listening) if host.http_listening else None,
         }
         what = f"following {status.primary} into {db}" if status.role == "follower" else f"{db}: {status.role}"
-        click.echo(json.dumps(facts) if as_json else what)
+        click.echo(json.dumps(facts)) if as_json else say(what)
 
     async def role(stop: asyncio.Event) -> None:
         await Host(settings).run(stop, ready)

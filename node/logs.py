@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from walcast.identifiers import printable
 from walcast.rarely import Rarely
 
+VALUE_MAX_CHARS = 4000
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -18,26 +20,39 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
+def _one_line(value: object) -> str:
+    """Ids, addresses and errors may be a peer's words: they end no line, move no cursor and fill no disk."""
+    return printable(str(value), VALUE_MAX_CHARS)
+
+
+def _short(value: object) -> object:
+    too_long = isinstance(value, str) and len(value) > VALUE_MAX_CHARS
+    return f"{str(value)[:VALUE_MAX_CHARS]}..." if too_long else value
+
+
 class Human(logging.Formatter):
-    """`12:00:01.234 warning follower gone follower=edge-1`"""
+    """`12:00:01.234 warning follower gone follower=edge-1`; a traceback stands indented below its line."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
-        line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower()} {record.getMessage()}{facts}"
-        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+        facts = "".join(f" {name}={_one_line(value)}" for name, value in _facts(record).items())
+        line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower()} {_one_line(record.getMessage())}{facts}"
+        if not record.exc_info:
+            return line
+        traceback = self.formatException(record.exc_info).split("\n")
+        return "\n".join([line, *(f"  {_one_line(text)}" for text in traceback)])
 
 
 class Json(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line, in ASCII: what cannot be printed is escaped by that."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
-            **_facts(record),
+            "event": _short(record.getMessage()),
+            **{name: _short(value) for name, value in _facts(record).items()},
         }
         if record.exc_info:  # False where somebody asked for none
             line["traceback"] = self.formatException(record.exc_info)

@@ -11,6 +11,7 @@ import click
 
 from node.archive_commands import archive_of, columns, size_text, time_text
 from node.options import CONFIG, JSON, Command, flag
+from node.saying import say
 from walcast.archive import LEVELS, ArchiveFile, iter_files
 from walcast.archive.contents import Contents, End, Hole, contents_of
 from walcast.archive.generations import list_generations
@@ -39,14 +40,14 @@ def ls_command(url: str, config: Path | None, level: int | None, all_files: bool
     with open_store(archive_of(url, config)) as store:
         if all_files and not as_json:
             for line in _file_lines(store, levels):
-                click.echo(line)
+                say(line)
             return
         contents = contents_of(store, levels)
         url = store.url
     if as_json:
         click.echo(json.dumps(_facts(url, contents, summary=level is None, files=all_files)))
     else:
-        click.echo(_words(url, contents, summary=level is None))
+        say(_words(url, contents, summary=level is None))
 
 
 def _file_lines(store: Store, levels: Iterable[int]) -> Iterator[str]:

@@ -12,9 +12,11 @@ from click.core import ParameterSource
 
 from node.logs import LEVELS, configure
 from walcast.errors import WalcastError
+from walcast.identifiers import printable
 from walcast.wire import Tls
 
 DEFAULT_LISTEN = "127.0.0.1:7420"
+ERROR_MAX_CHARS = 4000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +81,7 @@ class Command(click.Command):
 
 def fail(message: str) -> None:
     """One line on standard error, exit code 1."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(message.split()), ERROR_MAX_CHARS)}", err=True)
     sys.exit(1)
 
 

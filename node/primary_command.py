@@ -32,6 +32,7 @@ from node.options import (
 )
 from node.ping import check_url
 from node.process import run_until_signal
+from node.saying import say
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
 from walcast.appurl import check_app_url
@@ -89,7 +90,7 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
         }
         what = ", ".join(role.names) if 0 < len(role.names) <= NAMES_SHOWN else f"{len(role.names)} databases"
         words = f"serving {what} on {role.listening}"
-        click.echo(json.dumps(facts) if as_json else words)
+        click.echo(json.dumps(facts)) if as_json else say(words)
 
     async def role(stop: asyncio.Event) -> None:
         await Host(settings).run(stop, ready)

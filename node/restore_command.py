@@ -11,6 +11,7 @@ import click
 from node.archive_commands import archive_of, columns, parse_timestamp, parse_txid, size_text, time_text
 from node.options import CONFIG, JSON, PATH, Command, flag
 from node.progress import progress_of
+from node.saying import say
 from walcast.archive import ArchiveFile
 from walcast.moment import format_moment
 from walcast.position import format_txid
@@ -74,7 +75,7 @@ def restore_command(
             progress=progress,
             **options,
         )
-    click.echo(json.dumps(_facts(report, timestamp_ms)) if as_json else _words(report, timestamp_ms))
+    click.echo(json.dumps(_facts(report, timestamp_ms))) if as_json else say(_words(report, timestamp_ms))
 
 
 def _facts(report: RestoreReport, timestamp_ms: int | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import click
 
 from node.options import JSON, PATH, Command, flag
 from node.ping import check_url, ping
+from node.saying import say
 from primary.archiving.compaction import Written, prove
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
 from primary.archiving.levels import ArchivePolicy
@@ -84,7 +85,7 @@ def snapshot_command(
         if ping_url:
             ping(ping_url)
         seconds = round(time.monotonic() - started, 3)
-        click.echo(json.dumps(_facts(store, archived, seconds)) if as_json else _words(store, archived, seconds))
+        click.echo(json.dumps(_facts(store, archived, seconds))) if as_json else say(_words(store, archived, seconds))
     sys.stdout.flush()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from node.saying import plain
 from node.status import Facts
 
 
@@ -14,7 +15,7 @@ def table(facts: Facts) -> Table:
 
 
 def _primary_table(facts: Facts) -> Table:
-    title = f"{facts['role']}, term {facts['term']}"
+    title = plain(f"{facts['role']}, term {facts['term']}")
     shown = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
     )  # 80 columns are enough
@@ -27,22 +28,23 @@ def _primary_table(facts: Facts) -> Table:
         archived = "" if archive is None else archive["error"] or str(archive["txid"])
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
         state = f"{database['state']} from {database['primary']}" if "state" in database else database["role"]
-        shown.add_row(database["name"], state, str(database["txid"]), "", "", "", wal, archived)
+        shown.add_row(plain(database["name"]), plain(state), str(database["txid"]), "", "", "", wal, plain(archived))
         for follower in database["followers"]:
             behind, lag = str(follower["lag_txids"]), f"{follower['lag_ms']:.1f}"
             applied, durable = str(follower["applied_txid"]), str(follower["durable_txid"])
-            shown.add_row(f"  {follower['id']}", follower["state"], applied, durable, behind, lag, "", "")
+            name, phase = plain(f"  {follower['id']}"), plain(follower["state"])
+            shown.add_row(name, phase, applied, durable, behind, lag, "", "")
         if database["trouble"]:
-            shown.caption, shown.caption_justify = database["trouble"], "left"
+            shown.caption, shown.caption_justify = plain(database["trouble"]), "left"
     return shown
 
 
 def _replica_table(facts: Facts) -> Table:
-    shown = Table(title=f"replica {facts['path']}", title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    shown = Table(title=plain(f"replica {facts['path']}"), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for name in ("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
-        shown.add_row(name, str(facts[name]))
+        shown.add_row(name, plain(str(facts[name])))
     for folder in facts.get("discarded", ()):
-        shown.add_row("kept aside", folder)
+        shown.add_row("kept aside", plain(folder))
     if facts.get("trouble"):
-        shown.add_row("trouble", facts["trouble"])
+        shown.add_row("trouble", plain(facts["trouble"]))
     return shown

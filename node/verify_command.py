@@ -12,9 +12,11 @@ import click
 from node.archive_commands import archive_of, is_url, size_text, time_text
 from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.progress import progress_of
+from node.saying import say
 from walcast import wire
 from walcast.archive.checks import Findings
 from walcast.errors import ConfigError, Corrupt
+from walcast.identifiers import printable
 from walcast.moment import format_moment
 from walcast.position import format_txid
 from walcast.store import StoreSpec, open_store
@@ -82,16 +84,16 @@ def _verify_archive(
             found = sample_archive(store, count=sample, parallelism=parallelism, progress=progress)
         else:
             found = verify_archive(store, scratch=scratch, parallelism=parallelism, progress=progress)
-    click.echo(json.dumps(_facts(found)) if as_json else _words(found))
+    click.echo(json.dumps(_facts(found))) if as_json else say(_words(found))
     if found.problems:
         count = len(found.problems)
         raise Corrupt(f"{found.url} has {count} problem{'s' if count > 1 else ''}; the first: {found.problems[0]}")
 
 
 def _words(found: Findings) -> str:
-    lines = [f"problem: {text}" for text in found.problems]
-    lines += [f"note: {text}" for text in found.notes]
-    lines += [f"not checked: {text}" for text in found.unchecked]
+    lines = [f"problem: {printable(text)}" for text in found.problems]
+    lines += [f"note: {printable(text)}" for text in found.notes]
+    lines += [f"not checked: {printable(text)}" for text in found.unchecked]
     lines.append(f"read {found.files_read:,} of {found.files:,} files, {size_text(found.bytes_read)}")
     if found.position is not None:
         size = size_text(found.pages * found.page_size)
@@ -146,4 +148,4 @@ def _verify_replica(db: Path, primary_address: str, name: str | None, as_json: b
         }
         click.echo(json.dumps(facts))
     else:
-        click.echo(f"equal: {done.pages} pages, replica at {done.position}, primary at {done.primary_position}")
+        say(f"equal: {done.pages} pages, replica at {done.position}, primary at {done.primary_position}")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from node.drill.facts import Promise, Result, Step
+from node.saying import plain
 
 ENDED = "drill.ended"
 
@@ -50,27 +50,27 @@ def report(result: Result) -> RenderableType:
 
 
 def _parts(result: Result) -> Iterator[RenderableType]:
-    yield Text(verdict(result), style="bold green" if result.passed else "bold red")
+    yield plain(verdict(result), style="bold green" if result.passed else "bold red")
     if result.failure:
         for line in result.failure.split(" | ")[1:]:
-            yield Text(f"  | {line}")
+            yield plain(f"  | {line}")
     if result.steps:
         yield _table(result)
     for step in result.steps:
         for where in step.kept_in:
             yield Text(f"  {step.title.split(' of ')[0]}: kept in {where}", overflow="fold")
         for note in step.notes:
-            yield Text(f"  {step.title}: {note}")
+            yield plain(f"  {step.title}: {note}")
     for promise in result.promises:
         if not promise.kept and promise.key != ENDED:  # the first line says why it did not
-            yield Text(_broken(promise, result), style="red")
+            yield plain(_broken(promise, result), style="red")
     if result.committed:
         some = f"{result.committed:,} rows committed, {result.acknowledged:,} acknowledged by a barrier"
         yield Text(f"  {some}, {result.lost:,} lost with the node that alone had them")
     if result.reader_checks:
         yield Text(f"  {result.reader_checks:,} checks by readers that never reconnected")
     for text in result.not_done:
-        yield Text(f"  not done: {text}")
+        yield plain(f"  not done: {text}")
 
 
 def _broken(promise: Promise, result: Result) -> str:
@@ -89,5 +89,5 @@ def _table(result: Result) -> Table:
         numbers = (step.detect_ms, step.promote_ms, step.first_write_ms, step.pause_ms)
         way = f"{step.old} → {step.new}" if step.new else step.old
         cells = (step.title.split(" of ")[0], way, *map(duration, numbers), lost(step), reattached(step))
-        shown.add_row(*(escape(cell) for cell in cells))
+        shown.add_row(*map(plain, cells))
     return shown

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from walcast.discarded.rebuilding import rebuild
 from walcast.errors import WalcastError
+from walcast.identifiers import printable
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
     try:
         position = rebuild(given.folder, given.base, given.out, anyway=given.anyway)
     except WalcastError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     proof = "not proven" if given.anyway else "its checksums are right"
     print(f"{given.out}: the database at {position}, {proof}")
