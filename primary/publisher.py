@@ -158,7 +158,7 @@ class Publisher(rpc.ReplicationServicer):
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
-        first = await _first_of(request_iterator)
+        first = await _first_of(request_iterator, HELLO_S)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -277,7 +277,7 @@ class Publisher(rpc.ReplicationServicer):
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
             yield pb.CopyReply(refusal=refused.refusal)
             return
-        first = await _first_of(request_iterator)
+        first = await _first_of(request_iterator, HELLO_S)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -419,7 +419,7 @@ def _who(identity: Identity, context: Context) -> str:
     return who_of(context.peer()) if identity.kind is Kind.NOBODY else str(identity)
 
 
-async def _first_of(requests: AsyncIterator[Any], timeout_s: float = HELLO_S) -> Any:
+async def _first_of(requests: AsyncIterator[Any], timeout_s: float) -> Any:
     """The first message of a call; None for one that says nothing, in time, that can be decoded."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -175,8 +175,13 @@ class VersionFolder:
 def _read_bounded(path: Path) -> bytes:
     """One byte more than a version can have, at most. Nothing but a file is read, and a pipe is not waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
-        return file.read(_HEAD_BYTES + MAX_SWAP_BYTES + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(_HEAD_BYTES + MAX_SWAP_BYTES + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _file_name(number: int) -> str:

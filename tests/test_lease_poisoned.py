@@ -1,0 +1,186 @@
+"""A lease that no node can go by, which anybody can make who may write to the archive. Writers are held, nothing of it
+is kept, no process ends, and a mended lease is gone by at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.nodes import Node, poll, primary
+from support.writers import sql
+
+from node.failover.claims import PREFIX, Claim
+from node.failover.decisions import start, step
+from node.failover.keeper import Keeper
+from node.failover.lease import KEY, Lease
+from node.failover.state import HandOver, NotHandedOver, Role, State, Step
+from node.failover.state import Node as Told
+from walcast import local
+from walcast.errors import Unavailable, WalcastError
+from walcast.statedir import state_dir
+from walcast.store import ForeignObject, ObjectChanged, Store, open_store
+from walcast.store.directory import DirectoryStore
+from walcast.terms import read_standing
+
+GOOD = Lease(3, "h", "10.0.0.1:7420", 2.0, "n-1")
+SOON_S = 20.0
+
+
+def facts_of(lease: Lease, **facts: Any) -> bytes:
+    return json.dumps(json.loads(lease.encode(0)) | facts).encode()
+
+
+POISON: dict[str, bytes] = {
+    "an absurd term": facts_of(GOOD, term=2**32 - 1, holder="evil"),
+    "a term far above": facts_of(GOOD, term=5000, holder="evil"),
+    "no address": facts_of(GOOD, term=4, holder="evil", address="x"),
+    "a day": facts_of(GOOD, lease_s=86_400.0),
+    "a long id": facts_of(GOOD, holder="A" * 20_000),
+    "nothing": b"",
+    "deep": b"[" * 15_000,
+    "digits": b'{"walcast_lease": 1, "term": ' + b"9" * 15_000 + b"}",
+}
+
+
+def poison(store: Store, data: bytes) -> None:
+    """By compare-and-swap, as anybody can who may write there."""
+    for _ in range(1000):
+        found = store.read(KEY)
+        try:
+            store.swap(KEY, data, found.version if found is not None else None)
+        except ObjectChanged:
+            continue
+        return
+    raise AssertionError("the lease could not be written")
+
+
+def keeper_of(store: Store, state: State | None = None) -> Keeper:
+    return Keeper(
+        store,
+        state or start(Told("me", "me:1", "run", 2.0), term=3, primary=False),
+        act=lambda action: None,
+        changed=lambda state: None,
+        claim=lambda nonce: pytest.fail("claims"),
+    )
+
+
+@pytest.mark.parametrize("data", POISON.values(), ids=POISON)
+def test_no_node_goes_by_a_poisoned_lease(tmp_path: Path, data: bytes) -> None:
+    store = DirectoryStore(tmp_path)
+    poison(store, data)
+    with pytest.raises(Unavailable):
+        keeper_of(store)._read()
+    poison(store, GOOD.encode(0))
+    assert keeper_of(store)._read()[0] == GOOD
+
+
+def test_a_lease_object_of_two_gigabytes_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    poison(store, GOOD.encode(0))
+    [path] = (tmp_path / KEY).iterdir()
+    with path.open("r+b") as file:
+        file.truncate(2 << 30)
+    with pytest.raises(ForeignObject):
+        store.read(KEY)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ForeignObject):
+        store.read(KEY)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(ForeignObject):
+        store.read(KEY)
+    path.rename(path.with_name("f" * 16))
+    with pytest.raises(ForeignObject):
+        store.read(KEY)
+
+
+def test_what_lies_among_the_claims_and_is_none_counts_for_nothing(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    mine = Claim("a", "n", 3, 7)
+    store.put(mine.key, mine.encode(), timestamp_ms=1)
+    store.put(PREFIX + "other", Claim("b", "n", 3, 9).encode(), timestamp_ms=2)  # says it is another node's
+    store.put(PREFIX + "junk", b"{", timestamp_ms=3)
+    with (tmp_path / PREFIX / "big").open("wb") as file:
+        file.truncate(2 << 30)
+    assert keeper_of(store)._read_claims() == (mine,)
+
+
+@pytest.mark.parametrize(
+    ("to", "address"), [("A" * 20_000, "h:1"), ("h", "x"), ("h\n", "h:1"), ("h", "h:1" + "1" * 300)]
+)
+def test_the_lease_is_not_handed_to_whom_it_cannot_name(to: str, address: str) -> None:
+    node = Told("me", "me:1", "run", 10.0)
+    held = Lease(3, "me", "me:1", 10.0, "run-1")
+    acting = replace(start(node, term=3, primary=True), role=Role.PRIMARY, lease=held, version="1", until_s=99.0)
+    acting = replace(acting, from_s=-math.inf)
+    after: Step = step(acting, HandOver(1.0, to, address))
+    assert after[0].hand_to is None
+    assert NotHandedOver() in after[1]
+
+
+# Real nodes
+
+
+def is_held(path: Path) -> bool:
+    with sql(path, 0.0) as app:
+        try:
+            app("INSERT INTO t VALUES (1)")
+        except Exception as error:  # noqa: BLE001 - of another process, whichever
+            return "locked" in str(error)
+    return False
+
+
+def facts(path: Path) -> dict[str, Any]:
+    try:
+        with local.ask(path, "status", timeout_s=5.0) as (answer, _):
+            return dict(answer["databases"][0])
+    except (WalcastError, OSError):
+        return {"role": "", "trouble": ""}
+
+
+def create(path: Path) -> None:
+    with sql(path) as app:
+        app("PRAGMA journal_mode = WAL")
+        app("CREATE TABLE t (a)")
+
+
+def waits(what: Callable[[], Any]) -> bool:
+    return bool(poll(what, SOON_S, 0.05))
+
+
+def restarted(node: Node) -> None:
+    node.kill()
+    node.start()
+
+
+def test_a_poisoned_lease_holds_writers_and_ends_no_process_and_a_mended_one_lets_them_go(tmp_path: Path) -> None:
+    path, url = tmp_path / "app.db", str(tmp_path / "archive")
+    create(path)
+    with primary(path, url, "--auto-failover", "--lease-time", "1", "--id", "p") as node, open_store(url) as store:
+        found = store.read(KEY)
+        assert found is not None
+        good = Lease.decode(found.data)
+        for name in ("an absurd term", "no address"):
+            poison(store, POISON[name])
+            assert waits(lambda: facts(path)["role"] == "fenced"), name
+            assert is_held(path)
+            assert "walcast repair" in facts(path)["trouble"]
+            restarted(node)  # also a node that finds it there stays, and holds them
+            assert waits(lambda: facts(path)["role"] == "fenced"), name
+            assert is_held(path)
+            standing = read_standing(state_dir(path))
+            assert standing is None or standing.term == good.term
+            poison(store, replace(good, nonce=secrets.token_hex(8)).encode(time.time()))
+            assert waits(lambda: facts(path)["role"] == "primary"), name
+            assert not is_held(path)
+        said = [line for line in node.events() if line["event"] == "the lease cannot be asked for, trying again"]
+        assert 2 <= len(said) <= 6
