@@ -20,15 +20,18 @@ from follower.client import Client
 from node.grpc_server import MAX_REQUEST_BYTES, listen
 from primary import publisher as publishing
 from primary.followers import Follower
+from primary.gate import Gate
 from primary.publisher import Publisher
 from primary.quotas import BARRIERS, CALLS, COPIES
 from primary.served import Served as ServedDatabase
 from walcast import wire
+from walcast.access import Policy, Role, Rule
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address
 
 SOON_S = 10.0
+READERS = Policy((Rule("anyone", frozenset((Role.STATUS, Role.REPLICATE))),))  # strangers, held to a share
 
 
 @pytest.fixture
@@ -55,7 +58,8 @@ def big(tmp_path: Path) -> Iterator[Served]:
 
 @asynccontextmanager
 async def publishing_of(app: Served) -> AsyncIterator[tuple[Any, Publisher, Address]]:
-    publisher = Publisher({"app": ServedDatabase(app.database)}, lambda: pb.StatusReply(role="primary"))
+    gate = Gate(READERS, listening=lambda: address, trust_user=False)
+    publisher = Publisher({"app": ServedDatabase(app.database)}, lambda: pb.StatusReply(role="primary"), gate)
     server, _, address = listen(publisher, Address("127.0.0.1", 0), wire.Tls(), connections=10)
     await server.start()
     try:
