@@ -23,12 +23,13 @@ from walcast.archive import ArchiveFile, list_files, ltx_key
 from walcast.checksum import crc64_go_iso
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.ltx import Decoder, Header, Page, decode_file, decode_page_index
+from walcast.ltx.possible import TAIL_BYTES, check_tail
 from walcast.restore import DamagedFile, restore
 from walcast.restore import division as restore_division
 from walcast.restore import parts as restore_parts
 from walcast.restore.crc_parts import crc64_of_parts
 from walcast.restore.division import Division, divide
-from walcast.restore.parts import TAIL_BYTES, cut, decode, finish, tail_size
+from walcast.restore.parts import cut, decode, finish
 from walcast.restore.workers import Workers, can_fork
 from walcast.store import ObjectMissing, Store, open_store
 
@@ -216,11 +217,11 @@ def test_an_index_that_cannot_be_is_corrupt(history: History, change: str) -> No
     body = history.store.get(file.key)
     header = Header.decode(body)
     assert header is not None
-    tail = bytearray(body[-tail_size(header, file.size, body[-TAIL_BYTES:]) :])
+    tail = bytearray(body[-check_tail(header, file.size, body[-TAIL_BYTES:]) :])
     assert cut(header, file.size, bytes(tail))
     if change == "size":
         with pytest.raises(Corrupt):
-            tail_size(header, file.size, (1 << 40).to_bytes(8, "big") + bytes(16))
+            check_tail(header, file.size, (1 << 40).to_bytes(8, "big") + bytes(16))
         return
     if change == "order":
         tail[6] = 2

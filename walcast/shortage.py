@@ -79,6 +79,13 @@ def free_bytes(path: Path | str, *, for_anybody: bool = False) -> int | None:
         return blocks * facts.f_frsize
 
 
+def check_free(path: Path | str, needed_bytes: int, detail: str = "") -> None:
+    """DiskFull, before anything is written, when the disk of `path` has less room than what is announced."""
+    free = free_bytes(path)
+    if free is not None and free < needed_bytes:
+        raise DiskFull(path, detail, free_bytes=free, needed_bytes=needed_bytes)
+
+
 def out_of_descriptors() -> bool:
     """Has this process, or the machine, none left now? For libraries that do not say why they cannot open a file."""
     try:

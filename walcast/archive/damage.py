@@ -7,6 +7,7 @@ from typing import Self
 from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
 from walcast.ltx import Header
+from walcast.ltx.possible import check_pages
 from walcast.position import format_txid
 
 
@@ -39,8 +40,18 @@ class Contradiction(DamagedFile):
 
 
 def check_header(header: Header, file: ArchiveFile) -> None:
-    """Raises DamagedFile for a file that has another's name."""
+    """Raises DamagedFile for a file that has another's name, and for a snapshot of more pages than it can hold."""
     if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
         raise DamagedFile(
             file, f"holds TXIDs {format_txid(header.min_txid)}-{format_txid(header.max_txid)}, not those of its name"
         )
+    if header.is_snapshot:
+        check_size(header, file, 0)
+
+
+def check_size(header: Header, file: ArchiveFile, pages_before: int) -> None:
+    """Raises DamagedFile when no database of `pages_before` pages can have the announced size after this file."""
+    try:
+        check_pages(header, file.size, pages_before)
+    except ValueError as error:
+        raise DamagedFile(file, str(error)) from error

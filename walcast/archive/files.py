@@ -17,10 +17,11 @@ from walcast.errors import ConfigError, Unavailable
 from walcast.ltx import format_filename, parse_filename
 from walcast.moment import format_moment
 from walcast.position import format_txid
-from walcast.store.base import Store
+from walcast.store.base import LISTED_MOST, ListingTooLong, ObjectInfo, Store
 
 SNAPSHOT_LEVEL = 9
 LEVELS = range(SNAPSHOT_LEVEL + 1)
+TXID_MOST = (1 << 62) - 1  # no history has so many; the name of a file must not lead one to where TXIDs end
 
 
 class ArchiveEmpty(ConfigError):
@@ -75,19 +76,31 @@ def list_files(store: Store, levels: Iterable[int] = LEVELS) -> list[ArchiveFile
     One level after the other, from the lowest: what compaction moves up meanwhile is seen below or above, or in both.
     Times are the store's: those of the upload on S3. `walcast.archive.times` reads those of the transactions.
     """
-    return list(iter_files(store, levels))
+    files: list[ArchiveFile] = []
+    for file in iter_files(store, levels):
+        if len(files) >= LISTED_MOST:
+            raise ListingTooLong("", store.url)
+        files.append(file)
+    return files
 
 
 def iter_files(store: Store, levels: Iterable[int] = LEVELS) -> Iterator[ArchiveFile]:
     """As `list_files`, while the listing is read."""
     for level in levels:
-        prefix = store.level_prefix(level)
-        for found in store.list(prefix):
-            try:
-                min_txid, max_txid = parse_filename(found.key.removeprefix(prefix))
-            except ValueError:
-                continue
-            yield ArchiveFile(level, min_txid, max_txid, found.size, found.timestamp_ms, found.key)
+        for found in store.list(store.level_prefix(level)):
+            if (file := file_of(store, level, found)) is not None:
+                yield file
+
+
+def file_of(store: Store, level: int, found: ObjectInfo) -> ArchiveFile | None:
+    """The file that a line of a level's listing names; None for a foreign name."""
+    try:
+        min_txid, max_txid = parse_filename(found.key.removeprefix(store.level_prefix(level)))
+    except ValueError:
+        return None
+    if max_txid > TXID_MOST:
+        return None
+    return ArchiveFile(level, min_txid, max_txid, found.size, found.timestamp_ms, found.key)
 
 
 def plan_restore(

@@ -61,7 +61,7 @@ def restore_to(
     try:
         if os.fstat(descriptor).st_size:  # not always: ext4 writes out a file that was truncated when it is closed
             os.ftruncate(descriptor, 0)
-        with Writer(descriptor) as writer:
+        with Writer(descriptor, target) as writer:
             _apply_all(_Source(store, parallelism, progress), plan, target, writer, go_on)
             restored = writer.restored()
         os.fsync(descriptor)
@@ -129,6 +129,9 @@ def _apply_divided(source: _Source, plan: Sequence[ArchiveFile], target: Path, w
     fetched = source.counter(plan, writer)
     divided = divide(source.store, plan[0])
     rest = plan[1:] if divided else plan
+    if divided:
+        writer.file = divided.file
+        writer.begin(divided.header)  # before anybody writes
     with Workers(source.store, target, divided, source.parallelism) as workers:
         division = Division(workers, divided, rest, source.parallelism)
         division.apply_parts(writer, fetched)

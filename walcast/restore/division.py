@@ -14,8 +14,9 @@ from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
 from walcast.ltx import HEADER_SIZE, Header
 from walcast.ltx.body import PAGE_FLAG_SIZE, PREFIX
+from walcast.ltx.possible import TAIL_BYTES, check_tail
 from walcast.restore.download import pieces_of, window_bytes
-from walcast.restore.parts import TAIL_BYTES, Decoded, Divided, cut, finish, tail_size
+from walcast.restore.parts import Decoded, Divided, cut, finish
 from walcast.restore.workers import Answer, PartNumber, Range, WorkerLost, Workers, can_fork
 from walcast.restore.writer import Writer
 from walcast.store.base import Store
@@ -48,7 +49,7 @@ def divide(store: Store, file: ArchiveFile) -> Divided | None:
         if header is None or not header.is_snapshot or PREFIX.unpack_from(head, HEADER_SIZE)[1] != PAGE_FLAG_SIZE:
             return None  # pages as LZ4 frames, as older Litestreams wrote them, do not say how long they are
         check_header(header, file)
-        size = tail_size(header, file.size, last)
+        size = check_tail(header, file.size, last)
         tail = store.get(file.key, file.size - size, size)
         return Divided(file, header, head, cut(header, file.size, tail), tail)
     except Corrupt:

@@ -18,6 +18,7 @@ from walcast.checksum import crc64_go_iso, lock_pgno
 from walcast.errors import Corrupt
 from walcast.ltx import HEADER_SIZE, PAGE_HEADER_SIZE, TRAILER_SIZE, Decoder, Header, Page, Trailer
 from walcast.ltx.body import PAGE_FLAG_SIZE, PREFIX, TRAILER
+from walcast.ltx.possible import end_max
 from walcast.position import CHECKSUM_FLAG
 
 BATCH_PAGES = 256
@@ -60,7 +61,7 @@ class FilePages:
             self._feed_frames(data)
             return
         if self._end is not None:
-            self._end += data
+            self._feed_end(data)
             return
         buffer = self._rest + data if self._rest else data
         at = 0
@@ -83,7 +84,7 @@ class FilePages:
             self._rest = buffer[at:]
         else:
             self._rest = b""
-            self._end += buffer[at:]
+            self._feed_end(buffer[at:])
 
     def finish_part(self) -> int:
         """The part has ended: the CRC-64 of it, pages uncompressed. Raises Corrupt when it is not some whole pages."""
@@ -96,8 +97,7 @@ class FilePages:
         header = self.header
         if self._frames is not None:
             self._frames.close()
-            if self._trailer is None or self._frames.unused:
-                raise Corrupt("LTX file: more bytes after the trailer")
+            assert self._trailer is not None  # `close` says so
             return self._trailer
         if (
             header is None
@@ -120,6 +120,12 @@ class FilePages:
         if bool(post_checksum & CHECKSUM_FLAG) == header.no_checksum:
             raise Corrupt(f"LTX file: post-apply checksum {post_checksum:016x} cannot be one")
         return Trailer(post_checksum, stored, self.fed_bytes)
+
+    def _feed_end(self, data: bytes) -> None:
+        assert self._end is not None
+        if len(self._end) + len(data) > end_max(self.count):
+            raise Corrupt(f"LTX file: more bytes after its {self.count:,} pages than there can be")
+        self._end += data
 
     def _pages(self, buffer: bytes, at: int, header: Header) -> int:
         """Decode the whole pages from `at`; where it stopped. The loop that a restore spends its time in."""
@@ -175,6 +181,8 @@ class FilePages:
             if len(self._framed) == BATCH_PAGES or (self._trailer and self._framed):
                 pages, self._framed = self._framed, []
                 self._emit_framed(pages)
+        if decoder.unused:
+            raise Corrupt("LTX file: more bytes after the trailer")
 
     def _emit_framed(self, pages: list[Page]) -> None:
         assert self.header is not None

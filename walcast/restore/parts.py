@@ -18,12 +18,12 @@ from walcast.checksum import crc64_go_iso, lock_pgno
 from walcast.errors import Corrupt
 from walcast.ltx import HEADER_SIZE, PAGE_HEADER_SIZE, TRAILER_SIZE, Header, Trailer
 from walcast.ltx.body import PREFIX, TRAILER
+from walcast.ltx.possible import TAIL_BYTES, snapshot_pages, stored_max
 from walcast.position import CHECKSUM_FLAG
 from walcast.restore.crc_parts import crc64_of_parts
 from walcast.restore.pages import Batch, FilePages
 
 PART_BYTES = 4 << 20
-TAIL_BYTES = 8 + TRAILER_SIZE  # the size of the page index, and the trailer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +54,12 @@ class Decoded:
     crc: int
 
 
-def tail_size(header: Header, size: int, last: bytes) -> int:
-    """How many bytes come after the pages of a file of `size` bytes, from its last TAIL_BYTES. Raises Corrupt."""
-    found = PAGE_HEADER_SIZE + int.from_bytes(last[:8], "big") + TAIL_BYTES
-    smallest = PREFIX.size + 1  # of a page
-    if len(last) != TAIL_BYTES or found > size - HEADER_SIZE - smallest * _pages(header):
-        raise Corrupt(f"LTX file: a tail of {found} bytes in a file of {size}")
-    return found
-
-
 def cut(header: Header, size: int, tail: bytes) -> list[Part]:
     """The parts of a snapshot of `size` bytes that ends with `tail`. Raises Corrupt."""
     index = tail[PAGE_HEADER_SIZE:-TAIL_BYTES]
     values = _uvarints(index)
-    pages = _pages(header)
-    if len(values) != 3 * pages + 1 or values[-1] != 0:
+    pages = snapshot_pages(header)
+    if not pages or len(values) != 3 * pages + 1 or values[-1] != 0:
         raise Corrupt(f"LTX file: a page index of {len(values)} numbers for {pages} pages")
     pgnos, offsets, sizes = (values[column:-1:3] for column in range(3))
     expected = np.arange(1, pages + 1, dtype=np.int64)
@@ -81,6 +72,7 @@ def cut(header: Header, size: int, tail: bytes) -> list[Part]:
         or not np.array_equal(offsets[1:], ends[:-1])
         or int(ends[-1]) != end
         or bool((sizes <= PREFIX.size).any())
+        or bool((sizes > stored_max(header.page_size)).any())
     ):
         raise Corrupt("LTX file: the page index is not that of its pages")
     parts: list[Part] = []
@@ -126,11 +118,6 @@ def finish(divided: Divided, crcs: Sequence[int]) -> Trailer:
     if bool(post_checksum & CHECKSUM_FLAG) == header.no_checksum:
         raise Corrupt(f"LTX file: post-apply checksum {post_checksum:016x} cannot be one")
     return Trailer(post_checksum, stored, divided.file.size)
-
-
-def _pages(header: Header) -> int:
-    """How many pages a snapshot has: all but the lock page."""
-    return header.commit_pages - (header.commit_pages >= lock_pgno(header.page_size))
 
 
 def _uvarints(data: bytes) -> NDArray[np.int64]:

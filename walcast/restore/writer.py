@@ -10,18 +10,21 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from walcast.archive.damage import Contradiction
+from walcast.archive.damage import Contradiction, DamagedFile, check_header, check_size
 from walcast.archive.files import ArchiveFile
 from walcast.checksum import PageChecksums
 from walcast.ltx import Header, Trailer
 from walcast.position import Position
 from walcast.restore.pages import Batch
+from walcast.shortage import check_free
 
 _WRITES_AHEAD = 8
+_BLOCK_BYTES = 512  # as stat(2) counts
 _NO_PGNOS = np.zeros(0, np.uint32)
 _NO_SUMS = np.zeros(0, np.uint64)
 
@@ -51,8 +54,10 @@ class Restored:
 class Writer:
     """Pages → the target, one thread writing behind; keeps the page checksums and compares them with the files'."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, target: Path) -> None:
         self._descriptor = descriptor
+        self._target = target
+        self._begun: tuple[ArchiveFile, Header] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="walcast-write")
         self._writes: deque[Future[None]] = deque()
         self._sums: PageChecksums | None = None
@@ -71,19 +76,20 @@ class Writer:
 
     def write(self, header: Header, batch: Batch) -> None:
         """Queue a batch; waits while too many are queued."""
-        sums = self._of_file(header)
-        sums.apply(batch.pgnos, batch.sums, header.commit_pages)
+        self.note(header, batch.pgnos, batch.sums)
         while len(self._writes) >= _WRITES_AHEAD:
             self._writes.popleft().result()
         self._writes.append(self._pool.submit(write_batch, self._descriptor, header.page_size, batch))
 
     def note(self, header: Header, pgnos: NDArray[np.uint32], sums: NDArray[np.uint64]) -> None:
-        """Pages of this file that somebody else wrote into the target, with these checksums."""
-        self._of_file(header).apply(pgnos, sums, header.commit_pages)
+        """Ascending pages of this file that somebody else wrote into the target, with these checksums."""
+        known = self.begin(header)
+        known.apply(pgnos, sums, max(known.commit_pages, int(pgnos[-1])))
 
     def file_done(self, header: Header, trailer: Trailer, pages: int) -> None:
         """A proven file of this many pages is all written: the database must have the checksum that the file says."""
-        sums = self._of_file(header)
+        sums = self.begin(header)
+        sums.apply(_NO_PGNOS, _NO_SUMS, header.commit_pages)  # the lock page may be the last
         whole = pages >= header.commit_pages - 1
         if whole:
             self._agreeing = 0
@@ -108,6 +114,7 @@ class Writer:
         last, sums = self._last, self._sums
         assert last is not None  # a plan is not empty
         assert sums is not None
+        os.ftruncate(self._descriptor, last.commit_pages * last.page_size)
         return Restored(
             position=Position(last.max_txid, sums.database),
             term=last.term,
@@ -126,18 +133,42 @@ class Writer:
         assert self.file is not None
         return Contradiction(self.file, what, (self.file, *reversed(self._unconfirmed)))
 
-    def _of_file(self, header: Header) -> PageChecksums:
-        """Resize the target for a file: what a smaller commit cut off must not come back as it was."""
+    def begin(self, header: Header) -> PageChecksums:
+        """Pages of this file come now. What it announces is compared with what it can hold and with the room on the
+        disk; the target grows with the pages that come, never by what is announced.
+
+        Raises DamagedFile, Contradiction, DiskFull.
+        """
+        assert self.file is not None
+        if self._sums is not None and self._begun == (self.file, header):
+            return self._sums
+        check_header(header, self.file)
         if self._sums is None:
             self._sums = PageChecksums(header.page_size)
         if header.page_size != self._sums.page_size:
             raise self._contradiction(f"page size {header.page_size} after {self._sums.page_size}")
-        if header.commit_pages != self._pages:
-            self._drain()
-            os.ftruncate(self._descriptor, header.commit_pages * header.page_size)
-            self._pages = header.commit_pages
-            self._sums.apply(_NO_PGNOS, _NO_SUMS, header.commit_pages)
+        try:
+            check_size(header, self.file, self._pages)
+        except DamagedFile as error:  # or those before it are another database's
+            raise self._contradiction(error.what) from error
+        if header.commit_pages > self._pages:
+            written = os.fstat(self._descriptor).st_blocks * _BLOCK_BYTES
+            check_free(self._target, header.commit_pages * header.page_size - written)
+        elif header.commit_pages < self._pages:
+            self._cut_off(header)
+        self._pages = header.commit_pages
+        self._begun = self.file, header
         return self._sums
+
+    def _cut_off(self, header: Header) -> None:
+        """What a smaller commit cut off must not come back as it was."""
+        assert self._sums is not None
+        self._drain()
+        size = header.commit_pages * header.page_size
+        if os.fstat(self._descriptor).st_size > size:
+            os.ftruncate(self._descriptor, size)
+        if self._sums.commit_pages > header.commit_pages:
+            self._sums.apply(_NO_PGNOS, _NO_SUMS, header.commit_pages)
 
     def _drain(self) -> None:
         while self._writes:

@@ -8,8 +8,10 @@ Keys are relative to the store's URL. Every implementation keeps these promises;
 * Of several `put`s with `if_absent` of one key at the same time one succeeds, where `honours_preconditions` says so.
 * Of several `swap`s over one version of an object at most one succeeds, where `honours_swaps` says so, whoever is
   stopped in the middle of one and for how long; nobody waits for another.
+* What others put there is not believed: only a regular file is an object, no link is followed, nothing waits for a
+  FIFO, an object that is read whole and a listing are of bounded size.
 * What goes wrong is `ObjectMissing`, `ObjectExists`, `ObjectChanged`, `Unavailable` (a retry may help) or `ConfigError`
-  (it will not: the message says what to change).
+  (it will not: the message says what to change), or Corrupt for what is there and is no object.
 
 A store may be used by several threads at once.
 """
@@ -22,6 +24,9 @@ from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 from walcast.errors import ConfigError, Unavailable
+
+LISTED_MOST = 1_000_000  # objects of one listing, and names of one folder: some 300 bytes each while they are planned
+WHOLE_MOST_BYTES = 256 << 20  # of an object that is read at once; what is larger is read in pieces
 
 
 class ObjectMissing(Unavailable):
@@ -55,6 +60,17 @@ class ForeignObject(ConfigError):
     """What lies under a key that `swap` writes was not written by it: it is damaged, too big, or another program's."""
 
 
+class ListingTooLong(ConfigError):
+    """There are more objects than an archive can have, or a listing has no end."""
+
+    def __init__(self, prefix: str, url: str) -> None:
+        super().__init__(
+            f"{prefix or 'the archive'} in {url} holds more than {LISTED_MOST:,} objects, more than an archive can: "
+            "remove what does not belong there, or give the archive a prefix of its own"
+        )
+        self.prefix = prefix
+
+
 @dataclass(frozen=True, slots=True)
 class Versioned:
     """A small object, and which version of it this is: opaque, and never the same for two with different content."""
@@ -83,7 +99,8 @@ class Store(Protocol):
         """Where LTX files of a level live, as Litestream lays them out in this kind of store; ends with a slash."""
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        """An object or a range of it; fewer bytes than asked for where it ends earlier."""
+        """An object or a range of it; fewer bytes than asked for where it ends earlier. Without `length` at most
+        WHOLE_MOST_BYTES, and Corrupt for a larger object."""
 
     def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
         """An object from its start, in pieces of `size` bytes (the last may be shorter)."""

@@ -10,8 +10,10 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +21,23 @@ from typing import BinaryIO, Self
 
 from walcast.errors import ConfigError, Unavailable
 from walcast.filesystem import fsync_directory, make_directory
-from walcast.store.base import ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Versioned
+from walcast.store.base import (
+    LISTED_MOST,
+    WHOLE_MOST_BYTES,
+    ListingTooLong,
+    ObjectChanged,
+    ObjectExists,
+    ObjectInfo,
+    ObjectMissing,
+    Versioned,
+)
 from walcast.store.directory_swap import VersionFolder
+from walcast.store.regular import opened_file, opened_folder, read_small
 from walcast.store.swaps import check_size, keeps_to_versions
 
 _COPY_BYTES = 1 << 20
 _LEFTOVER_S = 86_400.0
+_DEPTH_MOST = 8  # of folders in folders; a generation's are three
 
 # A retry does not help against these: somebody has to change the path, its owner or its mount.
 _WRONG_PLACE = {
@@ -60,12 +73,18 @@ class DirectoryStore:
         return f"ltx/{level}/"
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        with self._errors(key), self._path(key).open("rb") as file:
+        path = self._path(key)
+        with self._errors(key), opened_file(self.root, key) as file:
+            if length is None:
+                return read_small(file, WHOLE_MOST_BYTES, path)[start:]
+            # No more is allocated than there is, however much a caller was told to ask for.
+            length = min(length, max(0, os.fstat(file.fileno()).st_size - start))
             file.seek(start)
-            return file.read() if length is None else file.read(length)
+            return file.read(length)
 
     def chunks(self, key: str, size: int = _COPY_BYTES) -> Iterator[bytes]:
-        with self._errors(key), self._path(key).open("rb") as file:
+        self._path(key)
+        with self._errors(key), opened_file(self.root, key) as file:
             while chunk := file.read(size):
                 yield chunk
 
@@ -74,6 +93,7 @@ class DirectoryStore:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         with self._errors(key):
             self._make_folder(path.parent)
+            self._expect_folder(key)
             try:
                 with temporary.open("xb") as file:
                     if isinstance(body, bytes):
@@ -149,13 +169,14 @@ class DirectoryStore:
         folders: set[Path] = set()
         for key in keys:
             path = self._path(key)
-            with self._errors(key):
-                path.unlink(missing_ok=True)
+            *parts, name = key.split("/")
+            with self._errors(key), suppress(FileNotFoundError), opened_folder(self.root, parts) as folder:
+                os.unlink(name, dir_fd=folder)  # a link itself, never what it leads to
             folders.add(path.parent)
-        for folder in folders:
-            with self._errors(str(folder)):
-                if folder.is_dir():
-                    fsync_directory(folder)
+        for path in folders:
+            with self._errors(str(path)):
+                if path.is_dir():
+                    fsync_directory(path)
 
     def check(self, *, write: bool = True, delete: bool = True) -> None:
         with self._errors(""):
@@ -208,25 +229,43 @@ class DirectoryStore:
         temporary.unlink()
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
+        if folder.count("/") > _DEPTH_MOST:
+            return  # no archive's
+        parts = folder.split("/")[:-1]
         try:
-            with os.scandir(self.root / folder) as entries:
-                # A folder sorts as its name with the slash, as S3 sorts whole keys.
-                found = sorted((entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries)
+            with opened_folder(self.root, parts) as descriptor:
+                for name in self._names(descriptor, folder, prefix):
+                    if name.endswith("/"):
+                        yield from self._walk(folder + name, prefix)
+                        continue
+                    try:
+                        status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # removed since the folder was read
+                    if stat.S_ISREG(status.st_mode):
+                        yield ObjectInfo(folder + name, status.st_size, status.st_mtime_ns // 1_000_000)
         except FileNotFoundError:
             return
-        for name, entry in found:
-            key = folder + name
-            if name.startswith(".") or name.endswith(".tmp"):
-                continue
-            if name.endswith("/"):
-                if key.startswith(prefix) or prefix.startswith(key):
-                    yield from self._walk(key, prefix)
-            elif key.startswith(prefix):
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue  # removed since the folder was read
-                yield ObjectInfo(key, status.st_size, status.st_mtime_ns // 1_000_000)
+
+    def _names(self, descriptor: int, folder: str, prefix: str) -> Sequence[str]:
+        """What is in an open folder and may be, or lead to, an object with that prefix. Links, FIFOs and the like are
+        not; of a name with bytes that are no UTF-8 nobody could speak."""
+        found = deque[str]()
+        with os.scandir(descriptor) as entries:
+            for count, entry in enumerate(entries):
+                if count >= LISTED_MOST:
+                    raise ListingTooLong(folder, self.url)
+                name = entry.name
+                if name.startswith(".") or name.endswith(".tmp") or not name.isprintable():
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    name += "/"  # a folder sorts as its name with the slash, as S3 sorts whole keys
+                    if not prefix.startswith(folder + name) and not (folder + name).startswith(prefix):
+                        continue
+                elif not entry.is_file(follow_symlinks=False) or not (folder + name).startswith(prefix):
+                    continue
+                found.append(name)
+        return sorted(found)
 
     def _make_folder(self, folder: Path) -> None:
         """Have the folder, by a durable name. One that is found below the root may have been made by a process that was
@@ -236,6 +275,11 @@ class DirectoryStore:
             fsync_directory(folder.parent)
             self._named.add(folder)
             folder = folder.parent
+
+    def _expect_folder(self, key: str) -> None:
+        """NotAnObject where a link stands for one of the key's folders: an object would be written elsewhere."""
+        with opened_folder(self.root, key.split("/")[:-1]):
+            pass
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

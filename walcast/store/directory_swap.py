@@ -28,15 +28,16 @@ import errno
 import os
 import secrets
 import shutil
-import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
 from walcast.store.base import ForeignObject, Versioned
+from walcast.store.regular import NotAnObject, opened_file, opened_folder, read_small
 from walcast.store.swaps import MAX_SWAP_BYTES
 
 _DIGITS = 16
@@ -45,6 +46,7 @@ _HEAD_BYTES = 2 * _DIGITS + 2
 _LEFTOVER_S = 86_400.0
 _TRIES = 100
 _NUMBER_MOST = 1 << 60
+_NAMES_MOST = 10_000  # some are there for a moment; each swap removes those before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,12 @@ class VersionFolder:
     def _load(self, number: int) -> _Version | None:
         path = self.path / _file_name(number)
         try:
-            body = _read_bounded(path)
+            with opened_file(self.path.parent, f"{self.path.name}/{path.name}") as file:
+                body = read_small(file, _HEAD_BYTES + MAX_SWAP_BYTES, path)
         except FileNotFoundError:
             return None
+        except NotAnObject as error:
+            raise ForeignObject(str(error)) from error
         head = body[:_HEAD_BYTES]
         token, space, before = head[:-1].decode("latin-1").partition(" ")
         whole = len(head) == _HEAD_BYTES and head.endswith(b"\n") and space and len(token) == _DIGITS
@@ -155,10 +160,15 @@ class VersionFolder:
 
     def _numbers(self) -> list[int]:
         try:
-            with os.scandir(self.path) as entries:
-                return sorted(int(entry.name, 16) for entry in entries if _is_number(entry.name))
+            with opened_folder(self.path.parent, [self.path.name]) as folder, os.scandir(folder) as entries:
+                names = [entry.name for entry in islice(entries, _NAMES_MOST + 1)]
         except FileNotFoundError:
             return []
+        except NotAnObject as error:
+            raise ForeignObject(str(error)) from error
+        if len(names) > _NAMES_MOST:
+            raise ForeignObject(f"{self.path} holds more than {_NAMES_MOST:,} files: remove it when no node is running")
+        return sorted(int(name, 16) for name in names if _is_number(name))
 
     def _remove_old(self, numbers: list[int]) -> None:
         """Oldest first, and none after one that stays. The swap counts already, so nothing here may fail it."""
@@ -170,18 +180,6 @@ class VersionFolder:
             for path in self.path.glob(".*.tmp"):  # of writers that were killed
                 if path.stat().st_ctime < before_s:
                     path.unlink(missing_ok=True)
-
-
-def _read_bounded(path: Path) -> bytes:
-    """One byte more than a version can have, at most. Nothing but a file is read, and a pipe is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(_HEAD_BYTES + MAX_SWAP_BYTES + 1)
-    finally:
-        os.close(descriptor)
 
 
 def _file_name(number: int) -> str:
