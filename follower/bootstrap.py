@@ -26,7 +26,9 @@ from follower.receiver import Receiver, Target
 from follower.room import check_announced
 from walcast import ltx, wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
+from walcast.archive.damage import DamagedFile, check_size
 from walcast.archive.identity import read_archive_id
+from walcast.archive.reading import announced_bytes
 from walcast.discarded import Circumstances
 from walcast.errors import Corrupt, Unavailable
 from walcast.identity import forget_database_id, write_database_id
@@ -37,9 +39,12 @@ from walcast.restore.around import Around, Goal
 from walcast.rpc import replication_pb2 as pb
 from walcast.shortage import disk_errors
 from walcast.statedir import state_dir
-from walcast.store import ObjectMissing, Store
+from walcast.store import Store
 
 log = logging.getLogger("walcast.follower")
+
+ROOM_EVERY_PAGES = 256
+ROOM_BYTES = 2 << 20  # pages go to the WAL before the archive's files are proven, and must not fill the disk
 
 Progress = Callable[[int, int], None]
 
@@ -53,7 +58,7 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     owner = read_archive_id(store)
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
-        check_announced(temporary, restored_bytes(store, plan))
+        check_announced(temporary, announced_bytes(store, plan))
         return restore_to(store, plan, temporary, progress=progress, go_on=go_on)
 
     try:
@@ -74,16 +79,6 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
     return fresh
 
 
-def restored_bytes(store: Store, plan: Sequence[ArchiveFile]) -> int:
-    """How large the database of a plan is, as the header of its last file says; 0 when that cannot be told."""
-    last = plan[-1]
-    try:
-        header = ltx.Header.decode(store.get(last.key, 0, ltx.HEADER_SIZE))
-    except (Corrupt, ObjectMissing):  # restoring finds that out, and a way around
-        return 0
-    return header.commit_pages * header.page_size if header is not None else 0
-
-
 def archived_since(store: Store, applier: Applier, keeping: Circumstances | None = None) -> bool:
     """Apply what the archive has after the replica's position, in one commit; False when it has no such chain.
 
@@ -97,11 +92,16 @@ def archived_since(store: Store, applier: Applier, keeping: Circumstances | None
     target: Applier | Keeping | None = None
     try:
         header = None
-        for header, pages in pages_after(store, plan):
+        pages_before = applier.checksums.commit_pages
+        for (header, pages), file in zip(pages_after(store, plan), plan, strict=True):
+            _check_announced(header, file, applier, pages_before)
+            pages_before = header.commit_pages
             if target is None:
                 target = applier if keeping is None or _goes_on(header, applier) else keeping_of(applier, keeping)
                 target.begin()
-            for page in pages:
+            for count, page in enumerate(pages):
+                if count % ROOM_EVERY_PAGES == 0:
+                    check_announced(applier.path, ROOM_BYTES)
                 target.write_pages([page.pgno], [page.data])
         if target is None or header is None or not header.database_checksum:
             applier.rollback()
@@ -113,6 +113,14 @@ def archived_since(store: Store, applier: Applier, keeping: Circumstances | None
         raise
     log.info("caught up from the archive", extra={"url": store.url, "position": str(position), "files": len(plan)})
     return True
+
+
+def _check_announced(header: ltx.Header, file: ArchiveFile, applier: Applier, pages_before: int) -> None:
+    """What a file announces, before anything of it is written: DamagedFile for what cannot be, DiskFull."""
+    if header.page_size != applier.page_size:
+        raise DamagedFile(file, f"has pages of {header.page_size} bytes, and the replica of {applier.page_size}")
+    check_size(header, file, pages_before)
+    check_announced(applier.path, (header.commit_pages - pages_before) * header.page_size)
 
 
 def keeping_of(applier: Applier, circumstances: Circumstances) -> Keeping:

@@ -393,12 +393,20 @@ class Following:
             return None
         try:
             return await self._threads.run(from_archive, self._store, self.path, self._state.path, self._progress())
-        except (DiskFull, Exhausted):
-            raise  # nor would a copy from the primary fit
-        except (Unavailable, Corrupt) as error:
-            facts = {"url": self._store.url, "error": str(error)}
-            self._rarely.log(logging.WARNING, "cannot bootstrap from the archive", "archive", facts, burst=BURST)
+        except Exception as error:  # noqa: BLE001 - whatever is there, the primary is asked
+            # Also for want of room or memory: what an archive says of its size may be a lie, and the primary knows it.
+            self._archive_failed("cannot bootstrap from the archive", "archive", error)
             return None
+
+    def _archive_failed(self, what: str, key: str, error: Exception) -> None:
+        """One line, with a traceback where nobody expects such an error."""
+        assert self._store is not None
+        known = error if isinstance(error, WalcastError) else shortage(error, self.path)
+        if known is None:
+            log.error(what, exc_info=error, extra={"url": self._store.url})
+            return
+        facts = {"url": self._store.url, "error": str(known)}
+        self._rarely.log(logging.WARNING, what, key, facts, burst=BURST)
 
     async def _follow(self) -> None:
         """Stream for ever; when the primary cannot go on from here, catch up another way."""
@@ -565,11 +573,10 @@ class Following:
             return False  # nobody has said yet that it is one
         try:
             return await self._threads.run(catch_up, self._store, self._applier, keeping)
-        except WalcastError as error:
+        except Exception as error:  # noqa: BLE001 - whatever is there, the primary is asked
             if isinstance(error, DiskFull):
                 self._room.lacks(error)
-            facts = {"url": self._store.url, "error": str(error)}
-            self._rarely.log(logging.WARNING, "cannot catch up from the archive", "catch up", facts, burst=BURST)
+            self._archive_failed("cannot catch up from the archive", "catch up", error)
             return False
 
     async def _take_over(self, stream: Stream, applier: Applier, offer: pb.HandOver) -> None:

@@ -12,11 +12,11 @@ import logging
 from collections.abc import Sequence
 
 from follower.applier import Applier, ChecksumMismatch
-from follower.bootstrap import archived_since, keeping_of, restored_bytes
+from follower.bootstrap import archived_since, keeping_of
 from follower.room import check_announced
-from walcast import ltx
 from walcast.archive import ArchiveFile, list_files, plan_restore
 from walcast.archive.identity import read_archive_id
+from walcast.archive.reading import announced_bytes, read_header
 from walcast.discarded import Circumstances
 from walcast.errors import WalcastError
 from walcast.identity import OtherDatabase, read_database_id
@@ -57,11 +57,9 @@ def catch_up(store: Store, applier: Applier, keeping: Circumstances | None = Non
 def newest_term(store: Store) -> int:
     """Of the archive's newest file; 0 when there is none that can be told."""
     try:
-        last = plan_restore(list_files(store))[-1]
-        header = ltx.Header.decode(store.get(last.key, 0, ltx.HEADER_SIZE))
+        return read_header(store, plan_restore(list_files(store))[-1]).term
     except WalcastError:
         return 0
-    return header.term if header is not None else 0
 
 
 def rebase(store: Store, applier: Applier, keeping: Circumstances) -> bool:
@@ -69,7 +67,7 @@ def rebase(store: Store, applier: Applier, keeping: Circumstances) -> bool:
     temporary = state_dir(applier.path) / TEMPORARY
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
-        check_announced(temporary, restored_bytes(store, plan))
+        check_announced(temporary, announced_bytes(store, plan))
         return restore_to(store, plan, temporary, go_on=go_on)
 
     try:

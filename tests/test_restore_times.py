@@ -55,12 +55,12 @@ def test_a_time_that_no_calendar_has_is_printed_all_the_same() -> None:
 
 
 def put(store: MemoryStore, level: int, low: int, high: int, timestamp_ms: int) -> str:
-    """Only a header; uploaded an hour later."""
+    """Only a header, in a file that may hold a page; uploaded an hour later."""
     key = ltx_key(store, level, low, high)
     head = Header(
         page_size=512, commit_pages=1, min_txid=low, max_txid=high, timestamp_ms=timestamp_ms, flags=FLAG_NO_CHECKSUM
     )
-    store.put(key, head.encode(), timestamp_ms=timestamp_ms + 3_600_000)
+    store.put(key, head.encode() + bytes(100), timestamp_ms=timestamp_ms + 3_600_000)
     return key
 
 

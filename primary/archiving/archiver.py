@@ -250,7 +250,8 @@ class Archiver:
         files = list_files(self.store)
         others = of_no_history(files, self._history)
         set_aside(self.store, others, self._history, str(self._database.state.path))
-        return [file for file in files if file not in others]
+        keys = {file.key for file in others}
+        return [file for file in files if file.key not in keys]
 
     def _upload_next(self) -> None:
         """One file more: the next entries, or, where the log does not continue the archive, what bridges that."""

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import BinaryIO, cast
 
 from walcast.archive import ArchiveFile
+from walcast.errors import Corrupt, DiskFull
+from walcast.shortage import check_free
 from walcast.store import Store
 from walcast.terms import TermStart
 
@@ -20,6 +22,7 @@ log = logging.getLogger("walcast.archive")
 
 PREFIX = "discarded/"
 SPOOL_BYTES = 8 << 20
+SPARE_BYTES = 1 << 20
 
 
 def of_no_history(files: Sequence[ArchiveFile], history: Sequence[TermStart]) -> list[ArchiveFile]:
@@ -28,11 +31,19 @@ def of_no_history(files: Sequence[ArchiveFile], history: Sequence[TermStart]) ->
 
 
 def set_aside(store: Store, files: Sequence[ArchiveFile], history: Sequence[TermStart], folder: str) -> None:
-    """Move them; each is whole in its new place before it leaves the old one."""
+    """Move them; each is whole in its new place before it leaves the old one. One that is not what it was listed as, or
+    that this disk has no room for, stays, and does no harm there: nothing goes on from it."""
     for file in of_no_history(files, history):
+        try:
+            check_free(folder, file.size + SPARE_BYTES)
+        except DiskFull as error:
+            log.warning("no room to set aside a file of no history", extra={"key": file.key, "error": str(error)})
+            continue
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=folder) as spool:
             for chunk in store.chunks(file.key):
                 spool.write(chunk)
+                if spool.tell() > file.size:
+                    raise Corrupt(f"{file.key} in {store.url} has more bytes than it was listed with")
             spool.seek(0)
             store.put(PREFIX + file.key, cast(BinaryIO, spool), timestamp_ms=file.timestamp_ms)
         store.delete([file.key])

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from walcast import ltx
 from walcast.archive import ArchiveFile
+from walcast.archive.damage import check_header, check_size
 from walcast.errors import Corrupt
 from walcast.position import format_txid
 from walcast.restore.pages import FilePages
@@ -51,6 +52,8 @@ def compact(
     streams = [_Input(store, file, data, piece) for file, data in zip(inputs, first, strict=True)]
     headers = [stream.header() for stream in streams]
     _check_contiguous(headers)
+    for before, after, file in zip(headers, headers[1:], inputs[1:], strict=False):
+        check_size(after, file, before.commit_pages)
     last = headers[-1]
     header = ltx.Header(
         page_size=last.page_size,
@@ -106,8 +109,7 @@ class _Input:
         header = self._decoder.next_event()
         if not isinstance(header, ltx.Header):
             raise Corrupt(f"{self._file.key} in {self._store.url} has no LTX header")
-        if (header.min_txid, header.max_txid) != (self._file.min_txid, self._file.max_txid):
-            raise Corrupt(f"{self._file.key} in {self._store.url} holds other TXIDs than its name says")
+        check_header(header, self._file)
         return header
 
     def pages(self, order: int) -> Iterator[tuple[int, int, ltx.Page]]:
@@ -117,7 +119,7 @@ class _Input:
                 while (event := self._decoder.next_event()) is not None:
                     if isinstance(event, ltx.Page):
                         yield event.pgno, order, event
-                if self._read >= self._file.size:
+                if self._read >= self._file.size or self._decoder.unused:
                     break
                 data = self._store.get(self._file.key, self._read, self._piece_bytes)
                 if not data:
@@ -125,6 +127,8 @@ class _Input:
                 self._read += len(data)
                 self._decoder.feed(data)
             self._decoder.close()
+            if self._decoder.unused:
+                raise Corrupt("more bytes after the trailer")
         except Corrupt as error:
             raise Corrupt(f"{self._file.key} in {self._store.url}: {error}") from error
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from primary.database import Database
 from primary.log import Known
-from walcast import ltx
 from walcast.archive import ArchiveFile, plan_restore
-from walcast.errors import Corrupt, WalcastError
-from walcast.position import Position
+from walcast.archive.reading import read_header
+from walcast.errors import ConfigError, Corrupt, WalcastError
+from walcast.position import Position, format_txid
 from walcast.store import ObjectMissing, Store
 
 log = logging.getLogger("walcast.archive")
+
+JUMP_MOST = 1 << 48  # TXIDs: 2^27 changes of the primary, or 9 years of a million commits a second
 
 
 def archive_end(store: Store, files: Sequence[ArchiveFile]) -> Position | None:
@@ -26,10 +28,8 @@ def archive_end(store: Store, files: Sequence[ArchiveFile]) -> Position | None:
     if last.max_txid != newest_txid(files):
         return None
     try:
-        header = ltx.Header.decode(store.get(last.key, 0, ltx.HEADER_SIZE))
+        header = read_header(store, last)
     except (Corrupt, ObjectMissing):
-        return None
-    if header is None or header.max_txid != last.max_txid:
         return None
     return Position(last.max_txid, header.database_checksum)
 
@@ -49,6 +49,12 @@ def continues(database: Database, end: Position | None) -> bool:
 def begin_behind(database: Database, newest: int) -> None:
     """Go on with a TXID that leaves one out behind the archive's newest: TXIDs name files, and over a TXID that is only
     in a snapshot no chain leads from the one history to the other."""
+    if newest - database.log.position.txid > JUMP_MOST:
+        raise ConfigError(
+            f"the archive names TXID {format_txid(newest)}, and this database is at "
+            f"{format_txid(database.log.position.txid)}: no history is so far ahead; find out who put that file there, "
+            "and remove it"
+        )
     if newest >= database.log.position.txid:
         facts = {"archive_txid": newest, "txid": database.log.position.txid}
         log.warning("the archive has another history; going on behind it", extra=facts)

@@ -36,12 +36,19 @@ from walcast.position import Position
 from walcast.restore.apply import Progress, Restored
 from walcast.restore.download import downloading
 from walcast.restore.wal import RestoredWal, write_all
+from walcast.shortage import check_free
 from walcast.store.base import ObjectMissing, Store
 
 log = logging.getLogger("walcast.restore")
 
 _UNPACK_BYTES = 4 << 20
 _READ_BYTES = 4 << 20  # pages read back for their checksums at a time
+_LISTINGS_MAX = 8
+_WARNINGS_MAX = 3
+_HEAD_BYTES = 100  # of a database file
+_EXPANDS = 255
+_RESERVE_BYTES = 1 << 20  # that others on this disk keep, whatever a file unpacks to
+_BEYOND_FACTOR, _BEYOND_BYTES = 16, 1 << 30  # by how much a database file may be longer than its header says
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _AGE_MAGIC = b"age-encryption.org/"
 
@@ -59,23 +66,28 @@ def restore_generation(
     Answers what it made, and the keys that it went around. Raises as `generation_to`; the error says up to what time
     the archive restores without the file.
     """
-    goal, avoid = plan[-1], list[str]()
+    goal, avoid = plan[-1], dict[str, None]()
+    files = list[GenerationFile]()
     first: DamagedFile | ObjectMissing | GenerationGap | None = None
     while True:
         try:
             return generation_to(store, plan, target, parallelism=parallelism, progress=progress), tuple(avoid)
         except (DamagedFile, ObjectMissing, GenerationGap) as error:
-            files = [file for file in list_generations(store) if file.key not in avoid]
+            # Not after each of many damaged snapshots: to list them takes longer than to try one.
+            if len(avoid) < _LISTINGS_MAX or isinstance(error, ObjectMissing):
+                files = list_generations(store)
+            files = [file for file in files if file.key not in avoid]
             bad = _bad_file(error, plan)
             if bad is not plan[0]:
                 raise _last_words(error, hint_before(files, plan[plan.index(bad) - 1], bad)) from error
-            avoid.append(bad.key)
+            avoid[bad.key] = None
             try:
                 plan = plan_to([file for file in files if file.key != bad.key], goal)
             except WalcastError:
                 raise first or error from None
             first = first or error
-            log.warning("going around a file of the archive", extra={"url": store.url, "error": str(error)})
+            level = logging.WARNING if len(avoid) <= _WARNINGS_MAX else logging.DEBUG
+            log.log(level, "going around a file of the archive", extra={"url": store.url, "error": str(error)})
 
 
 def generation_to(
@@ -148,7 +160,11 @@ class _Making:
         self._descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._file: GenerationFile | None = None
         self._wal: RestoredWal | None = None
+        self._target = target
+        self._head = b""  # of the snapshot, while it is not complete
         self._size = 0
+        self._size_max: int | None = None  # of the snapshot, as the database's own header says; None: it does not
+        self._beyond = 0
         self._page_size = 0
 
     def __enter__(self) -> _Making:
@@ -165,7 +181,7 @@ class _Making:
         if last is None:
             return
         if last.is_snapshot:
-            self._page_size = self._page_size_of(last)
+            self._end_snapshot(last)
         elif self._wal is not None:
             self._check_end(last, self._wal, file)
         if file.offset == 0:
@@ -179,9 +195,9 @@ class _Making:
         """The next bytes of the file."""
         assert self._file is not None
         if self._wal is None:
-            write_all(self._descriptor, data, self._size)
-            self._size += len(data)
+            self._feed_snapshot(self._file, data)
             return
+        check_free(self._target, len(data) + _RESERVE_BYTES)
         try:
             self._wal.feed(data)
         except Corrupt as error:
@@ -190,7 +206,7 @@ class _Making:
     def finish(self, plan: Sequence[GenerationFile]) -> Restored:
         """All files are in: the last WAL applied, the target synced, its pages read for their checksums."""
         if self._wal is None:
-            self._page_size = self._page_size_of(plan[0])
+            self._end_snapshot(plan[0])
         else:
             self._wal.apply(self._descriptor)
         os.fsync(self._descriptor)
@@ -211,12 +227,41 @@ class _Making:
             unconfirmed=tuple(plan),
         )
 
-    def _page_size_of(self, snapshot: GenerationFile) -> int:
-        head = os.pread(self._descriptor, 18, 0)
+    def _feed_snapshot(self, snapshot: GenerationFile, data: bytes) -> None:
+        if not self._page_size:
+            self._head += data
+            if len(self._head) < _HEAD_BYTES:
+                return
+            data, self._head = self._head, b""
+            self._begin_snapshot(snapshot, data)
+        kept = data if self._size_max is None else data[: self._size_max - self._size]
+        check_free(self._target, len(kept) + _RESERVE_BYTES)
+        write_all(self._descriptor, kept, self._size)
+        self._size += len(kept)
+        # A database that shrank keeps the longer file until a checkpoint is complete: none of its pages.
+        self._beyond += len(data) - len(kept)
+        if self._size_max is not None and self._beyond > _BEYOND_FACTOR * self._size_max + _BEYOND_BYTES:
+            raise DamagedFile(snapshot, f"unpacks to far more than the {self._size_max:,} bytes of its database")
+
+    def _begin_snapshot(self, snapshot: GenerationFile, head: bytes) -> None:
+        """What the database's header says, before anything is written; see SQLite's file format, 1.3."""
         page_size = {1: 65536}.get(stored := int.from_bytes(head[16:18], "big"), stored)
         if head[:16] != _SQLITE_MAGIC or not 512 <= page_size <= 65536 or page_size & (page_size - 1):
-            raise DamagedFile(snapshot, f"holds no SQLite database: begins with {head.hex()}")
-        return page_size
+            raise DamagedFile(snapshot, f"holds no SQLite database: begins with {head[:18].hex()}")
+        self._page_size = page_size
+        pages = int.from_bytes(head[28:32], "big")
+        if pages and head[24:28] == head[92:96]:  # else an old SQLite wrote last, which does not keep it
+            self._size_max = pages * page_size
+            check_free(self._target, self._least(self._size_max, snapshot) + _RESERVE_BYTES)
+
+    @staticmethod
+    def _least(announced: int, snapshot: GenerationFile) -> int:
+        """Of what is announced, what the file can hold at all: LZ4 expands 255 times."""
+        return min(announced, snapshot.size * _EXPANDS)
+
+    def _end_snapshot(self, snapshot: GenerationFile) -> None:
+        if not self._page_size:
+            raise DamagedFile(snapshot, f"holds no SQLite database: begins with {self._head[:18].hex()}")
 
     def _check_end(self, last: GenerationFile, wal: RestoredWal, file: GenerationFile) -> None:
         """`last` is over and `file` comes next. Within a WAL a segment may end anywhere, its end is a commit."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from walcast.errors import Corrupt
+from walcast.shortage import check_free
 from walcast.wal import WAL_HEADER_SIZE, WalHeader, frame_dtype, record_checksums
 
 _VERIFY_BYTES = 1 << 20  # frames verified at a time: what fits into a core's cache
@@ -91,6 +92,8 @@ class RestoredWal:
         """Write the last committed version of every page to the open file `database`, and cut it to its size."""
         if not self.committed:
             return
+        written = os.fstat(database).st_blocks * 512  # as stat(2) counts
+        check_free(self._path, self._commit_pages * self._page_size - written)
         pgnos = np.concatenate(self._pgnos)[: self.committed]
         changed, from_end = np.unique(pgnos[::-1], return_index=True)
         inside = changed <= self._commit_pages
