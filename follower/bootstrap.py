@@ -30,7 +30,7 @@ from walcast.archive.damage import DamagedFile, check_size
 from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import announced_bytes
 from walcast.discarded import Circumstances
-from walcast.errors import Corrupt, Unavailable
+from walcast.errors import Unavailable
 from walcast.identity import forget_database_id, write_database_id
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to

@@ -68,6 +68,7 @@ log = logging.getLogger("walcast.follower")
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 RETRY_BOOTSTRAP_MOST_S = 120.0  # without room for a first copy
+ARCHIVE_AGAIN_S = 60.0  # after one that there was no room or memory for, the primary alone is asked for so long
 STEADY_S = 10.0  # a stream that lasted for so long was no failure
 MEND_EVERY_S = 1.0
 SYNC_S = 5.0
@@ -137,6 +138,7 @@ class Following:
         self._refused_before = False
         self._copied_s = -MEND_EVERY_S
         self._room = Room()
+        self._archive_not_before_s = 0.0
         self._rarely = Rarely(log)
 
     # What others ask
@@ -389,12 +391,14 @@ class Following:
         return progress
 
     async def _from_archive(self) -> Fresh | None:
-        if self._store is None:
+        if self._store is None or time.monotonic() < self._archive_not_before_s:
             return None
         try:
             return await self._threads.run(from_archive, self._store, self.path, self._state.path, self._progress())
         except Exception as error:  # noqa: BLE001 - whatever is there, the primary is asked
             # Also for want of room or memory: what an archive says of its size may be a lie, and the primary knows it.
+            if shortage(error, self.path) or isinstance(error, DiskFull | Exhausted):
+                self._archive_not_before_s = time.monotonic() + ARCHIVE_AGAIN_S
             self._archive_failed("cannot bootstrap from the archive", "archive", error)
             return None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from walcast.errors import DiskFull
-from walcast.shortage import check_free, free_bytes
+from walcast.shortage import free_bytes
 
 LEAST_BYTES = 1 << 20  # where the try that failed did not say what it needs
 TRY_ANYWAY_S = 60.0  # what was needed may have been guessed too high, and a quota cannot be looked at
@@ -50,4 +50,6 @@ class Room:
 
 def check_announced(path: Path, needed_bytes: int, detail: str = "a new copy does not fit") -> None:
     """DiskFull, before the first byte is fetched, when the disk of `path` has less room than what is announced."""
-    check_free(path, needed_bytes, detail)
+    free = free_bytes(path)
+    if free is not None and free < needed_bytes:
+        raise DiskFull(path, detail, free_bytes=free, needed_bytes=needed_bytes)

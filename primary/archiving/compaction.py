@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from walcast import ltx
 from walcast.archive import ArchiveFile
-from walcast.archive.damage import check_header, check_size
+from walcast.archive.damage import check_header
 from walcast.errors import Corrupt
 from walcast.position import format_txid
 from walcast.restore.pages import FilePages
@@ -52,8 +52,6 @@ def compact(
     streams = [_Input(store, file, data, piece) for file, data in zip(inputs, first, strict=True)]
     headers = [stream.header() for stream in streams]
     _check_contiguous(headers)
-    for before, after, file in zip(headers, headers[1:], inputs[1:], strict=False):
-        check_size(after, file, before.commit_pages)
     last = headers[-1]
     header = ltx.Header(
         page_size=last.page_size,

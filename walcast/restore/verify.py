@@ -10,10 +10,11 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from walcast.archive.checks import Findings, Read, check_holes, check_reads
 from walcast.archive.damage import DamagedFile
@@ -23,29 +24,27 @@ from walcast.archive.files import (
     ArchiveFile,
     ArchiveGap,
     TxidNotAvailable,
+    file_of,
     list_files,
     plan_restore,
 )
 from walcast.archive.generations import list_generations
-from walcast.archive.reading import file_events, read_header, read_headers
-from walcast.checksum import PageChecksums, lock_pgno, page_checksum
+from walcast.archive.reading import announced_bytes, file_events, read_header, read_headers
+from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import ConfigError, Corrupt, WalcastError
-from walcast.ltx import (
-    HEADER_SIZE,
-    PAGE_HEADER_SIZE,
-    Header,
-    Page,
-    decode_page_index,
-    page_index_size,
-    parse_filename,
-)
+from walcast.ltx import Header, Page
+from walcast.ltx.possible import TAIL_BYTES, check_tail, snapshot_pages
 from walcast.position import CHECKSUM_FLAG
 from walcast.restore.apply import Progress
+from walcast.restore.parts import cut
 from walcast.restore.restoring import RestoreReport, restore
-from walcast.store.base import ObjectMissing, Store
+from walcast.store.base import LISTED_MOST, ListingTooLong, ObjectMissing, Store
+
+T = TypeVar("T")
 
 _SCAN_BYTES = 4 << 20
-_TAIL_BYTES = 64
+_AHEAD = 1024
+_FOREIGN_NAMED = 100
 _NOT_RESTORABLE = (Corrupt, ObjectMissing, ArchiveEmpty, ArchiveGap, TxidNotAvailable)
 
 
@@ -95,15 +94,19 @@ def sample_archive(store: Store, *, count: int = 8, parallelism: int = 8, progre
 def _listed(store: Store, findings: Findings) -> list[ArchiveFile]:
     """The archive's LTX files, by level and TXID; other names are noted."""
     files: list[ArchiveFile] = []
+    foreign = 0
     for level in LEVELS:
-        prefix = store.level_prefix(level)
-        for found in store.list(prefix):
-            try:
-                low, high = parse_filename(found.key.removeprefix(prefix))
-            except ValueError:
+        for found in store.list(store.level_prefix(level)):
+            if len(files) >= LISTED_MOST:
+                raise ListingTooLong("", store.url)
+            if (file := file_of(store, level, found)) is not None:
+                files.append(file)
+                continue
+            foreign += 1
+            if foreign <= _FOREIGN_NAMED:
                 findings.notes.append(f"{found.key}: not the name of an LTX file")
-            else:
-                files.append(ArchiveFile(level, low, high, found.size, found.timestamp_ms, found.key))
+    if foreign > _FOREIGN_NAMED:
+        findings.notes.append(f"{foreign - _FOREIGN_NAMED:,} more objects that have not the name of an LTX file")
     if not files and list_generations(store):
         raise ConfigError(
             "an archive of Litestream 0.3 has no checksums to compare: prove it with "
@@ -140,7 +143,7 @@ def _read_all(
     reads: list[Read] = []
     gone: list[ArchiveFile] = []
     with ThreadPoolExecutor(parallelism, thread_name_prefix="walcast-verify") as pool:
-        for file, answer in zip(files, pool.map(attempt, files), strict=True):
+        for file, answer in zip(files, _mapped(pool, attempt, files), strict=True):
             if isinstance(answer, Read):
                 reads.append(answer)
                 findings.bytes_read += file.size
@@ -152,6 +155,12 @@ def _read_all(
     still = {file.key for file in list_files(store)} if gone else set()  # the others were removed by retention
     findings.problems += [f"{file.key}: is listed, but not there" for file in gone if file.key in still]
     return reads
+
+
+def _mapped(pool: ThreadPoolExecutor, work: Callable[[ArchiveFile], T], files: Sequence[ArchiveFile]) -> Iterator[T]:
+    """As the pool's own `map`, which would take all files at once."""
+    for start in range(0, len(files), _AHEAD):
+        yield from pool.map(work, files[start : start + _AHEAD])
 
 
 def _read(store: Store, file: ArchiveFile) -> Read:
@@ -181,16 +190,12 @@ def _check_tail(store: Store, snapshot: ArchiveFile) -> None:
     """The page index of a snapshot names all its pages, and they fill the file. Raises DamagedFile, ObjectMissing."""
     header = read_header(store, snapshot)
     try:
-        size = page_index_size(store.get(snapshot.key, max(0, snapshot.size - _TAIL_BYTES), _TAIL_BYTES))
-        if size > snapshot.size - HEADER_SIZE:
-            raise Corrupt(f"a page index of {size} bytes in a file of {snapshot.size}")
-        index = decode_page_index(store.get(snapshot.key, snapshot.size - size, size))
+        last = store.get(snapshot.key, max(0, snapshot.size - TAIL_BYTES), TAIL_BYTES)
+        size = check_tail(header, snapshot.size, last)
+        if snapshot_pages(header):
+            cut(header, snapshot.size, store.get(snapshot.key, snapshot.size - size, size))
     except Corrupt as error:
         raise DamagedFile(snapshot, str(error)) from error
-    expected = header.commit_pages - (header.commit_pages >= lock_pgno(header.page_size))
-    end = sum(next(reversed(index.values()), (HEADER_SIZE, 0)))
-    if len(index) != expected or end + PAGE_HEADER_SIZE + size != snapshot.size:
-        raise DamagedFile(snapshot, f"its page index has {len(index)} of {expected} pages, up to byte {end}")
 
 
 def _check_space(store: Store, plan: Sequence[ArchiveFile], scratch: Path | None) -> None:
@@ -198,12 +203,12 @@ def _check_space(store: Store, plan: Sequence[ArchiveFile], scratch: Path | None
     folder = scratch or Path(tempfile.gettempdir())
     try:
         free = shutil.disk_usage(folder).free
-        header = read_header(store, plan[-1]) if plan else None
+        size = announced_bytes(store, plan) if plan else 0
     except OSError as error:
         raise ConfigError(f"scratch folder {folder}: {error.strerror}") from error
     except (DamagedFile, ObjectMissing):
         return  # found again when it is read
-    if header is not None and (size := header.commit_pages * header.page_size) > free:
+    if size > free:
         raise ConfigError(
             f"the scratch folder {folder} has {free:,} bytes free, and the database needs {size:,}: give another "
             "with --scratch, or look at a --sample"

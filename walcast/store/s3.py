@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from walcast.errors import Unavailable, WalcastError
 from walcast.store import s3_swap
-from walcast.store.base import ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Versioned
+from walcast.store.base import (
+    LISTED_MOST,
+    WHOLE_MOST_BYTES,
+    ListingTooLong,
+    ObjectChanged,
+    ObjectExists,
+    ObjectInfo,
+    ObjectMissing,
+    Versioned,
+)
+from walcast.store.regular import NotAnObject
 from walcast.store.s3_client import from_environment, make_client
 from walcast.store.s3_errors import NotUnderstood, PastTheEnd, explain, no_s3, translate
 from walcast.store.s3_retry import Bounds, Retries
@@ -31,6 +41,7 @@ from walcast.store.swaps import check_size, keeps_to_versions
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_PAGES_MOST = 20_000
 _DELETE_BATCH = 100  # 1000 are allowed, but some servers take a second for each hundred
 _METADATA_TIMESTAMP = "litestream-timestamp"
 # Each of these is in a listing; what has none is another kind of answer, and must not pass for an empty archive.
@@ -66,7 +77,14 @@ class S3Store:
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         if length == 0:
             return b""
-        return b"".join(self._stream(key, length or PART_BYTES, start, length))
+        most = WHOLE_MOST_BYTES if length is None else length
+        pieces: list[bytes] = []
+        for piece in self._stream(key, min(most, PART_BYTES), start, length):
+            pieces.append(piece)
+            most -= len(piece)
+            if most < 0:
+                raise NotAnObject(key, f"in {self.url} has more than {WHOLE_MOST_BYTES:,} bytes")
+        return b"".join(pieces)
 
     def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
         return self._stream(key, size, 0, None)
@@ -121,11 +139,15 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._errors(prefix, "list"):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.spec.bucket, Prefix=self._prefix + prefix):
+            listed = 0
+            for number, page in enumerate(pages.paginate(Bucket=self.spec.bucket, Prefix=self._prefix + prefix)):
                 self._expect_listing(page)
-                for found in page.get("Contents", []):
-                    key = found["Key"].removeprefix(self._prefix)
-                    yield ObjectInfo(key, found["Size"], int(found["LastModified"].timestamp() * 1000))
+                contents = page.get("Contents", [])
+                listed += len(contents)
+                # Pages without a key are possible, in a row of which many were deleted; pages without end are not.
+                if listed > LISTED_MOST or number > _PAGES_MOST:
+                    raise ListingTooLong(prefix, self.url)
+                yield from filter(None, (self._object(found, prefix) for found in contents))
 
     def delete(self, keys: Iterable[str]) -> None:
         """One that cannot be removed does not keep the others; the first such error is raised at the end."""
@@ -186,6 +208,18 @@ class S3Store:
     ) -> None:
         self.close()
 
+    def _object(self, found: Mapping[str, Any], prefix: str) -> ObjectInfo | None:
+        """One line of a listing; None for what was not asked for, and for a name that no object of ours has."""
+        full = str(found.get("Key", ""))
+        key = full.removeprefix(self._prefix)
+        if not full.startswith(self._prefix + prefix) or not key.isprintable():
+            return None
+        try:
+            size, timestamp_ms = int(found["Size"]), int(found["LastModified"].timestamp() * 1000)
+        except (KeyError, ValueError, OverflowError, AttributeError) as error:
+            raise no_s3(self.spec, "a listing without sizes and times") from error
+        return ObjectInfo(key, size, timestamp_ms) if size >= 0 else None
+
     def _upload(self, key: str, body: BinaryIO | bytes, timestamp_ms: int, if_absent: bool) -> None:
         metadata = {_METADATA_TIMESTAMP: _rfc3339(timestamp_ms)}
         upload(self._client(), Target(self.spec, self._prefix + key, metadata, if_absent), body)
@@ -214,7 +248,9 @@ class S3Store:
                     # Not as a context manager: that one hands out the raw stream, which does not notice a short body.
                     body = answer["Body"]
                     try:
-                        while (end is None or start < end) and (piece := body.read(size)):
+                        while (end is None or start < end) and (
+                            piece := body.read(size if end is None else min(size, end - start))
+                        ):
                             start += len(piece)
                             failures = 0
                             yield piece
