@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _PAGES_MOST = 20_000
+_PROGRESS_BYTES = 1 << 20  # what must come between two interruptions of a body; less is no progress, for ever
 _DELETE_BATCH = 100  # 1000 are allowed, but some servers take a second for each hundred
 _METADATA_TIMESTAMP = "litestream-timestamp"
 # Each of these is in a listing; what has none is another kind of answer, and must not pass for an empty archive.
@@ -237,7 +238,7 @@ class S3Store:
         """A range in pieces. Requests are repeated, bodies not: one that is cut off goes on where it stopped."""
         end = None if length is None else start + length
         etag: str | None = None
-        failures = 0
+        failures, failed_at = 0, start
         while True:
             try:
                 with self._errors(key, "read"):
@@ -252,7 +253,8 @@ class S3Store:
                             piece := body.read(size if end is None else min(size, end - start))
                         ):
                             start += len(piece)
-                            failures = 0
+                            if start - failed_at >= _PROGRESS_BYTES:
+                                failures = 0
                             yield piece
                     finally:
                         body.close()
@@ -262,7 +264,7 @@ class S3Store:
             except (ObjectMissing, _Replaced):
                 raise
             except Unavailable:
-                failures += 1
+                failures, failed_at = failures + 1, start
                 if etag is None or failures >= self._bounds.attempts:
                     raise
                 time.sleep(random.uniform(0, 0.1 * 2**failures))

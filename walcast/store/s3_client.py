@@ -22,6 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from walcast.errors import ConfigError
+from walcast.store.s3_bounded import BoundedSession
 from walcast.store.s3_retry import Bounds, Retries
 from walcast.store.s3_spec import S3Spec
 from walcast.store.url import normal_endpoint
@@ -92,6 +93,7 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
         )
     except ValueError as error:  # what botocore says of a host it cannot use, such as one with an underscore
         raise ConfigError(f"{error}: a host consists of letters, digits, dots and dashes; correct it") from error
+    client._endpoint.http_session = BoundedSession(client._endpoint.http_session)
     client.meta.events.register("needs-retry.s3", retries.needs_retry)
     if custom:
         client.meta.events.register("before-parameter-build.s3", _stay_here)

@@ -70,6 +70,9 @@ def translate(error: Exception, spec: S3Spec, key: str, action: str) -> Exceptio
         return _from_client(error, spec)
     if isinstance(error, HTTPError):  # within a body
         return Unavailable(f"the answer of {_where(spec)} was cut off: {_one_line(error)}")
+    if isinstance(error, ValueError | OverflowError) and action in ("list", "read"):
+        # botocore lets these pass where a number or a time in an answer is none.
+        return no_s3(spec, f"an answer that makes no sense ({_one_line(error)})")
     return None
 
 
