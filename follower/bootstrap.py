@@ -32,6 +32,7 @@ from walcast.archive.reading import announced_bytes
 from walcast.discarded import Circumstances
 from walcast.errors import Unavailable
 from walcast.identity import forget_database_id, write_database_id
+from walcast.permissions import OWNER_ONLY
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
 from walcast.restore.apply import GoOn, Restored
@@ -49,8 +50,10 @@ ROOM_BYTES = 2 << 20  # pages go to the WAL before the archive's files are prove
 Progress = Callable[[int, int], None]
 
 
-def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress | None = None) -> Fresh | None:
-    """Make the replica at `path`; None when the archive has nothing to begin with.
+def from_archive(
+    store: Store, path: Path, state_dir: Path, progress: Progress | None = None, *, mode: int = OWNER_ONLY
+) -> Fresh | None:
+    """Make the replica at `path`; None when the archive has nothing to begin with. `mode`: where there was no file.
 
     What is damaged, or compacted away while this runs, is gone around as in any restore.
     """
@@ -69,7 +72,7 @@ def from_archive(store: Store, path: Path, state_dir: Path, progress: Progress |
                 write_database_id(state_dir, owner)
             else:
                 forget_database_id(state_dir)  # of a database that is no more
-            put_in_place(temporary, path, state_dir, restored.term, restored.position)
+            put_in_place(temporary, path, state_dir, restored.term, restored.position, mode=mode)
     except ArchiveEmpty:
         return None
     finally:
@@ -148,6 +151,7 @@ async def from_primary(
     last_mismatched: bool = False,
     keeping: Circumstances | None = None,
     identity: ReplicaIdentity | None = None,
+    mode: int = OWNER_ONLY,
 ) -> None:
     """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
 
@@ -165,7 +169,9 @@ async def from_primary(
         start = copy.start
         have = applier.commit_pages if applier else 0
         check_announced(state_dir / TEMPORARY, max(0, start.commit_pages - have) * start.page_size)
-        target: Target = keeper or applier or NewFile(path, state_dir, start.page_size, start.commit_pages)
+        made = NewFile(path, state_dir, start.page_size, start.commit_pages, mode) if applier is None else None
+        target: Target | None = keeper or applier or made
+        assert target is not None
         if identity is not None:
             target = identity.renaming(target, start.database_id, applier.sync if applier else None)
         client.database_id = start.database_id  # the stream must be of the same database

@@ -32,6 +32,7 @@ from follower.journal import Journal
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
+from walcast.permissions import OWNER_ONLY
 from walcast.wal_writer import WalWriter
 
 log = logging.getLogger("walcast.follower")
@@ -126,7 +127,7 @@ class Durability:
             log.error("cannot sync: nothing is confirmed as durable until it was written anew", extra=facts)
         self._marked = True
         with suppress(OSError):
-            self._marker.touch()
+            self._marker.touch(OWNER_ONLY)
 
     def _write_anew(self) -> None:
         with self._restarting:

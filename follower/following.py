@@ -53,6 +53,7 @@ from walcast.errors import (
 )
 from walcast.held import Held
 from walcast.identity import OtherDatabase
+from walcast.permissions import OWNER_ONLY
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
@@ -91,7 +92,7 @@ class HandedOver(Exception):
 
 class Following:
     """One replica and its primary, wherever that is. `held`: a replica that this process has open already. `replace`:
-    what is no replica of the primary's database may be overwritten."""
+    what is no replica of the primary's database may be overwritten. `mode`: of a replica where there was no file."""
 
     def __init__(
         self,
@@ -103,8 +104,10 @@ class Following:
         held: Held | None = None,
         replace: bool = False,
         scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S,
+        mode: int = OWNER_ONLY,
     ) -> None:
         self.path = path
+        self._mode = mode
         self.where = where if isinstance(where, Whereabouts) else Whereabouts.only(where)
         self.connected = asyncio.Event()
         self.progress: Callable[[], Progress | None] = lambda: None
@@ -394,7 +397,8 @@ class Following:
         if self._store is None or time.monotonic() < self._archive_not_before_s:
             return None
         try:
-            return await self._threads.run(from_archive, self._store, self.path, self._state.path, self._progress())
+            make = partial(from_archive, self._store, self.path, self._state.path, self._progress(), mode=self._mode)
+            return await self._threads.run(make)
         except Exception as error:  # noqa: BLE001 - whatever is there, the primary is asked
             # Also for want of room or memory: what an archive says of its size may be a lie, and the primary knows it.
             if shortage(error, self.path) or isinstance(error, DiskFull | Exhausted):
@@ -563,6 +567,7 @@ class Following:
                     last_mismatched=mismatched,
                     keeping=keeping,
                     identity=self._identity,
+                    mode=self._mode,
                 )
         except ChecksumMismatch:
             self._mismatched = True

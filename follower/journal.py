@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from walcast.filesystem import fsync_directory, make_directory, pwrite_all, write_durably
+from walcast.permissions import open_or_create
 from walcast.position import Position
+from walcast.statedir import open_state_file
 
 RECORD_SIZE = 40
 COMPACT_BYTES = 1 << 20
@@ -58,8 +60,9 @@ def _decode(data: bytes) -> list[_Record]:
 def find_position(directory: Path, checksum: int) -> tuple[int, Position] | None:
     """As `Journal.find`, for whoever only reads: nothing is created."""
     try:
-        data = (directory / "positions").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        with open_state_file(directory, "positions") as file:
+            data = file.read()
+    except FileNotFoundError:
         return None
     found = (record for record in reversed(_decode(data)) if record.position.checksum == checksum)
     return next(((record.term, record.position) for record in found), None)
@@ -84,7 +87,7 @@ class Journal:
         os.ftruncate(self._fd, self._size)
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return open_or_create(self._path)
 
     def append(self, term: int, position: Position, timestamp_ms: int) -> None:
         """Not synced: after a power loss the tail may be missing, and so may the commits it names."""

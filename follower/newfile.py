@@ -19,6 +19,7 @@ from follower.pageone import check_page_one
 from walcast.checksum import PageChecksums, lock_pgno, page_checksum
 from walcast.errors import ProtocolViolation
 from walcast.filesystem import fsync_directory, pwrite_all
+from walcast.permissions import OWNER_ONLY, inherit, open_or_create
 from walcast.position import Position
 from walcast.shortage import disk_errors
 
@@ -28,10 +29,14 @@ TEMPORARY = "bootstrap.db.tmp"
 class NewFile:
     """One transaction that makes a database."""
 
-    def __init__(self, path: Path, state_dir: Path, page_size: int, announced_pages: int) -> None:
+    def __init__(
+        self, path: Path, state_dir: Path, page_size: int, announced_pages: int, mode: int = OWNER_ONLY
+    ) -> None:
         """`announced_pages` is the size that the database is going to have, as far as that is known. Pages beyond it
-        come in their order; so the file and the memory for its checksums are never larger than that, or what came."""
+        come in their order; so the file and the memory for its checksums are never larger than that, or what came.
+        `mode` is for a new file; one that is at `path` leaves its owner and mode to the one that replaces it."""
         self.path = path
+        self.mode = mode
         self.page_size = page_size
         self.position = Position()
         self.term = 0
@@ -41,7 +46,7 @@ class NewFile:
         self._state_dir = state_dir
         self._temporary = state_dir / TEMPORARY
         with disk_errors(self._temporary):
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._fd = open_or_create(self._temporary, os.O_RDWR | os.O_TRUNC)
 
     def begin(self) -> None:
         """Nothing is visible before the one commit."""
@@ -85,7 +90,7 @@ class NewFile:
             os.ftruncate(self._fd, commit_pages * self.page_size)
             os.fsync(self._fd)
             self.close()
-            put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms)
+            put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms, self.mode)
         self.term, self.position = term, position
 
     def rollback(self) -> None:
@@ -101,14 +106,22 @@ class NewFile:
 
 
 def put_in_place(
-    temporary: Path, path: Path, state_dir: Path, term: int, position: Position, timestamp_ms: int = 0
+    temporary: Path,
+    path: Path,
+    state_dir: Path,
+    term: int,
+    position: Position,
+    timestamp_ms: int = 0,
+    mode: int = OWNER_ONLY,
 ) -> None:
-    """Make a verified, synced file the replica at `path`, with a name in the journal for what is in it."""
+    """Make a verified, synced file the replica at `path`, with a name in the journal for what is in it, and with the
+    owner and the mode of what was there before, or where nothing was, with `mode`."""
     journal = Journal(state_dir)
     journal.append(term, position, timestamp_ms)
     journal.sync()
     journal.close()
     for suffix in ("-wal", "-shm"):  # of a database that is no more: they would be taken for this one's
         Path(f"{path}{suffix}").unlink(missing_ok=True)
+    inherit(temporary, path, mode)
     temporary.replace(path)
     fsync_directory(path.parent)

@@ -8,6 +8,7 @@ from pathlib import Path
 from walcast.errors import ConfigError
 from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local
 from walcast.identity import read_database_id
+from walcast.planted import check_not_planted
 from walcast.statedir import state_dir
 
 
@@ -20,6 +21,7 @@ def check_replica(path: Path) -> None:
     if not path.exists():
         check_local(path.parent)
         return
+    check_not_planted(path)
     check_database_file(path)
     if not path.stat().st_size:
         return

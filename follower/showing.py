@@ -38,6 +38,7 @@ class Showing:
         self._ahead_ns = ahead_ns()
         self._first_level = asyncio.Event()
         self._durable_s = -math.inf
+        self._shared_s = -math.inf
         self.over = False  # another one writes the file now
         self.status = Status(
             level_ns=before.level_ns,
@@ -80,14 +81,18 @@ class Showing:
             written_ns=now,
             primary=primary,
         )
-        self._write()
+        self._write(share=state is not old.state or time.monotonic() - self._shared_s >= TICK_S)
 
-    def _write(self) -> None:
+    def _write(self, *, share: bool) -> None:
         """A failure is logged and otherwise ignored: nothing in the follower depends on the file, and the next change
-        is written again."""
+        is written again. `share`: the database may be new, or have another mode now."""
         try:
             if self._writer is None:
                 self._writer = StatusWriter(self._directory)
+            elif share:
+                self._writer.share()
+            if share:
+                self._shared_s = time.monotonic()
             self._writer.write(self.status)
         except OSError as error:
             known = disk_error(error, self._directory / "status")

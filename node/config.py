@@ -26,6 +26,7 @@ from node.ping import check_url
 from primary.archiving.levels import ArchivePolicy
 from walcast.access import Policy
 from walcast.errors import ConfigError
+from walcast.permissions import parse_mode
 from walcast.store import StoreSpec
 from walcast.wire import Address, Tls
 
@@ -45,7 +46,9 @@ _TOP = _keys(
     "listen http http-host log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval "
     "scrub-mb-per-s grpc-reflection"
 )
-_DATABASE = _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive") | PLACES
+_DATABASE = (
+    _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive mode") | PLACES
+)
 
 # Litestream's, from `cmd/litestream/main.go`; those of 0.3 that 0.5 still reads past, too.
 _IGNORED_TOP = (IGNORED_REPLICA - {"tls", "name"}) | _keys(
@@ -69,6 +72,7 @@ class DatabaseConfig:
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     restore: bool = False
     continue_archive: bool = False
+    mode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +242,7 @@ class _Reader:
             policy,
             restore=self._yaml.optional(keys, "restore-if-db-not-exists", self._yaml.boolean) or False,
             continue_archive=self._yaml.optional(keys, "continue-archive", self._yaml.boolean) or False,
+            mode=self._yaml.optional(keys, "mode", self._mode),
         )
 
     def _folder(
@@ -247,6 +252,8 @@ class _Reader:
             self._yaml.ignore(keys["restore-if-db-not-exists"], "dbs.restore-if-db-not-exists")
         if "continue-archive" in keys:  # it is said of one database and its archive, by whoever knows both
             raise self._yaml.error(keys["continue-archive"], "'continue-archive' is for one database, not for a folder")
+        if "mode" in keys:  # what is in a folder is there
+            raise self._yaml.error(keys["mode"], "'mode' is for one database, not for a folder")
         recursive = self._yaml.optional(keys, "recursive", self._yaml.boolean) or False
         where = keys.get("pattern") or keys["path"]
         folder = self._yaml.parsed(where, lambda: Folder(directory, pattern, recursive))
@@ -286,6 +293,10 @@ class _Reader:
         if level not in LEVELS:
             raise self._yaml.error(node, f"{level!r} is not a log level; they are {', '.join(LEVELS)}")
         return level
+
+    def _mode(self, node: yaml.Node) -> int:
+        text = self._yaml.text(node)
+        return self._yaml.parsed(node, lambda: parse_mode(text))
 
     def _heartbeat_url(self, node: yaml.Node) -> str:
         text = self._yaml.text(node)

@@ -14,11 +14,24 @@ from node.config_failover import flags_over_file
 from node.failover_flags import addresses, failover_flags, member_settings
 from node.host import Host
 from node.http.hosts import check_host_name
-from node.options import CONFIG, JSON, PATH, Command, flag, http_flags, scrub_bytes, scrub_flag, tls_flags, tls_of
+from node.options import (
+    CONFIG,
+    JSON,
+    PATH,
+    Command,
+    flag,
+    http_flags,
+    mode_flag,
+    scrub_bytes,
+    scrub_flag,
+    tls_flags,
+    tls_of,
+)
 from node.process import run_until_signal
 from node.saying import say
 from node.settings import DatabaseSettings, HostSettings
 from walcast.appurl import check_app_url
+from walcast.permissions import OWNER_ONLY
 from walcast.wire import Address
 
 ANY_PORT = "127.0.0.1:0"
@@ -38,6 +51,7 @@ ANY_PORT = "127.0.0.1:0"
 @flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any.")
 @http_flags
 @flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
+@mode_flag
 @scrub_flag
 @failover_flags
 @tls_flags
@@ -52,6 +66,7 @@ def follower_command(
     http: str | None,
     http_hosts: tuple[str, ...],
     replace: bool,
+    mode: int | None,
     scrub_mb_per_s: float | None,
     config: Path | None,
     as_json: bool,
@@ -63,7 +78,10 @@ def follower_command(
     app_url = check_app_url(flags.pop("app_url") or "")
     tls = tls_of(**{key: flags.pop(key) for key in ("tls_cert", "tls_key", "tls_ca", "insecure")})
     primaries = addresses(primary_address)
-    database = DatabaseSettings(db, name or db.stem, archive)
+    listed = told.database(db)
+    if mode is None and listed is not None:
+        mode = listed.mode
+    database = DatabaseSettings(db, name or db.stem, archive, mode=OWNER_ONLY if mode is None else mode)
     member = member_settings(database, "follower", primaries=primaries, guess=name is None, replace=replace, **flags)
     for address in primaries:
         tls.channel(address)

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from node.logs import LEVELS, configure
 from walcast.errors import WalcastError
 from walcast.identifiers import printable
+from walcast.permissions import parse_mode
 from walcast.wire import Tls
 
 DEFAULT_LISTEN = "127.0.0.1:7420"
@@ -126,6 +127,26 @@ def http_flags(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+class Mode(click.ParamType[int]):
+    """The mode of a file, as chmod has it: 640, 0640."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_mode(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def mode_flag(function: F) -> F:
+    """--mode."""
+    told = "Mode of a new database file, as in 0640; one that was there keeps its own.  [default: 0600]"
+    return flag("--mode", type=Mode(), default=None, show_default=False, help=told)(function)
 
 
 TLS_FLAGS = ("tls_cert", "tls_key", "tls_ca", "insecure")

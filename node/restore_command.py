@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from node.archive_commands import archive_of, columns, parse_timestamp, parse_txid, size_text, time_text
-from node.options import CONFIG, JSON, PATH, Command, flag
+from node.options import CONFIG, JSON, PATH, Command, flag, mode_flag
 from node.progress import progress_of
 from node.saying import say
 from walcast.archive import ArchiveFile
 from walcast.moment import format_moment
+from walcast.permissions import OWNER_ONLY
 from walcast.position import format_txid
 from walcast.restore import RestoreReport, restore
 from walcast.store import open_store
@@ -37,6 +38,7 @@ EXAMPLES = (
 @flag("--dry-run", is_flag=True, help="Only say what would be done.")
 @flag("--integrity-check", type=click.Choice(["none", "quick", "full"]), default="none", help="Let SQLite check it.")
 @flag("--parallelism", type=click.IntRange(1, 64), default=16, help="Requests at once.")
+@mode_flag
 @JSON
 def restore_command(
     url: str,
@@ -46,6 +48,7 @@ def restore_command(
     txid: str | None,
     as_json: bool,
     integrity_check: Any,
+    mode: int | None,
     **options: Any,
 ) -> None:
     """Make a database from an archive, all or nothing.
@@ -73,6 +76,7 @@ def restore_command(
             timestamp_ms=timestamp_ms,
             integrity_check=integrity_check,
             progress=progress,
+            mode=OWNER_ONLY if mode is None else mode,
             **options,
         )
     click.echo(json.dumps(_facts(report, timestamp_ms))) if as_json else say(_words(report, timestamp_ms))

@@ -287,7 +287,7 @@ def _ready_archive(settings: DatabaseSettings) -> Store | None:
     store = open_store(settings.archive)
     try:
         if settings.restore and not settings.path.exists():
-            report = restore(store, settings.path, if_db_not_exists=True, if_replica_exists=True)
+            report = restore(store, settings.path, if_db_not_exists=True, if_replica_exists=True, mode=settings.mode)
             if report.restored is None and not settings.path.exists():
                 raise ConfigError(f"{settings.path}: no such file, and its archive {store.url} is empty")
             log.info("restored", extra={"path": str(settings.path), "url": store.url})

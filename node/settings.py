@@ -9,8 +9,9 @@ from node.config import DatabaseConfig, FolderConfig
 from primary.archiving.levels import ArchivePolicy
 from walcast import wire
 from walcast.access import Policy
+from walcast.permissions import OWNER_ONLY
+from walcast.planted import resolve_database
 from walcast.scrub import DEFAULT_BYTES_PER_S
-from walcast.statedir import behind_link
 from walcast.store import StoreSpec
 
 
@@ -19,7 +20,8 @@ class DatabaseSettings:
     """One database to serve. With `restore` a missing file is made from the archive first, if that has any; with
     `continue_archive` the archive is gone on with, whosever database it is by its id. With `serve_unarchived` it is
     served also while its archive is another database's; without, that keeps a primary from starting. A link
-    stands for the file behind it, as it does for SQLite: `-wal`, `-shm` and walcast's folder are beside that."""
+    stands for the file behind it, as it does for SQLite: `-wal`, `-shm` and walcast's folder are beside that. `mode` is
+    that of a file that is made where there was none."""
 
     path: Path
     name: str
@@ -28,15 +30,22 @@ class DatabaseSettings:
     restore: bool = False
     continue_archive: bool = False
     serve_unarchived: bool = False
+    mode: int = OWNER_ONLY
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", behind_link(self.path))
+        object.__setattr__(self, "path", resolve_database(self.path))
 
 
 def settings_of(config: DatabaseConfig) -> DatabaseSettings:
     """What to serve, of what the file says."""
     return DatabaseSettings(
-        config.path, config.name, config.archive, config.policy, config.restore, config.continue_archive
+        config.path,
+        config.name,
+        config.archive,
+        config.policy,
+        config.restore,
+        config.continue_archive,
+        mode=OWNER_ONLY if config.mode is None else config.mode,
     )
 
 

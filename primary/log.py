@@ -76,7 +76,7 @@ class TransactionLog:
     def open(cls, directory: Path, *, max_bytes: int = 256 << 20, max_age_s: float = 3600.0) -> TransactionLog:
         """What is there, cut back to the last entry that is whole. Without a usable `checksums`, `checksums` is None
         and `position` still tells the last TXID given, so that a new start goes on behind it."""
-        make_directory(directory, 0o700, parents=True)
+        make_directory(directory, parents=True)
         log = cls(directory, max_bytes=max_bytes, max_age_s=max_age_s)
         log._load()
         saved = savedsums.load(directory)

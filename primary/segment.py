@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from walcast import ltx
 from walcast.errors import Corrupt
 from walcast.filesystem import pwrite_all
+from walcast.permissions import open_or_create
 from walcast.position import Position, format_txid
 from walcast.shortage import FULL
 
@@ -136,12 +137,12 @@ class Segment:
     def create(cls, directory: Path, min_txid: int) -> Segment:
         """A new, empty segment that will begin with `min_txid`."""
         path = directory / f"{format_txid(min_txid)}{SUFFIX}"
-        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        return cls(path, open_or_create(path, os.O_RDWR | os.O_TRUNC))
 
     @classmethod
     def load(cls, path: Path) -> Segment:
         """An existing one, indexed up to the first thing that is no record."""
-        segment = cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        segment = cls(path, os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
         while segment._load_one():
             pass
         segment.lost_txid = segment._newest_behind()

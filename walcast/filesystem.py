@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from walcast.errors import ConfigError
+from walcast.permissions import OWNER_ONLY_FOLDER, as_in_its_folder, create_file
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 _NETWORK_TYPES = (
@@ -71,10 +72,13 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
 
 def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
     """Replace the file at `path`: whatever stops this, there is the old content or the new one, and on return the new
-    one outlives a power failure. One process at a time; what a killed one leaves is `path` with `.tmp` behind it."""
+    one outlives a power failure. One process at a time; what a killed one leaves is `path` with `.tmp` behind it. The
+    file is for its owner only."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(create_file(temporary, os.O_WRONLY), "wb") as file:  # noqa: PTH123 - a descriptor
+            as_in_its_folder(file.fileno(), path.parent)
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -86,14 +90,19 @@ def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
     fsync_directory(path.parent)
 
 
-def make_directory(directory: Path, mode: int = 0o777, *, parents: bool = False) -> None:
-    """Have `directory`, and with `parents` those above it. A new directory's name is durable on return: to sync what is
-    in a directory does not keep its name."""
+def make_directory(directory: Path, *, parents: bool = False) -> None:
+    """Have `directory`, and with `parents` those above it. A new directory is for its owner only, whatever the umask
+    says, and its name is durable on return: to sync what is in a directory does not keep its name."""
     missing = [] if directory.is_dir() else [directory]
     if parents and missing:
         missing += [path for path in directory.parents if not path.is_dir()]
     for path in reversed(missing):
-        path.mkdir(mode=mode, exist_ok=True)
+        try:
+            path.mkdir(mode=OWNER_ONLY_FOLDER)
+            path.chmod(OWNER_ONLY_FOLDER)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
         fsync_directory(path.parent)
 
 

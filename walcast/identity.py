@@ -14,7 +14,8 @@ from typing import NewType
 
 from walcast.errors import ConfigError
 from walcast.filesystem import fsync_directory, write_durably
-from walcast.statedir import state_dir
+from walcast.permissions import permissions_of
+from walcast.statedir import database_of, make_state_dir, open_state_file, state_dir
 
 DatabaseId = NewType("DatabaseId", str)
 
@@ -50,9 +51,9 @@ def read_database_id(folder: Path) -> DatabaseId | None:
     """What the state folder says; None when it says nothing. ConfigError when the file is damaged."""
     path = folder / NAME
     try:
-        with path.open("rb") as file:
+        with open_state_file(folder, NAME) as file:
             data = file.read(DIGITS + 2)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     try:
         return parse_database_id(data.decode("ascii", "replace").removesuffix("\n"))
@@ -76,8 +77,9 @@ def id_of_database(database: Path) -> DatabaseId | None:
 
 
 def write_database_id(folder: Path, database_id: DatabaseId) -> None:
-    """Durably, and all or nothing; the folder is made if it is missing."""
-    folder.mkdir(mode=0o755, exist_ok=True)
+    """Durably, and all or nothing; the folder is made if it is missing, and where root makes it, for the database's
+    owner."""
+    make_state_dir(folder, like=permissions_of(database_of(folder)))
     write_durably(folder / NAME, f"{database_id}\n".encode())
     fsync_directory(folder.parent)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from walcast.errors import ConfigError, Unavailable, WalcastError
-from walcast.statedir import state_dir
+from walcast.permissions import OWNER_ONLY
+from walcast.statedir import open_folder, state_dir
 from walcast.token import NotPrimary
 
 NAME = "socket"
@@ -33,8 +34,9 @@ def listen(database: Path) -> socket.socket:
     try:
         with _short_path(database) as path:
             Path(path).unlink(missing_ok=True)  # of a process that was killed
-            os.fchmod(made.fileno(), 0o600)
+            os.fchmod(made.fileno(), OWNER_ONLY)
             made.bind(path)
+            Path(path).chmod(OWNER_ONLY)  # of which the umask may have left less
         made.listen(BACKLOG)
     except BaseException:
         made.close()
@@ -102,7 +104,7 @@ def _refused(answer: dict[str, Any]) -> WalcastError:
 @contextmanager
 def _short_path(database: Path) -> Iterator[str]:
     """A path of the socket that fits into a socket address, which holds 107 bytes."""
-    folder = os.open(state_dir(database), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = open_folder(state_dir(database))
     try:
         yield f"/proc/self/fd/{folder}/{NAME}"
     finally:

@@ -28,8 +28,10 @@ from pathlib import Path
 
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
+from walcast.permissions import create_file
 from walcast.position import Position
-from walcast.statedir import in_use, state_dir
+from walcast.sharing import share_status
+from walcast.statedir import STATUS, SUFFIX, UnsafeState, in_use_at, open_folder, open_state_file, state_dir
 
 SIZE = 1024
 VERSION = 3
@@ -42,6 +44,8 @@ TEXTS = 4
 TEXT_BYTES = 230  # four of them fit
 
 _FIXED = struct.Struct("<IIIIIIQQQQQQqQ")
+_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_TO_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STEP_NS = 1_000_000  # clocks that are slewed drift apart by less in any time that matters
 
 
@@ -190,14 +194,27 @@ def _text(text: str) -> bytes:
 
 def status_path(database: Path) -> Path:
     """Where a replica's status is."""
-    return state_dir(database) / "status"
+    return state_dir(database) / STATUS
 
 
 class StatusWriter:
     """Rewrites the file in place, without a sync: it says what is true now."""
 
     def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / "status", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._directory = directory
+        try:
+            self._fd = os.open(directory / STATUS, _TO_WRITE)
+        except FileNotFoundError:
+            self._fd = create_file(directory / STATUS)
+        try:
+            self.share()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def share(self) -> None:
+        """Let those read it who may read the database now."""
+        share_status(self._directory, self._fd)
 
     def write(self, status: Status) -> None:
         """Show it to whoever looks."""
@@ -211,7 +228,7 @@ class StatusWriter:
 def sync_status(directory: Path) -> None:
     """Have what the file says outlive a power cut. With a descriptor of its own, since this may take its time. OSError
     when it cannot be, or there is no file yet."""
-    fd = os.open(directory / "status", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(directory / STATUS, _TO_READ)
     try:
         os.fsync(fd)
     finally:
@@ -221,32 +238,42 @@ def sync_status(directory: Path) -> None:
 
 def read_status(database: Path) -> Status:
     """What the follower of this replica says; Unavailable when none ever ran."""
-    path = f"{database}-walcast/status"  # as `status_path`, without making a Path: apps ask for every page
-    for _ in range(READ_TRIES):
+    path = f"{database}{SUFFIX}/{STATUS}"  # as `status_path`, without making a Path: apps ask for every page
+    try:
+        folder = open_folder(f"{database}{SUFFIX}")
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise Unavailable(f"{database}: no follower has run here ({path} is missing)") from None
-        except OSError as error:
-            raise Unavailable(f"{path}: {error.strerror}") from error
-        try:
-            data = os.read(fd, SIZE + 1)
+            for _ in range(READ_TRIES):
+                status = Status.decode(_read(folder))
+                if status is not None:
+                    # A follower that was killed cannot say so: its lock is gone.
+                    if in_use_at(folder) is False:
+                        return replace(status, state=State.STOPPED, was=status.state)
+                    return status
+                time.sleep(0.0002)
         finally:
-            os.close(fd)
-        status = Status.decode(data)
-        if status is not None:
-            # A follower that was killed cannot say so: its lock is gone.
-            if in_use(database) is False:
-                return replace(status, state=State.STOPPED, was=status.state)
-            return status
-        time.sleep(0.0002)
+            os.close(folder)
+    except FileNotFoundError:
+        raise Unavailable(f"{database}: no follower has run here ({path} is missing)") from None
+    except UnsafeState as error:
+        raise Unavailable(str(error)) from error
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
     raise Unavailable(f"{path}: unreadable, or written by another version")
+
+
+def _read(folder: int) -> bytes:
+    fd = os.open(STATUS, _TO_READ, dir_fd=folder)
+    try:
+        return os.read(fd, SIZE + 1)
+    finally:
+        os.close(fd)
 
 
 def read_last_status(directory: Path) -> Status:
     """What the follower before this one said last; one that says nothing when there was none."""
     try:
-        data = (directory / "status").read_bytes()
-    except OSError:
+        with open_state_file(directory, STATUS) as file:
+            data = file.read(SIZE + 1)
+    except (OSError, UnsafeState):
         return Status()
     return Status.decode(data) or Status()

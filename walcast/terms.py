@@ -20,6 +20,7 @@ from typing import Any
 from walcast.errors import ConfigError
 from walcast.filesystem import write_durably
 from walcast.position import Position
+from walcast.statedir import open_state_file
 
 TERM_TXIDS = 1 << 20
 HISTORY_TERMS = 100
@@ -93,7 +94,8 @@ def read_standing(state_dir: Path) -> Standing | None:
     """None when the node never took part in a failover. ConfigError when the file is damaged."""
     path = state_dir / _NAME
     try:
-        facts: Any = json.loads(path.read_bytes())
+        with open_state_file(state_dir, _NAME) as file:
+            facts: Any = json.loads(file.read())
         history = tuple(
             TermStart(begun["term"], Position.parse(begun["start"]), int(begun["first_txid"], 16))
             for begun in facts["history"]

@@ -41,11 +41,11 @@ from walcast import audit
 from walcast.archive import list_files
 from walcast.discarded import Circumstances
 from walcast.errors import ConfigError, Corrupt, Stopped, WalcastError
-from walcast.filesystem import make_directory, write_durably
+from walcast.filesystem import write_durably
 from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
-from walcast.statedir import StateDir, state_dir
+from walcast.statedir import StateDir, make_state_dir, open_state_file, state_dir
 from walcast.terms import FOLLOWER, HISTORY_TERMS, PRIMARY, Standing, TermStart, first_txid, write_standing
 from walcast.wire import Address
 
@@ -63,15 +63,24 @@ WAIT_S = 0.02
 OPEN_S = 60.0
 LOOK_S = 0.1
 LATE_S = (60.0, 600.0)
+ID_BYTES = 1024
 
 
 def persistent_id(database: Path) -> str:
     """The same node keeps its id: made once, kept beside the database."""
-    path = state_dir(database) / "id"
-    if not path.exists() or not path.read_text().strip():
-        make_directory(path.parent, 0o755)
-        write_durably(path, f"{uuid.uuid4().hex[:12]}\n".encode())
-    return path.read_text().strip()
+    folder = state_dir(database)
+    known = _read_id(folder)
+    if not known:
+        known = uuid.uuid4().hex[:12]
+        make_state_dir(folder)
+        write_durably(folder / "id", f"{known}\n".encode())
+    return known
+
+
+def _read_id(folder: Path) -> str:
+    with suppress(FileNotFoundError), open_state_file(folder, "id") as file:
+        return file.read(ID_BYTES).decode(errors="replace").strip()
+    return ""
 
 
 def forget_state(database: Path) -> None:
@@ -388,6 +397,7 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
         held=held,
         replace=member.settings.replace and held is None,  # at the start, not of what this node was the primary of
         scrub_bytes_per_s=member.host.settings.scrub_bytes_per_s,
+        mode=member.settings.database.mode,
     )
     following.history, following.term = member.standing.history, member.standing.term
     following.progress = lambda: Progress("bootstrapping") if sys.stderr.isatty() else None

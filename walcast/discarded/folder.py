@@ -21,8 +21,9 @@ from walcast import ltx
 from walcast.discarded.summary import Summary
 from walcast.discarded.words import words
 from walcast.errors import DiskFull, Unavailable
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import fsync_directory, make_directory
 from walcast.moment import parse_moment
+from walcast.permissions import create_file
 from walcast.position import format_txid
 from walcast.shortage import reason, shortage
 from walcast.statedir import state_dir
@@ -119,10 +120,10 @@ class Saving:
 
     def __enter__(self) -> Self:
         with self._disk():
-            self._root.mkdir(mode=0o700, exist_ok=True)
+            make_directory(self._root)
             for leftover in self._root.glob(f"*{TEMPORARY}"):  # of a process that was killed
                 shutil.rmtree(leftover)
-            self._temporary.mkdir(mode=0o700)
+            make_directory(self._temporary)
         return self
 
     def __exit__(
@@ -178,7 +179,7 @@ class Saving:
 
 
 def _durably(path: Path, write: Callable[[BinaryIO], NDArray[np.uint32]]) -> tuple[int, NDArray[np.uint32]]:
-    with path.open("xb") as file:
+    with open(create_file(path, os.O_WRONLY), "wb") as file:  # noqa: PTH123 - a descriptor
         answer = write(file)
         file.flush()
         os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from walcast import ltx
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import ConfigError, Corrupt
 from walcast.filesystem import SQLITE_MAGIC, pwrite_all
+from walcast.permissions import OWNER_ONLY, create_file, inherit
 from walcast.position import Position
 
 READ_BYTES = 1 << 20
@@ -35,7 +36,12 @@ def rebuild(folder: Path, base: Path, target: Path, *, anyway: bool = False) -> 
         raise ConfigError(f"{base}: has a WAL; run sqlite3 {base} 'PRAGMA wal_checkpoint(TRUNCATE)' first")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
-        shutil.copyfile(base, temporary)
+        with (
+            base.open("rb") as source,
+            open(create_file(temporary, os.O_WRONLY), "wb") as copy,  # noqa: PTH123 - a descriptor
+        ):
+            shutil.copyfileobj(source, copy)
+        inherit(temporary, base, OWNER_ONLY)
         position = _lay_over(files, temporary, base, anyway=anyway)
         temporary.rename(target)
     except OSError as error:
@@ -46,7 +52,7 @@ def rebuild(folder: Path, base: Path, target: Path, *, anyway: bool = False) -> 
 
 
 def _lay_over(files: list[Path], temporary: Path, base: Path, *, anyway: bool) -> Position:
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         checksums = _scan(descriptor, base)
         position = Position()

@@ -23,6 +23,7 @@ from pathlib import Path
 from walcast.archive.damage import DamagedFile, check_header
 from walcast.archive.files import ArchiveFile
 from walcast.errors import Corrupt
+from walcast.permissions import open_or_create
 from walcast.restore.division import Division, NotDivided, divide, is_worth_it
 from walcast.restore.download import downloading
 from walcast.restore.pages import FilePages
@@ -57,7 +58,7 @@ def restore_to(
     """
     if not plan or not plan[0].is_snapshot:
         raise ValueError("a restore begins with a file that holds the whole database")
-    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = open_or_create(target)
     try:
         if os.fstat(descriptor).st_size:  # not always: ext4 writes out a file that was truncated when it is closed
             os.ftruncate(descriptor, 0)

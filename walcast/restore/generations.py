@@ -32,6 +32,7 @@ from walcast.archive.generations import (
 )
 from walcast.checksum import PageChecksums
 from walcast.errors import ConfigError, Corrupt, WalcastError
+from walcast.permissions import open_or_create
 from walcast.position import Position
 from walcast.restore.apply import Progress, Restored
 from walcast.restore.download import downloading
@@ -157,7 +158,7 @@ class _Making:
 
     def __init__(self, target: Path) -> None:
         self._wal_path = target.with_name(target.name + "-wal")
-        self._descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._descriptor = open_or_create(target, os.O_RDWR | os.O_TRUNC)
         self._file: GenerationFile | None = None
         self._wal: RestoredWal | None = None
         self._target = target

@@ -21,6 +21,7 @@ from walcast.archive.reading import read_headers
 from walcast.errors import ConfigError, Corrupt, WalcastError
 from walcast.identity import DatabaseId, forget_database_id, write_database_id
 from walcast.ltx import Header
+from walcast.permissions import OWNER_ONLY
 from walcast.position import Position, format_txid
 from walcast.restore.apply import GoOn, Progress, Restored, restore_to
 from walcast.restore.around import Around, Attempt, Goal
@@ -76,10 +77,12 @@ def restore(
     parallelism: int = 16,
     integrity_check: IntegrityCheck = "none",
     progress: Progress | None = None,
+    mode: int = OWNER_ONLY,
 ) -> RestoreReport:
     """Restore to `output`, all or nothing: a temporary file beside it, then a rename.
 
-    Never over an existing file without `force`, which also removes its -wal, -shm and -journal. A file of the archive
+    Never over an existing file without `force`, which also removes its -wal, -shm and -journal, and keeps its owner and
+    mode; a new file has `mode`. A file of the archive
     that turns out damaged or removed is gone around when others cover its transactions, never by restoring less. A
     dry run reads the header of each file of the plan, and writes nothing.
 
@@ -111,7 +114,7 @@ def restore(
         restored = way.go(temporary, parallelism, progress)
         check_integrity(temporary, integrity_check)
         with _identified(place, owner):
-            put_in_place(temporary, place, force=force)
+            put_in_place(temporary, place, force=force, mode=mode)
     return RestoreReport(output, restored.applied, restored, went_around=way.went_around)
 
 

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from walcast.errors import ConfigError, DiskFull, Unavailable
-from walcast.filesystem import fsync_directory
+from walcast.filesystem import fsync_directory, make_directory
 from walcast.locks import try_lock
+from walcast.permissions import OWNER_ONLY, create_file, inherit
 from walcast.shortage import reason, shortage
 
 SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
@@ -55,13 +56,13 @@ def temporary_beside(output: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def put_in_place(temporary: Path, output: Path, *, force: bool) -> None:
-    """The rename, durable. With `force` over what is there, whose owner and mode it takes over."""
+def put_in_place(temporary: Path, output: Path, *, force: bool, mode: int = OWNER_ONLY) -> None:
+    """The rename, durable. With `force` over what is there, with the owner and mode of that; a new file has `mode`."""
+    inherit(temporary, output, mode)
     if force:
         for path in side_files(output):
             path.unlink(missing_ok=True)
         fsync_directory(output.parent)
-        _take_over(output, temporary)
         temporary.replace(output)
     else:
         check_output(output, force=False)
@@ -94,7 +95,7 @@ def remove_leftovers(output: Path) -> None:
 def _create(output: Path) -> tuple[Path, int]:
     for _ in range(_ATTEMPTS):
         path = output.with_name(f".{output.name}.{secrets.token_hex(4)}.walcast-restore")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = create_file(path)
         try:
             locked = try_lock(descriptor, 0)
         except OSError:  # a file system without locks: there a leftover cannot be told either, and stays
@@ -105,25 +106,14 @@ def _create(output: Path) -> tuple[Path, int]:
     raise Unavailable(f"cannot write {output}: other restores of the same file are in the way")
 
 
-def _take_over(old: Path, new: Path) -> None:
-    try:
-        status = old.stat()
-    except FileNotFoundError:
-        return
-    with contextlib.suppress(OSError):  # only root gives files away
-        os.chown(new, status.st_uid, status.st_gid)
-    new.chmod(status.st_mode & 0o7777)
-
-
 @contextmanager
 def _made_folders(folder: Path) -> Iterator[None]:
     made: list[Path] = []
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
+            make_directory(path)
             made.append(path)
-            fsync_directory(path.parent)
         yield
     except BaseException:
         for path in reversed(made):

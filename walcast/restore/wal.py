@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from walcast.errors import Corrupt
+from walcast.permissions import open_or_create
 from walcast.shortage import check_free
 from walcast.wal import WAL_HEADER_SIZE, WalHeader, frame_dtype, record_checksums
 
@@ -35,7 +36,7 @@ class RestoredWal:
         self._sum = (0, 0)
         self._rest = b""
         self._pgnos: list[NDArray[np.uint32]] = []
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._descriptor = open_or_create(path, os.O_RDWR | os.O_TRUNC)
 
     @property
     def torn_bytes(self) -> int:

@@ -235,7 +235,7 @@ class _Worker:
     def __init__(self, store: Store, target: Path, divided: Divided | None) -> None:
         self._store = store
         self._divided = divided
-        self._descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+        self._descriptor = os.open(target, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def fetch(self, job: Job) -> bytes:
         if isinstance(job, Range):

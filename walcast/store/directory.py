@@ -31,6 +31,7 @@ from walcast.store.base import (
     ObjectMissing,
     Versioned,
 )
+from walcast.store.directory_modes import create_folder, create_object
 from walcast.store.directory_swap import VersionFolder
 from walcast.store.regular import opened_file, opened_folder, read_small
 from walcast.store.swaps import check_size, keeps_to_versions
@@ -95,7 +96,7 @@ class DirectoryStore:
             self._make_folder(path.parent)
             self._expect_folder(key)
             try:
-                with temporary.open("xb") as file:
+                with open(create_object(self.root, temporary), "wb") as file:  # noqa: PTH123 - a descriptor
                     if isinstance(body, bytes):
                         file.write(body)
                     else:
@@ -121,7 +122,7 @@ class DirectoryStore:
             with self._errors(""):
                 self._make_folder(self.root)
                 try:
-                    probe.touch(exist_ok=False)
+                    os.close(create_object(self.root, probe))
                     linked.hardlink_to(probe)
                     self._has_links = True
                 except OSError as error:
@@ -135,11 +136,11 @@ class DirectoryStore:
 
     def read(self, key: str) -> Versioned | None:
         with self._errors(key):
-            return VersionFolder(self._path(key)).read()
+            return VersionFolder(self._path(key), self.root).read()
 
     def swap(self, key: str, data: bytes, version: str | None) -> str:
         check_size(data)
-        folder = VersionFolder(self._path(key))
+        folder = VersionFolder(self._path(key), self.root)
         with self._errors(key):
             if version is None:
                 self._make_folder(folder.path.parent)
@@ -183,7 +184,7 @@ class DirectoryStore:
             if write:
                 self._make_folder(self.root)
                 probe = self.root / f".walcast-check.{secrets.token_hex(4)}.tmp"
-                probe.touch(exist_ok=False)
+                os.close(create_object(self.root, probe))
                 probe.unlink()
             elif self.root.exists():
                 next(os.scandir(self.root), None)
@@ -270,7 +271,11 @@ class DirectoryStore:
     def _make_folder(self, folder: Path) -> None:
         """Have the folder, by a durable name. One that is found below the root may have been made by a process that was
         killed before it had synced the name, so each is synced once."""
-        make_directory(folder, parents=True)
+        make_directory(self.root, parents=True)
+        for above in (*reversed(folder.parents), folder):
+            if above.is_relative_to(self.root) and not above.is_dir():
+                with suppress(FileExistsError):
+                    create_folder(self.root, above)
         while folder != self.root and folder not in self._named:
             fsync_directory(folder.parent)
             self._named.add(folder)

@@ -37,6 +37,7 @@ from pathlib import Path
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
 from walcast.store.base import ForeignObject, Versioned
+from walcast.store.directory_modes import create_folder, create_object
 from walcast.store.regular import NotAnObject, opened_file, opened_folder, read_small
 from walcast.store.swaps import MAX_SWAP_BYTES
 
@@ -63,9 +64,11 @@ class _Version:
 
 @dataclass(frozen=True, slots=True)
 class VersionFolder:
-    """One object. Methods raise OSError as it comes, less what says that somebody else was first."""
+    """One object. Methods raise OSError as it comes, less what says that somebody else was first.
+    `root` is the archive's folder, which says who else may read it."""
 
     path: Path
+    root: Path
 
     def read(self) -> Versioned | None:
         """The object now; None where there is none. Unavailable when it changes faster than it can be read."""
@@ -85,7 +88,7 @@ class VersionFolder:
         """The new version, or None: there is one already. The folder above exists."""
         token = secrets.token_hex(_DIGITS // 2)
         temporary = self.path.with_name(f".{self.path.name}.{token}.tmp")
-        temporary.mkdir()
+        create_folder(self.root, temporary)
         try:
             self._write(temporary / _file_name(1), token, _NONE_BEFORE, data)
             fsync_directory(temporary)
@@ -133,7 +136,7 @@ class VersionFolder:
         return f"{number + 1:016x}-{token}"
 
     def _write(self, path: Path, token: str, before: str, data: bytes) -> None:
-        with path.open("xb") as file:
+        with open(create_object(self.root, path), "wb") as file:  # noqa: PTH123 - a descriptor
             file.write(f"{token} {before}\n".encode() + data)
             file.flush()
             os.fsync(file.fileno())
