@@ -82,5 +82,5 @@ def replica_status(path: Path) -> Facts:
 def _database_id(path: Path) -> str | None:
     try:
         return read_database_id(state_dir(path))
-    except ConfigError:  # damaged: the node says so when it starts
+    except (ConfigError, OSError):  # damaged: the node says so when it starts; or another user's
         return None

@@ -22,6 +22,7 @@ from walcast.errors import ConfigError, Corrupt, WalcastError
 from walcast.identity import DatabaseId, forget_database_id, write_database_id
 from walcast.ltx import Header
 from walcast.permissions import OWNER_ONLY
+from walcast.planted import check_not_planted
 from walcast.position import Position, format_txid
 from walcast.restore.apply import GoOn, Progress, Restored, restore_to
 from walcast.restore.around import Around, Attempt, Goal
@@ -94,6 +95,8 @@ def restore(
     place = Path(os.path.realpath(output))  # through a symbolic link, as SQLite names the side files
     if if_db_not_exists and os.path.lexists(place):
         return RestoreReport(output, (), None, skipped="the database exists")
+    for path in (output, place):
+        check_not_planted(path)
     obstacle = _obstacle(place, force=force)
     if obstacle is not None and not dry_run:
         raise obstacle
