@@ -297,7 +297,7 @@ def crash_at(patch: pytest.MonkeyPatch, step: int) -> Callable[[], bool]:
 
         return one
 
-    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "open")):
+    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (folder_module, "create_file")):
         patch.setattr(owner, name, counted(getattr(owner, name), True))
     patch.setattr(shutil, "rmtree", counted(shutil.rmtree, False))
     return lambda: done >= step

@@ -51,7 +51,7 @@ def check_not_planted(path: Path) -> None:
     """Planted where the file or the link at `path` is neither this user's nor root's nor that of the folder's owner."""
     try:
         uid, folder = path.lstat().st_uid, path.absolute().parent.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     if folder.st_mode & _EVERYBODY_WRITES and uid not in (os.geteuid(), 0, folder.st_uid):
         raise Planted(path, uid)
