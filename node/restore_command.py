@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from node.archive_commands import archive_of, columns, parse_timestamp, parse_txid, size_text, time_text
+from node.config import load_config
 from node.options import CONFIG, JSON, PATH, Command, flag, mode_flag
 from node.progress import progress_of
 from node.saying import say
@@ -68,6 +69,9 @@ def restore_command(
     if timestamp and txid:
         raise click.UsageError("give --timestamp or --txid, not both")
     timestamp_ms = parse_timestamp(timestamp) if timestamp else None
+    listed = load_config(config).database(Path(url)) if config is not None and mode is None else None
+    if listed is not None:
+        mode = listed.mode
     with open_store(where) as store, progress_of("restoring", quiet=as_json) as progress:
         report = restore(
             store,

@@ -347,3 +347,16 @@ def test_a_check_shows_what_is_said_of_failover(tmp_path: Path) -> None:
     config = load(tmp_path, "lease-time: 5s\nadvertise: h:1\nauto-failover: false\n")
     assert facts(config)["failover"] == {"lease_time_s": 5.0, "advertise": "h:1", "auto_failover": False}
     assert facts(load(tmp_path, ""))["failover"] is None
+
+
+def test_a_database_has_the_mode_that_its_file_is_made_with(tmp_path: Path) -> None:
+    config = load(tmp_path, "dbs: [{path: /a.db, mode: 0640}, {path: /b.db, mode: '660'}, {path: /c.db}]\n")
+    assert [one.mode for one in config.dbs] == [0o640, 0o660, None]
+
+
+@pytest.mark.parametrize(
+    "entry", ["path: /a.db, mode: 0755", "path: /a.db, mode: rw", "dir: /d, pattern: '*.db', mode: 0640"]
+)
+def test_a_mode_that_is_none_or_of_a_whole_folder_is_an_error_with_its_line(tmp_path: Path, entry: str) -> None:
+    with pytest.raises(ConfigError, match=r":2: "):
+        load(tmp_path, f"dbs:\n- {{{entry}}}\n")

@@ -8,13 +8,26 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.nodes import Node, follower, poll, primary, wait_level, walcast
-from support.users import APP, APP_GROUP, modes, open_to_others, umask
+from support.users import (
+    APP,
+    APP_GROUP,
+    STRANGER,
+    STRANGER_GROUP,
+    as_user,
+    folder_for_all,
+    modes,
+    needs_root,
+    open_to_others,
+    umask,
+)
 
+from walcast.errors import WalcastError
+from walcast.replica import Replica
 from walcast.store.directory import DirectoryStore
 
 IS_ROOT = os.geteuid() == 0
@@ -109,3 +122,54 @@ def test_a_replica_has_the_mode_that_was_asked_for_or_that_of_the_file_before(tm
 def test_a_mode_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
     answer = walcast("follower", tmp_path / "app.db", "--primary", "127.0.0.1:9", "--mode", "0755")
     assert answer.returncode == 2
+
+
+@needs_root
+def test_an_app_of_another_user_reads_a_replica_and_its_status_by_the_group_that_the_file_has() -> None:
+    """The replica's file was made for the app's group; walcast runs as root, and the app as another user."""
+    with folder_for_all() as folder:
+        db, replica = folder / "p" / "app.db", folder / "f" / "app.db"
+        create(db, 0o600)
+        replica.parent.mkdir()
+        replica.parent.chmod(0o755)
+        replica.touch()
+        os.chown(replica, APP, APP_GROUP)
+        replica.chmod(0o660)
+        with primary(db) as p, follower(replica, p.address):
+            goal = wait_level(p.address, replica)
+            apps = Replica(replica)
+
+            def pry() -> list[str]:
+                got: list[str] = []
+                with suppress(WalcastError):
+                    got.append(str(apps.position()))
+                with suppress(WalcastError, sqlite3.Error), closing(apps.connect()) as app:
+                    got += [row[0] for row in app.execute("SELECT text FROM secret")]
+                return got
+
+            def read() -> tuple[int, str]:
+                apps.wait_for(goal)
+                with closing(apps.connect()) as app:
+                    return len(app.execute("SELECT * FROM secret").fetchall()), apps.state()
+
+            assert as_user(APP, APP_GROUP, read) == (1, "streaming")
+            assert as_user(STRANGER, STRANGER_GROUP, read, [APP_GROUP]) == (1, "streaming")
+            assert as_user(STRANGER, STRANGER_GROUP, pry) == []
+            replica.chmod(0o600)  # by an admin, while it is followed
+            assert poll(lambda: (replica.with_name("app.db-walcast") / "status").stat().st_mode & 0o777 == 0o600)
+
+
+@needs_root
+def test_the_side_files_of_a_database_that_root_serves_are_its_owners() -> None:
+    with folder_for_all() as folder:
+        db = folder / "app" / "app.db"
+        create(db, 0o640)
+        for path in (db.parent, db):
+            os.chown(path, APP, APP_GROUP)
+        with primary(db, folder / "archive"):
+            owners = [Path(f"{db}{suffix}").stat() for suffix in ("", "-wal", "-shm", "-walcast/status")]
+            assert {(found.st_uid, found.st_gid) for found in owners} == {(APP, APP_GROUP)}
+            assert [found.st_mode & 0o777 for found in owners] == [0o640] * 4
+            as_user(APP, APP_GROUP, lambda: write(db))
+            with pytest.raises(PermissionError):
+                as_user(APP, APP_GROUP, lambda: (db.with_name("app.db-walcast") / "database-id").read_bytes())

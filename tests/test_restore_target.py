@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.archives import History, MemoryStore
+from support.users import modes, open_to_others, umask
 
 from walcast.errors import ConfigError, Unavailable
 from walcast.restore import restore
@@ -192,3 +193,12 @@ def test_a_dry_run_goes_around_what_a_restore_would(history: History, tmp_path: 
     report = restore(history.store, tmp_path / "app.db", dry_run=True)
     assert report.went_around == (key,)
     assert [file.max_txid for file in report.plan] == [6, 7, 8]
+
+
+def test_a_new_file_and_new_folders_are_for_their_owner_only_or_as_asked(history: History, tmp_path: Path) -> None:
+    for name, mode in (("closed", 0o600), ("shared", 0o640)):
+        with umask(0o000):
+            restore(history.store, out := tmp_path / name / "app.db", mode=mode)
+        assert modes(out.parent)["app.db"] == mode
+        assert open_to_others(out.parent) == ({} if mode == 0o600 else {"app.db": "640"})
+        assert out.parent.stat().st_mode & 0o777 == 0o700

@@ -64,8 +64,10 @@ class DatabaseFiles:
         self._blocks: list[mmap.mmap] = []
         self._mapping = threading.Lock()
         # The order matters only for a failure half way: -wal carries no locks, so its close is harmless.
-        self.wal_fd = self._open(f"{path}-wal", mode)
-        self.shm_fd = self._open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)  # a write lock needs a writable descriptor
+        self.wal_fd = self._open(f"{path}-wal", mode | os.O_NOFOLLOW)  # as SQLite opens both
+        self.shm_fd = self._open(
+            f"{path}-shm", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        )  # a write lock needs a writable descriptor
         self.db_fd = self._open(str(path), os.O_RDONLY | os.O_CLOEXEC)
         _open.add(self)
 

@@ -24,6 +24,7 @@ from node.drill.proxy import Proxies
 from node.drill.stage import Broken, Load, Settings, Stage
 from node.drill.watch import Watch
 from walcast.errors import ConfigError, WalcastError
+from walcast.filesystem import make_directory
 from walcast.store import DirectorySpec, StoreSpec, open_store
 
 STEPS = (steps.SWITCHOVER, steps.KILL, steps.PARTITION, steps.STOP)
@@ -41,7 +42,7 @@ def run_drill(
     if not made:
         if root.exists() and any(root.iterdir()):
             raise ConfigError(f"{root}: is not empty; give a folder that does not exist yet")
-        root.mkdir(parents=True, exist_ok=True)
+        make_directory(root, parents=True)
     place = Archive.below(
         archive or DirectorySpec(root), f"walcast-drill-{os.urandom(4).hex()}" if archive else "archive"
     )
