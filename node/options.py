@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from node.logs import LEVELS, configure
-from walcast.errors import WalcastError
+from walcast.errors import ConfigError, WalcastError
 from walcast.identifiers import printable
 from walcast.permissions import parse_mode
 from walcast.wire import Tls
@@ -139,7 +139,7 @@ class Mode(click.ParamType[int]):
             return value
         try:
             return parse_mode(str(value))
-        except ValueError as error:
+        except ConfigError as error:
             self.fail(str(error), param, ctx)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.users import APP, APP_GROUP, modes, needs_root, umask
 
+from walcast.errors import ConfigError
 from walcast.filesystem import make_directory, write_durably
 from walcast.permissions import (
     Permissions,
@@ -94,7 +95,7 @@ def test_modes_are_read_as_chmod_reads_them(text: str, mode: int) -> None:
     "text", ["", "0", "8", "0o600", "400", "0755", "4600", "60", "-600", "0600\n", "٦٠٠", "6" * 5000]
 )
 def test_what_is_no_mode_of_a_database_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(ConfigError):
         parse_mode(text)
 
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from walcast.errors import ConfigError
+
 OWNER_ONLY = 0o600
 OWNER_ONLY_FOLDER = 0o700
 
@@ -44,10 +46,10 @@ class Permissions:
 
 
 def parse_mode(text: str) -> int:
-    """ "0640" → 0o640. ValueError for what is no mode of a database: its owner must read and write it, and nobody run
+    """ "0640" → 0o640. ConfigError for what is no mode of a database: its owner must read and write it, and nobody run
     it."""
     if _MODE.fullmatch(text) is None or int(text, 8) & 0o600 != OWNER_ONLY or int(text, 8) & ~0o666:
-        raise ValueError(f"{text[:_SHOWN]!r} is not a mode for a database; give one as 0600, 0640 or 0660")
+        raise ConfigError(f"{text[:_SHOWN]!r} is not a mode for a database; give one as 0600, 0640 or 0660")
     return int(text, 8)
 
 
