@@ -297,8 +297,9 @@ def test_root_reads_what_the_databases_owner_keeps_and_does_not_keep_it_for_him(
     standing = read_standing(state_dir(db))
     assert standing is not None
     assert standing.term == 3
-    with pytest.raises(UnsafeState):
+    with pytest.raises(UnsafeState) as refused:
         StateDir(db)
+    assert refused.value.path == state_dir(db)
     write_database_id(state_dir(db), make_database_id())  # as a restore does
     assert {path.lstat().st_uid for path in state_dir(db).iterdir()} == {APP}
 
