@@ -202,3 +202,8 @@ def test_a_new_file_and_new_folders_are_for_their_owner_only_or_as_asked(history
         assert modes(out.parent)["app.db"] == mode
         assert open_to_others(out.parent) == ({} if mode == 0o600 else {"app.db": "640"})
         assert out.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_hidden_file_of_a_restore_is_for_its_owner_only_so_that_nobody_else_holds_its_lock(tmp_path: Path) -> None:
+    with umask(0o000), temporary_beside(tmp_path / "app.db"):
+        assert list(modes(tmp_path).values()) == [0o600]
