@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from node.failover.member import Member
 
 ASK_S = 5.0
-TERM_JUMP_MOST = 1000
-
-
-def check_jump(term: int, seen: int) -> None:
-    """Refused for a term that is too far above what this node has seen: nobody could follow it with another one."""
-    if term > seen + TERM_JUMP_MOST:
-        detail = f"term {term} is more than {TERM_JUMP_MOST} above {seen}, the newest term that this node has seen"
-        raise Refused(pb.REFUSAL_KIND_UNSPECIFIED, f"{detail}; nothing happened")
 
 
 async def check_primary(member: Member, served: Served, address: Address, term: int) -> None:
