@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from follower.checks import check_copy_start, check_history, check_message, check_seen_term, check_welcome
 from walcast import wire
-from walcast.access.neighbours import check_neighbour
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
 from walcast.identifiers import check_identifier, printable
 from walcast.identity import OtherDatabase, parse_database_id
@@ -110,7 +110,7 @@ class Client:
     def __init__(
         self,
         primary: wire.Address,
-        tls: wire.Tls,
+        tls: wire.Tls | Credentials,
         *,
         database: str,
         follower_id: str,
@@ -132,8 +132,9 @@ class Client:
             address=address,
             candidate=candidate,
         )
-        credentials = tls.channel(primary)
-        self._encrypted = credentials is not None
+        self._credentials = Credentials.of(tls)
+        credentials = self._credentials.channel(primary)
+        self._version = self._credentials.version
         target = str(primary)
         # Reconnecting is paced here, not by gRPC: after a failure the next try must not wait for its back-off.
         options = [*wire.OPTIONS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
@@ -143,6 +144,11 @@ class Client:
             else grpc.aio.insecure_channel(target, options=options)
         )
         self._stub: Any = rpc.ReplicationStub(self._channel)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Have the certificates been changed since the channel was opened?"""
+        return self._credentials.version != self._version
 
     async def close(self) -> None:
         """Close the channel."""
@@ -156,7 +162,7 @@ class Client:
         MustCopy, Unavailable or ConfigError when the primary refuses; OtherDatabase, one of the latter, also when its
         database has another id than `database_id`.
         """
-        call = self._stub.Stream()
+        call = self._stub.Stream(metadata=self._credentials.present())
         stream = Stream(call, self.primary, term)
         try:
             with _translated(self.primary):
@@ -169,7 +175,7 @@ class Client:
             welcome = await stream.read()
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
-            check_neighbour(self.primary, encrypted=self._encrypted)
+            self._credentials.check_neighbour(self.primary)
             stream.welcome = welcome.welcome
             with _checked(self.primary):
                 check_welcome(stream.welcome, term)
@@ -191,7 +197,7 @@ class Client:
 
         `last_mismatched` tells it that the copy before did not have the checksum that the log says.
         """
-        call = self._stub.Copy()
+        call = self._stub.Copy(metadata=self._credentials.present())
         try:
             with _translated(self.primary):
                 hello = pb.CopyHello(

@@ -51,7 +51,7 @@ class Whereabouts:
         others named one that this node may not connect to: without TLS that is any beyond this machine."""
         choices = self._choices()
         address = choices[self._next % len(choices)]
-        if address != self.client.primary:
+        if address != self.client.primary or self.client.is_outdated:
             try:
                 client = self._connect(address)
             except ConfigError as error:
@@ -60,7 +60,8 @@ class Whereabouts:
                 self.forget_told()
                 raise Unavailable(f"{address} was named as the primary's address and is not tried: {error}") from error
             old, self.client = self.client, client
-            await old.close()
+            if old is not client:
+                await old.close()
         return self.client
 
     def forget_told(self) -> None:

@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Name → module of `node`, function, and what the list of commands says of it.
 COMMANDS = {
+    "certs": ("certs_command", "certs_command", "Make a private CA, certificates and tokens."),
     "config": ("config_command", "config_command", "Look at configuration files."),
     "demo": ("demo_command", "demo_command", "Show it: an app writing, followers, a SIGKILL, a failover."),
     "drill": ("drill_command", "drill_command", "Rehearse a failover and report it."),

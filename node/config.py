@@ -43,9 +43,10 @@ def _keys(text: str) -> frozenset[str]:
 
 
 _TOP = _keys(
-    "listen http http-host log-level tls insecure dbs log-max-bytes log-max-age heartbeat-url heartbeat-interval "
-    "scrub-mb-per-s grpc-reflection"
+    "listen http http-host log-level tls token-file insecure dbs log-max-bytes log-max-age heartbeat-url "
+    "heartbeat-interval scrub-mb-per-s grpc-reflection"
 )
+_TLS_FILES = _keys("ca cert key peer-ca client-ca")
 _DATABASE = (
     _keys("path dir pattern recursive watch name snapshot restore-if-db-not-exists continue-archive mode") | PLACES
 )
@@ -178,16 +179,29 @@ class _Reader:
 
     def _tls(self, keys: Keys) -> Tls:
         insecure = self._yaml.optional(keys, "insecure", self._yaml.boolean) or False
+        token_file = self._yaml.optional(keys, "token-file", self._yaml.file)
         node = keys.get("tls")
         if node is None:
-            return Tls(insecure=insecure)
+            return Tls(insecure=insecure, token_file=token_file)
         if isinstance(node, yaml.ScalarNode) and node.value.lower() in BOOLEANS:  # Litestream's, for NATS
             self._yaml.ignore(node, "tls")
-            return Tls(insecure=insecure)
-        files = self._yaml.mapping(node, "tls.", frozenset(["ca", "cert", "key"]))
+            return Tls(insecure=insecure, token_file=token_file)
+        files = self._yaml.mapping(node, "tls.", _TLS_FILES | {"client-auth"})
         if ("cert" in files) != ("key" in files):
             raise self._yaml.error(node, "tls: 'cert' and 'key' go together")
-        return Tls(**{key: self._yaml.file(file) for key, file in files.items()}, insecure=insecure)
+        client_auth = self._yaml.optional(files, "client-auth", self._client_auth) is not False
+        paths = {key.replace("-", "_"): self._yaml.file(files[key]) for key in _TLS_FILES & files.keys()}
+
+        def tls() -> Tls:
+            return Tls(**paths, token_file=token_file, insecure=insecure, client_auth=client_auth)
+
+        return self._yaml.parsed(node, tls)
+
+    def _client_auth(self, node: yaml.Node) -> bool:
+        text = self._yaml.text(node)
+        if text not in ("required", "none"):
+            raise self._yaml.error(node, f"required or none belongs here, not {text!r}")
+        return text == "required"
 
     def _databases(
         self, top: Keys, archives: ArchiveReader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from node.options import (
     CONFIG,
     JSON,
     PATH,
+    TLS_FLAGS,
     Command,
     flag,
     http_flags,
@@ -27,7 +27,7 @@ from node.options import (
     tls_flags,
     tls_of,
 )
-from node.process import run_until_signal
+from node.run import serve
 from node.saying import say
 from node.settings import DatabaseSettings, HostSettings
 from walcast.appurl import check_app_url
@@ -76,7 +76,7 @@ def follower_command(
     told = load_config(config) if config is not None else Config(Path())
     flags = flags_over_file(flags, told.failover)
     app_url = check_app_url(flags.pop("app_url") or "")
-    tls = tls_of(**{key: flags.pop(key) for key in ("tls_cert", "tls_key", "tls_ca", "insecure")})
+    tls = tls_of(**{key: flags.pop(key) for key in TLS_FLAGS})
     primaries = addresses(primary_address)
     listed = told.database(db)
     if mode is None and listed is not None:
@@ -112,7 +112,4 @@ def follower_command(
         what = f"following {status.primary} into {db}" if status.role == "follower" else f"{db}: {status.role}"
         click.echo(json.dumps(facts)) if as_json else say(what)
 
-    async def role(stop: asyncio.Event) -> None:
-        await Host(settings).run(stop, ready)
-
-    run_until_signal(role)
+    serve(settings, ready)

@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from walcast import wire
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -27,7 +28,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 def listen(
     replication: rpc.ReplicationServicer,
     address: wire.Address,
-    tls: wire.Tls,
+    tls: wire.Tls | Credentials,
     *,
     connections: int,
     reflect: bool = False,
@@ -45,7 +46,7 @@ def listen(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     if reflect:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    credentials = tls.server(address)
+    credentials = Credentials.of(tls).server(address)
     try:
         port = (
             server.add_secure_port(str(address), credentials) if credentials else server.add_insecure_port(str(address))

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from node import limits
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
+from node.freshness import keep_fresh, tls_status
 from node.grpc_server import listen
 from node.health import Failure, FailureKind, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
@@ -30,6 +31,7 @@ from primary.publisher import Publisher
 from primary.served import Refused, Served
 from walcast import audit, wire
 from walcast.access import Role
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
@@ -52,6 +54,7 @@ class Host:
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
+        self.credentials = Credentials(settings.tls)
         self.listening: wire.Address = settings.listen
         self.http_listening: wire.Address | None = None
         self.inodes = Inodes()
@@ -95,12 +98,13 @@ class Host:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
+        self._check_ids()
         publisher = Publisher(self._served, self.status, self._access, self._served.away, self.settings.app_url)
         expected = self._most if self._watching else len(databases) + len(self.settings.members)
         server, self._healthy, self.listening = listen(
             publisher,
             self.settings.listen,
-            self.settings.tls,
+            self.credentials,
             connections=limits.connections(expected),
             reflect=self.settings.reflect,
         )
@@ -116,6 +120,7 @@ class Host:
                 self._served.away[member.database.name] = not_served(member.database.name, "its role is not known yet")
             await server.start()
             stack.callback(asyncio.create_task(self._keep_showing()).cancel)
+            stack.callback(asyncio.create_task(keep_fresh(self.credentials)).cancel)
             log.info("listening", extra={"address": str(self.listening)})
             self._record_settings()
             await self._begin_members(stack)
@@ -198,6 +203,16 @@ class Host:
         if len(found) > self._most:
             raise ConfigError(f"{len(found)} databases: one primary serves {self._most} at most here")
         return list(found.values())
+
+    def _check_ids(self) -> None:
+        """A node is known by its certificate: ConfigError where it was given another id."""
+        certified = self.credentials.node_id
+        for member in self.settings.members:
+            if certified and member.follower_id not in (None, certified):
+                what = (
+                    f"--id {member.follower_id}: the certificate in {self.settings.tls.cert} is of the node {certified}"
+                )
+                raise ConfigError(f"{what}; leave --id out, or make a certificate for that id")
 
     def _http(self, stack: AsyncExitStack) -> None:
         if self.settings.http is None:
@@ -400,6 +415,8 @@ class Host:
     def status(self) -> pb.StatusReply:
         """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""
         reply = pb.StatusReply(role="primary", term=1, protocol=wire.PROTOCOL_VERSION)
+        if (own := tls_status(self.credentials)) is not None:
+            reply.tls.CopyFrom(own)
         members = {member.name: member for member in self.members}
         reply.databases.extend(member.status() for member in self.members)
         reply.databases.extend(serving.status() for name, serving in self._serving.items() if name not in members)

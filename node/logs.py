@@ -59,8 +59,13 @@ class Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(level: str, *, as_json: bool) -> None:
-    """Send walcast's log to standard error."""
+_again: Callable[[], str] | None = None
+
+
+def configure(level: str, *, as_json: bool, again: Callable[[], str] | None = None) -> None:
+    """Send walcast's log to standard error. `again` reads the level once more, where a file has it."""
+    global _again
+    _again = again
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if as_json else Human())
     root = logging.getLogger("walcast")
@@ -75,6 +80,15 @@ def configure(level: str, *, as_json: bool) -> None:
         library.handlers[:] = [libraries]
         library.setLevel(logging.WARNING)
         library.propagate = False
+
+
+def level_again() -> str | None:
+    """Log from now on what the file says, where one says it: the level; None where a flag or nobody has said it."""
+    if _again is None:
+        return None
+    level = _again()
+    logging.getLogger("walcast").setLevel(level.upper())
+    return level
 
 
 def _rare(root: logging.Logger) -> Callable[[logging.LogRecord], bool]:

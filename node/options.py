@@ -54,8 +54,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            self._use_config(ctx)
-            configure(ctx.params.pop("log_level"), as_json=ctx.params.pop("log_format") == "json")
+            again = self._use_config(ctx)
+            configure(ctx.params.pop("log_level"), as_json=ctx.params.pop("log_format") == "json", again=again)
             return super().invoke(ctx)
         except WalcastError as error:
             fail(str(error))
@@ -65,19 +65,22 @@ class Command(click.Command):
         except KeyboardInterrupt:
             sys.exit(130)
 
-    def _use_config(self, ctx: click.Context) -> None:
-        """Of the configuration file, what any command has: the log level and the TLS files. Flags win over it."""
+    def _use_config(self, ctx: click.Context) -> Callable[[], str] | None:
+        """Of the configuration file, what any command has: the log level and the TLS files. Flags win over it. Returns
+        what reads the log level again, where the file says it."""
         path = ctx.params["config"] if self._takes_config else ctx.params.pop("config")
         if path is None:
-            return
+            return None
         from node.config import load_config
 
         told = load_config(path)
-        if told.log_level and ctx.get_parameter_source("log_level") is ParameterSource.DEFAULT:
+        by_file = ctx.get_parameter_source("log_level") is ParameterSource.DEFAULT
+        unsaid = str(ctx.params["log_level"])
+        if told.log_level and by_file:
             ctx.params["log_level"] = told.log_level
         if "tls_ca" in ctx.params and tls_of(**{name: ctx.params[name] for name in TLS_FLAGS}) == Tls():
-            given = (told.tls.cert, told.tls.key, told.tls.ca, told.tls.insecure)
-            ctx.params.update(zip(TLS_FLAGS, given, strict=True))
+            ctx.params.update(flags_of(told.tls))
+        return (lambda: load_config(path).log_level or unsaid) if by_file else None
 
 
 def fail(message: str) -> None:
@@ -149,13 +152,31 @@ def mode_flag(function: F) -> F:
     return flag("--mode", type=Mode(), default=None, show_default=False, help=told)(function)
 
 
-TLS_FLAGS = ("tls_cert", "tls_key", "tls_ca", "insecure")
+TLS_FLAGS = (
+    "tls_cert",
+    "tls_key",
+    "tls_ca",
+    "tls_peer_ca",
+    "tls_client_ca",
+    "tls_client_auth",
+    "token_file",
+    "insecure",
+)
 
 
 def tls_flags(function: F) -> F:
-    """--tls-cert, --tls-key, --tls-ca, --insecure."""
+    """--tls-cert, --tls-key, --tls-ca, --tls-peer-ca, --tls-client-ca, --tls-client-auth, --token-file, --insecure."""
     for option in (
         flag("--insecure", is_flag=True, help="Allow plain text beyond this machine."),
+        flag("--token-file", type=PATH, default=None, help="The token to show, and the hashes of those to accept."),
+        flag(
+            "--tls-client-auth",
+            type=click.Choice(["required", "none"]),
+            default="required",
+            help="Whether those who connect must show a certificate, where a CA is given; none: tokens tell who it is.",
+        ),
+        flag("--tls-client-ca", type=PATH, default=None, help="PEM: whom to trust for clients, with --tls-peer-ca."),
+        flag("--tls-peer-ca", type=PATH, default=None, help="PEM: whom to trust for nodes alone, instead of --tls-ca."),
         flag("--tls-ca", type=PATH, default=None, help="PEM: whom to trust on the other side."),
         flag("--tls-key", type=PATH, default=None, help="PEM: the key of --tls-cert."),
         flag("--tls-cert", type=PATH, default=None, help="PEM: what to show the other side."),
@@ -164,6 +185,39 @@ def tls_flags(function: F) -> F:
     return function
 
 
-def tls_of(tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure: bool) -> Tls:
+def tls_of(
+    *,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_ca: Path | None,
+    tls_peer_ca: Path | None,
+    tls_client_ca: Path | None,
+    tls_client_auth: str,
+    token_file: Path | None,
+    insecure: bool,
+) -> Tls:
     """From the flags."""
-    return Tls(ca=tls_ca, cert=tls_cert, key=tls_key, insecure=insecure)
+    return Tls(
+        ca=tls_ca,
+        cert=tls_cert,
+        key=tls_key,
+        insecure=insecure,
+        peer_ca=tls_peer_ca,
+        client_ca=tls_client_ca,
+        token_file=token_file,
+        client_auth=tls_client_auth == "required",
+    )
+
+
+def flags_of(tls: Tls) -> dict[str, Any]:
+    """The flags that would say the same."""
+    return {
+        "tls_cert": tls.cert,
+        "tls_key": tls.key,
+        "tls_ca": tls.ca,
+        "tls_peer_ca": tls.peer_ca,
+        "tls_client_ca": tls.client_ca,
+        "tls_client_auth": "required" if tls.client_auth else "none",
+        "token_file": tls.token_file,
+        "insecure": tls.insecure,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from dataclasses import replace
@@ -31,7 +30,7 @@ from node.options import (
     tls_of,
 )
 from node.ping import check_url
-from node.process import run_until_signal
+from node.run import serve
 from node.saying import say
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
@@ -92,10 +91,7 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
         words = f"serving {what} on {role.listening}"
         click.echo(json.dumps(facts)) if as_json else say(words)
 
-    async def role(stop: asyncio.Event) -> None:
-        await Host(settings).run(stop, ready)
-
-    run_until_signal(role)
+    serve(settings, ready)
 
 
 def _settings(

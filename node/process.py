@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -16,9 +17,12 @@ from node.threads import Threads
 SWITCH_INTERVAL_S = 0.0005
 GC_EVERY = 20_000
 
+log = logging.getLogger("walcast.node")
 
-def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `role` with an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+
+def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]], reload: Callable[[], None]) -> None:
+    """Run `role` with an event that SIGTERM and SIGINT set; a second signal ends the process at once. SIGHUP calls
+    `reload`, in a thread, once at a time."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()  # what is loaded stays: no collection need look at it again
     gc.set_threshold(GC_EVERY)
@@ -37,6 +41,22 @@ def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
-        await role(stop)
+        hung_up = asyncio.Event()
+        reloading = asyncio.create_task(_reload(reload, hung_up))
+        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+        try:
+            await role(stop)
+        finally:
+            reloading.cancel()
 
     uvloop.run(main())
+
+
+async def _reload(reload: Callable[[], None], asked: asyncio.Event) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await asyncio.to_thread(reload)
+        except Exception:
+            log.exception("SIGHUP: nothing was read again")

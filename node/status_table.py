@@ -36,6 +36,8 @@ def _primary_table(facts: Facts) -> Table:
             shown.add_row(name, phase, applied, durable, behind, lag, "", "")
         if database["trouble"]:
             shown.caption, shown.caption_justify = plain(database["trouble"]), "left"
+    if tls := facts.get("tls"):
+        shown.title = f"{title}; the certificate of {tls['identity'] or 'nobody'} is valid until {tls['not_after']}"
     return shown
 
 

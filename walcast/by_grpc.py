@@ -22,6 +22,7 @@ from walcast.token import NotPrimary, Token
 if TYPE_CHECKING:
     import grpc
 
+    from walcast.access.credentials import Credentials
     from walcast.rpc import replication_pb2 as pb
 
 DETAIL_CHARACTERS = 200
@@ -32,16 +33,20 @@ T = TypeVar("T")
 
 
 class ByGrpc:
-    """`addresses` are HOST:PORT, with commas between; `tls` the files `ca`, `cert`, `key`."""
+    """`addresses` are HOST:PORT, with commas between; `tls` the files `ca`, `cert`, `key` and `token_file`."""
 
-    def __init__(self, addresses: str, name: str, tls: Mapping[str, Path], insecure: bool) -> None:
+    def __init__(
+        self, addresses: str, name: str, tls: Mapping[str, Path], insecure: bool = False, token: str = ""
+    ) -> None:
         self._name = name
         self._tls = tls
         self._insecure = insecure
+        self._token = token
+        self._credentials: tuple[int, Credentials] | None = None  # those of a process
         self._given = [address.strip() for address in addresses.split(",")]
         self._last = self._given[0]  # where the primary was found last, or is looked for first
         # By process. A parent's channel stays here untouched in its child, so that nothing tries to close it there.
-        self._channels: dict[tuple[int, str], grpc.Channel] = {}
+        self._channels: dict[tuple[int, str], tuple[int, grpc.Channel]] = {}
 
     def __str__(self) -> str:
         return self._last
@@ -81,8 +86,8 @@ class ByGrpc:
     def close(self) -> None:
         """Close this process's channels; a later call opens new ones."""
         for key in list(self._channels):
-            if key[0] == os.getpid() and (channel := self._channels.pop(key, None)) is not None:
-                channel.close()
+            if key[0] == os.getpid() and (kept := self._channels.pop(key, None)) is not None:
+                kept[1].close()
 
     def _find(self, ask: Callable[[str, float], T], answer_s: float) -> T:
         """The answer of the node that is the primary: each address once, from where it was last, and first where a node
@@ -123,37 +128,54 @@ class ByGrpc:
     def _call(self, address: str, method: str, request: Any, timeout_s: float) -> Any:
         import grpc
 
-        from walcast.access.neighbours import check_neighbour
         from walcast.rpc import replication_pb2_grpc as rpc
         from walcast.wire import Address
 
         stub: Any = rpc.ReplicationStub
         try:
-            answer = getattr(stub(self._channel(address)), method)(request, timeout=timeout_s)
+            call = getattr(stub(self._channel(address)), method)
+            answer = call(request, timeout=timeout_s, metadata=self._shown().present())
         except grpc.RpcError as error:
             raise _translated(error, address, timeout_s) from error
         except ValueError as error:  # gRPC's answer to a call on a channel that another thread has just closed
             raise Unavailable(f"{address}: {error}") from error
-        check_neighbour(Address.parse(address), encrypted=bool(self._tls))
+        self._shown().check_neighbour(Address.parse(address))
         return answer
 
     def _channel(self, address: str) -> grpc.Channel:
         key = os.getpid(), address
-        channel = self._channels.get(key)
-        if channel is None:
-            opened = self._open(address)
-            channel = self._channels.setdefault(key, opened)
-            if channel is not opened:  # another thread was faster
-                opened.close()
-        return channel
+        shown = self._shown()
+        shown.present()  # which looks whether the files have changed
+        kept = self._channels.get(key)
+        if kept is not None and kept[0] != shown.version:  # its calls end, if another thread has some
+            self._channels.pop(key, None)
+            kept[1].close()
+            kept = None
+        if kept is None:
+            opened = shown.version, self._open(address, shown)
+            kept = self._channels.setdefault(key, opened)
+            if kept is not opened:  # another thread was faster
+                opened[1].close()
+        return kept[1]
 
-    def _open(self, text: str) -> grpc.Channel:
+    def _shown(self) -> Credentials:
+        """What this process shows."""
+        from walcast import wire
+        from walcast.access.credentials import Credentials
+
+        if self._credentials is None or self._credentials[0] != os.getpid():
+            files: dict[str, Any] = dict(self._tls)
+            tls = wire.Tls(**files, insecure=self._insecure)
+            self._credentials = os.getpid(), Credentials(tls, self._token)
+        return self._credentials[1]
+
+    def _open(self, text: str, shown: Credentials) -> grpc.Channel:
         import grpc
 
         from walcast import wire
 
         address = wire.Address.parse(text)
-        credentials = wire.Tls(**self._tls, insecure=self._insecure).channel(address)
+        credentials = shown.channel(address)
         # A primary that is back is found within a second, not after gRPC's own back-off of up to two minutes.
         options = [*wire.OPTIONS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
         if len(self._given) > 1:  # one that does not answer at all must leave time for the others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from walcast import wire
@@ -10,7 +11,19 @@ from walcast.rpc import replication_pb2 as pb
 
 def primary_facts(reply: pb.StatusReply) -> dict[str, Any]:
     """Role, term, and every database with its followers."""
-    return {"role": reply.role, "term": reply.term, "databases": [_database(d) for d in reply.databases]}
+    facts: dict[str, Any] = {"role": reply.role, "term": reply.term}
+    facts["databases"] = [_database(d) for d in reply.databases]
+    if reply.HasField("tls"):
+        facts["tls"] = {"identity": reply.tls.identity or None, "not_after": moment_text(reply.tls.not_after_s)}
+    return facts
+
+
+def moment_text(seconds: int) -> str:
+    """In UTC, as ISO 8601 has it; what is no moment that a calendar has, as seconds."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
 
 
 def _database(database: pb.DatabaseStatus) -> dict[str, Any]:

@@ -44,8 +44,9 @@ class Primary:
     path or its one address: a token of the primary that took its place says nothing of what was written here.
 
     Beyond this machine an address takes TLS, given as PEM files (`tls_ca` to trust the primary by, `tls_cert` and
-    `tls_key` to show it), or `insecure=True` for plain text. Threads may share one. ConfigError, from the first call
-    on, when the address or a file is wrong.
+    `tls_key` to show it), or `insecure=True` for plain text. `token`, or the one in `token_file`, tells who asks. The
+    files are read again when they change. Threads may share one. ConfigError, from the first call on, when the address
+    or a file is wrong.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Primary:
         tls_ca: str | os.PathLike[str] | None = None,
         tls_cert: str | os.PathLike[str] | None = None,
         tls_key: str | os.PathLike[str] | None = None,
+        token: str = "",
+        token_file: str | os.PathLike[str] | None = None,
         insecure: bool = False,
     ) -> None:
         self.address = os.fspath(address)
@@ -68,9 +71,9 @@ class Primary:
         else:
             from walcast.by_grpc import ByGrpc
 
-            files = {"ca": tls_ca, "cert": tls_cert, "key": tls_key}
+            files = {"ca": tls_ca, "cert": tls_cert, "key": tls_key, "token_file": token_file}
             tls = {key: Path(file) for key, file in files.items() if file is not None}
-            self._way = ByGrpc(self.address, name, tls, insecure)
+            self._way = ByGrpc(self.address, name, tls, insecure, token)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, {self.name!r})"

@@ -17,6 +17,8 @@ from walcast.terms import TermStart
 if TYPE_CHECKING:
     import grpc
 
+    from walcast.access.credentials import Credentials
+
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 8 << 20
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,32})?\]")
@@ -95,63 +97,92 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: `ca` to trust the other side by, `cert` and `key` to show it."""
+    """PEM files: `cert` and `key` to show the other side, and whom to trust there.
+
+    `ca` is trusted on every other side. In its place, `peer_ca` is trusted for nodes and `client_ca` for apps and
+    people. Who connects must show a certificate where any of them is given, unless `client_auth` is false: then tokens
+    tell who it is. `token_file` has the token to show and the hashes of those to accept. ConfigError for what does not
+    go together.
+    """
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
     insecure: bool = False
+    peer_ca: Path | None = None
+    client_ca: Path | None = None
+    token_file: Path | None = None
+    client_auth: bool = True
 
-    def server(self, address: Address) -> grpc.ServerCredentials | None:
-        """None: plain text, which beyond loopback must be asked for. With `ca`, followers must show a certificate."""
+    def __post_init__(self) -> None:
+        if self.insecure and any((self.ca, self.cert, self.key, self.peer_ca, self.client_ca)):
+            raise ConfigError("--insecure is plain text and --tls-… are for TLS: give one or the other")
+        if self.ca and (self.peer_ca or self.client_ca):
+            raise ConfigError(
+                "--tls-ca is trusted for peers and for clients: give it, or --tls-peer-ca and --tls-client-ca"
+            )
+        if self.client_ca and not self.client_auth:
+            raise ConfigError(
+                "--tls-client-ca is for the certificates of clients, and --tls-client-auth none asks for none"
+            )
+
+    @property
+    def servers_ca(self) -> Path | None:
+        """Whom to trust where this process connects to."""
+        return self.ca or self.peer_ca
+
+    @property
+    def asks_certificates(self) -> bool:
+        """Must who connects to this process show a certificate?"""
+        return self.client_auth and bool(self.ca or self.peer_ca or self.client_ca)
+
+    def is_encrypted_server(self, address: Address) -> bool:
+        """Does a server at `address` speak TLS? ConfigError for plain text beyond loopback that nobody asked for."""
         if self.cert is None and self.key is None:
             if not address.is_loopback and not self.insecure:
                 raise ConfigError(
                     f"listening on {address} lets others read the data: give --tls-cert and --tls-key, or --insecure"
                 )
-            return None
+            return False
         if self.cert is None or self.key is None:
             raise ConfigError("--tls-cert and --tls-key go together")
-        pair = [(_pem(self.key), _pem(self.cert))]
-        ca = _pem(self.ca) if self.ca else None
-        import grpc
+        return True
 
-        return grpc.ssl_server_credentials(pair, root_certificates=ca, require_client_auth=ca is not None)
-
-    def channel(self, address: Address) -> grpc.ChannelCredentials | None:
-        """None: plain text, which beyond loopback must be asked for."""
-        if self.ca is None and self.cert is None:
+    def is_encrypted_to(self, address: Address) -> bool:
+        """Is TLS spoken with the node at `address`? ConfigError as above."""
+        if self.servers_ca is None and self.cert is None:
             if not address.is_loopback and not self.insecure:
                 raise ConfigError(
                     f"{address} is not on this machine: give --tls-ca (and --tls-cert, --tls-key), or --insecure"
                 )
-            return None
-        key = _pem(self.key) if self.key else None
-        cert = _pem(self.cert) if self.cert else None
-        import grpc
+            return False
+        return True
 
-        return grpc.ssl_channel_credentials(_pem(self.ca) if self.ca else None, key, cert)
+    def server(self, address: Address) -> grpc.ServerCredentials | None:
+        """As `Credentials.server`."""
+        from walcast.access.credentials import Credentials
+
+        return Credentials(self).server(address)
+
+    def channel(self, address: Address) -> grpc.ChannelCredentials | None:
+        """As `Credentials.channel`."""
+        from walcast.access.credentials import Credentials
+
+        return Credentials(self).channel(address)
 
 
-def open_channel(address: Address, tls: Tls) -> grpc.Channel:
-    """To a node, for a call or two; its own context manager. Unavailable when another user of this machine answers
-    there in plain text."""
+def open_channel(address: Address, credentials: Tls | Credentials) -> grpc.Channel:
+    """To a node, for a call or two, which show the token of `credentials` if it has one; its own context manager.
+    Unavailable when another user of this machine answers there in plain text."""
     import grpc
 
-    from walcast.access.neighbours import check_neighbour
+    from walcast.access.credentials import Credentials, shown_in_calls
 
-    credentials = tls.channel(address)
-    check_neighbour(address, encrypted=credentials is not None)
-    if credentials is None:
-        return grpc.insecure_channel(str(address), options=OPTIONS)
-    return grpc.secure_channel(str(address), credentials, options=OPTIONS)
-
-
-def _pem(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    if b"-----BEGIN " not in data:
-        raise ConfigError(f"{path}: not a PEM file")
-    return data
+    credentials = Credentials.of(credentials)
+    encrypted = credentials.channel(address)
+    credentials.check_neighbour(address)
+    if encrypted is None:
+        channel = grpc.insecure_channel(str(address), options=OPTIONS)
+    else:
+        channel = grpc.secure_channel(str(address), encrypted, options=OPTIONS)
+    return shown_in_calls(channel, credentials)

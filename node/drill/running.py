@@ -194,7 +194,13 @@ class _Running:
         """All followers have what the primary has; the one on this machine is compared page by page."""
         tls = self.target.tls
         ask = Primary(
-            str(address), self.target.name, tls_ca=tls.ca, tls_cert=tls.cert, tls_key=tls.key, insecure=tls.insecure
+            str(address),
+            self.target.name,
+            tls_ca=tls.servers_ca,
+            tls_cert=tls.cert,
+            tls_key=tls.key,
+            token_file=tls.token_file,
+            insecure=tls.insecure,
         )
         words = "every follower has what the primary has"
         try:

@@ -198,7 +198,7 @@ class Member:
     async def _find_role(self, role: str) -> None:
         if self.settings.auto and self.settings.eligible and self.unreachable:
             raise ConfigError(self.unreachable)
-        self.id = self.settings.follower_id or changes.persistent_id(self.path)
+        self.id = self.settings.follower_id or self.host.credentials.node_id or changes.persistent_id(self.path)
         with_lease = await self.leasing.find()
         if role == PRIMARY:
             if with_lease:
@@ -346,7 +346,7 @@ class Member:
         """For the primary at `address`."""
         return Client(
             address,
-            self.host.settings.tls,
+            self.host.credentials,
             database=self.name,
             follower_id=self.id,
             guess=self.settings.guess,
@@ -361,7 +361,7 @@ class Member:
 
     def channel(self, address: wire.Address) -> grpc.Channel:
         """To another node, for a call or two."""
-        return wire.open_channel(address, self.host.settings.tls)
+        return wire.open_channel(address, self.host.credentials)
 
     def new_tenure(self) -> None:
         """The one before is over for good."""

@@ -74,10 +74,10 @@ def listener_is_ours(address: Address) -> bool:
     return True
 
 
-def check_neighbour(address: Address, *, encrypted: bool) -> None:
-    """Unavailable when another user of this machine answers at this address in plain text: it may be anybody who took
-    the port of a primary that is down. With TLS the certificate tells."""
-    if not encrypted and not listener_is_ours(address):
+def check_neighbour(address: Address) -> None:
+    """Unavailable when another user of this machine answers at this address: it may be anybody who took the port of a
+    primary that is down."""
+    if not listener_is_ours(address):
         raise Unavailable(
             f"{address}: whoever listens there is another user of this machine: run both as the same user, or use TLS"
         )

@@ -952,11 +952,16 @@ class StatusReply(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     DATABASES_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     term: _builtins.int
     protocol: _builtins.int
     @_builtins.property
     def databases(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatabaseStatus]: ...
+    @_builtins.property
+    def tls(self) -> Global___TlsStatus:
+        """unset: this node has no certificate"""
+
     def __init__(
         self,
         *,
@@ -964,14 +969,41 @@ class StatusReply(_message.Message):
         term: _builtins.int = ...,
         protocol: _builtins.int = ...,
         databases: _abc.Iterable[Global___DatabaseStatus] | None = ...,
+        tls: Global___TlsStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tls", b"tls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["databases", b"databases", "protocol", b"protocol", "role", b"role", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["databases", b"databases", "protocol", b"protocol", "role", b"role", "term", b"term", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class TlsStatus(_message.Message):
+    """The certificate that a node shows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_S_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    """"node/ID"; "" when it names nobody"""
+    not_after_s: _builtins.int
+    """when it ends, seconds since the epoch"""
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        not_after_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "not_after_s", b"not_after_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TlsStatus: _TypeAlias = TlsStatus  # noqa: Y015
 
 @_typing.final
 class BarrierRequest(_message.Message):

@@ -1,0 +1,71 @@
+"""What a running node reads again without a restart: certificates, authorities and tokens when their files change;
+those and the log level on SIGHUP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from node.logs import level_again
+from walcast.access.credentials import Credentials, say
+from walcast.access.expiry import ExpiryWarnings
+from walcast.errors import ConfigError
+from walcast.rpc import replication_pb2 as pb
+
+log = logging.getLogger("walcast.node")
+
+LOOK_S = 3.0
+
+
+async def keep_fresh(credentials: Credentials) -> None:
+    """Look at the files every few seconds, and warn of certificates that end soon, for ever."""
+    warnings = ExpiryWarnings()
+    while True:
+        say(await asyncio.to_thread(credentials.refresh))
+        warn_of_expiry(credentials, warnings)
+        await asyncio.sleep(LOOK_S)
+
+
+def warn_of_expiry(credentials: Credentials, warnings: ExpiryWarnings) -> None:
+    """Log what ends within 30 days, once a day."""
+    now = datetime.now(UTC)
+    for path, fingerprint, not_after in credentials.loaded.expiring:
+        if not warnings.due(fingerprint, not_after, now):
+            continue
+        facts = {"file": str(path), "not_after": not_after.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        if not_after < now:
+            log.error("a certificate has expired: replace the file, it is read again by itself", extra=facts)
+        else:
+            facts["days"] = str((not_after - now).days)
+            log.warning("a certificate ends soon: replace the file, it is read again by itself", extra=facts)
+
+
+def reload_all(credentials: Credentials | None) -> None:
+    """On SIGHUP: one line that says what was read again, and what could not be."""
+    errors: list[str] = []
+    files: list[str] = []
+    if credentials is not None:
+        reload = credentials.refresh(force=True)
+        files = [str(path) for path in reload.changed]
+        if reload.error is not None:
+            errors.append(str(reload.error))
+    try:
+        level = level_again()
+    except ConfigError as error:
+        errors.append(str(error))
+        level = None
+    facts = {"files": ", ".join(files) or "none changed", "log_level": level or "unchanged"}
+    if errors:
+        log.error("SIGHUP: not everything could be read again; what was before stays", extra=facts | {"errors": errors})
+    else:
+        log.info("SIGHUP: read again", extra=facts)
+
+
+def tls_status(credentials: Credentials) -> pb.TlsStatus | None:
+    """For status: the certificate that this node shows; None when it has none."""
+    loaded = credentials.loaded
+    ends = next((end for path, _, end in loaded.expiring if path == credentials.tls.cert), None)
+    if ends is None:
+        return None
+    return pb.TlsStatus(identity=str(loaded.own) if loaded.own else "", not_after_s=int(ends.timestamp()))
