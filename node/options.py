@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,8 +79,10 @@ class Command(click.Command):
         unsaid = str(ctx.params["log_level"])
         if told.log_level and by_file:
             ctx.params["log_level"] = told.log_level
-        if "tls_ca" in ctx.params and tls_of(**{name: ctx.params[name] for name in TLS_FLAGS}) == Tls():
-            ctx.params.update(flags_of(told.tls))
+        if "tls_ca" in ctx.params:
+            given = tls_of(**{name: ctx.params[name] for name in TLS_FLAGS})
+            tls = told.tls if replace(given, token_file=None) == Tls() else given
+            ctx.params.update(flags_of(replace(tls, token_file=given.token_file or told.tls.token_file)))
         return (lambda: load_config(path).log_level or unsaid) if by_file else None
 
 

@@ -43,8 +43,8 @@ def test_walcasts_own_keys_are_read(tmp_path: Path) -> None:
 listen: 127.0.0.1:${PORT}
 http: "[::1]:7421"
 log-level: WARNING
-insecure: yes
 tls: {ca: /pem/ca, cert: /pem/cert, key: /pem/key}
+token-file: /pem/tokens
 log-max-bytes: 512MiB
 log-max-age: 1h30m
 dbs:
@@ -59,7 +59,7 @@ dbs:
     assert config.listen == Address("127.0.0.1", 7420)
     assert config.http == Address("[::1]", 7421)
     assert config.log_level == "warning"
-    assert config.tls == Tls(Path("/pem/ca"), Path("/pem/cert"), Path("/pem/key"), insecure=True)
+    assert config.tls == Tls(Path("/pem/ca"), Path("/pem/cert"), Path("/pem/key"), token_file=Path("/pem/tokens"))
     assert config.log_max_bytes == 512 << 20
     assert config.log_max_age_s == 5400
     assert [(db.path, db.name, db.line) for db in config.dbs] == [
@@ -151,6 +151,7 @@ dbs:
         ("dbs:\n- name: a\n", "2: a database needs a 'path', or a 'dir' for all in a folder"),
         ("listen: a:1\nhttp: a:2\nlisten: a:3\n", "3: 'listen' is already in line 1"),
         ("tls:\n  cert: /c\n", "2: tls: 'cert' and 'key' go together"),
+        ("tls:\n  client-auth: maybe\n", "2: required or none belongs here, not 'maybe'"),
         ("listen: 'a\n", "2: found unexpected end of stream"),
         (
             "dbs:\n- path: /a.db\n- path: /x/../a.db\n  name: b\n",

@@ -103,6 +103,7 @@ class FakeClient:
     primary = wire.Address("primary.example", 1)
     database = "app"
     follower_id = "f1"
+    is_outdated = False
 
     def __init__(self, source: Source, breaks: list[int]) -> None:
         self._files = encoded(source)

@@ -75,6 +75,8 @@ def identity_uri(kind: CertificateKind, name: str) -> str:
 
 def parse_identity_uri(uri: str) -> tuple[CertificateKind, str]:
     """ValueError for what `identity_uri` cannot have written."""
+    if not (uri.isascii() and uri.isprintable()):  # which `urlsplit` would in part leave out
+        raise ValueError(f"{uri[:300]!a} is no identity")
     parts = urlsplit(uri)
     encoded = parts.path.removeprefix("/")
     if "/" in encoded or parts.query or parts.fragment:
