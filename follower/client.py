@@ -162,7 +162,7 @@ class Client:
         MustCopy, Unavailable or ConfigError when the primary refuses; OtherDatabase, one of the latter, also when its
         database has another id than `database_id`.
         """
-        call = self._stub.Stream(metadata=self._credentials.present())
+        call = self._stub.Stream(metadata=self._credentials.present(self.primary))
         stream = Stream(call, self.primary, term)
         try:
             with _translated(self.primary):
@@ -197,7 +197,7 @@ class Client:
 
         `last_mismatched` tells it that the copy before did not have the checksum that the log says.
         """
-        call = self._stub.Copy(metadata=self._credentials.present())
+        call = self._stub.Copy(metadata=self._credentials.present(self.primary))
         try:
             with _translated(self.primary):
                 hello = pb.CopyHello(

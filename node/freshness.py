@@ -11,7 +11,6 @@ from node.logs import level_again
 from walcast.access.credentials import Credentials, say
 from walcast.access.expiry import ExpiryWarnings
 from walcast.errors import ConfigError
-from walcast.rpc import replication_pb2 as pb
 
 log = logging.getLogger("walcast.node")
 
@@ -60,12 +59,3 @@ def reload_all(credentials: Credentials | None) -> None:
         log.error("SIGHUP: not everything could be read again; what was before stays", extra=facts | {"errors": errors})
     else:
         log.info("SIGHUP: read again", extra=facts)
-
-
-def tls_status(credentials: Credentials) -> pb.TlsStatus | None:
-    """For status: the certificate that this node shows; None when it has none."""
-    loaded = credentials.loaded
-    ends = next((end for path, _, end in loaded.expiring if path == credentials.tls.cert), None)
-    if ends is None:
-        return None
-    return pb.TlsStatus(identity=str(loaded.own) if loaded.own else "", not_after_s=int(ends.timestamp()))

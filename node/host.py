@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 from node import limits
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
-from node.freshness import keep_fresh, tls_status
+from node.freshness import keep_fresh
 from node.grpc_server import listen
 from node.health import Failure, FailureKind, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
@@ -414,9 +414,8 @@ class Host:
 
     def status(self) -> pb.StatusReply:
         """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""
-        reply = pb.StatusReply(role="primary", term=1, protocol=wire.PROTOCOL_VERSION)
-        if (own := tls_status(self.credentials)) is not None:
-            reply.tls.CopyFrom(own)
+        tls = self.credentials.tls_status()
+        reply = pb.StatusReply(role="primary", term=1, protocol=wire.PROTOCOL_VERSION, tls=tls)
         members = {member.name: member for member in self.members}
         reply.databases.extend(member.status() for member in self.members)
         reply.databases.extend(serving.status() for name, serving in self._serving.items() if name not in members)

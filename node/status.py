@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from walcast import local, wire
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable
 from walcast.facts import primary_facts
 from walcast.identity import read_database_id
@@ -42,14 +43,15 @@ def local_status(path: Path) -> Facts:
 
 def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
     """Unavailable when nobody answers, ConfigError when it is no walcast."""
-    with wire.open_channel(address, tls) as channel:
+    credentials = Credentials.of(tls)
+    with wire.open_channel(address, credentials) as channel:
         try:
             reply = rpc.ReplicationStub(channel).Status(pb.StatusRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{address}: not a walcast primary") from error
-            raise Unavailable(f"{address}: {details or code.name}") from error
+            raise Unavailable(f"{address}: {details or code.name}{credentials.hint()}") from error
     return primary_facts(reply)
 
 

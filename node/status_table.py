@@ -47,6 +47,8 @@ def _replica_table(facts: Facts) -> Table:
         shown.add_row(name, plain(str(facts[name])))
     for folder in facts.get("discarded", ()):
         shown.add_row("kept aside", plain(folder))
+    if tls := facts.get("tls"):
+        shown.add_row("certificate", plain(f"{tls['identity'] or 'nobody'}, until {tls['not_after']}"))
     if facts.get("trouble"):
         shown.add_row("trouble", plain(facts["trouble"]))
     return shown

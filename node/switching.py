@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import grpc
 
 from walcast import wire
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
@@ -28,13 +29,14 @@ class Switched:
 def switch_over(address: wire.Address, to: str, tls: wire.Tls, *, name: str = "", timeout_s: float = 5.0) -> Switched:
     """Unavailable when nothing happened, with why."""
     request = pb.SwitchoverRequest(database=name, to=to, timeout_ms=int(timeout_s * 1000))
-    with wire.open_channel(address, tls) as channel:
+    credentials = Credentials.of(tls)
+    with wire.open_channel(address, credentials) as channel:
         try:
             reply: pb.SwitchoverReply = rpc.ReplicationStub(channel).Switchover(request, timeout=SWITCHOVER_S)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{address}: not a walcast primary") from error
-            raise Unavailable(f"{address}: {error.details() or error.code().name}") from error
+            raise Unavailable(f"{address}: {error.details() or error.code().name}{credentials.hint()}") from error
     if reply.HasField("refusal"):
         raise Unavailable(f"{address}: {reply.refusal.detail}")
     position = wire.position_of(reply.position)

@@ -272,6 +272,9 @@ def test_a_token_goes_in_plain_text_beyond_this_machine_only_when_asked_for(tmp_
     for side in (Credentials(wire.Tls(token_file=file)).channel, Credentials(wire.Tls(token_file=file)).server):
         with pytest.raises(ConfigError):
             side(far)
+    with pytest.raises(ConfigError):
+        Credentials(wire.Tls(token_file=file)).present(far)
+    assert Credentials(wire.Tls(token_file=file, insecure=True)).present(far)
     assert Credentials(wire.Tls(token_file=file, insecure=True)).channel(far) is None
     # Nor can a node listen with a token file that others can read.
     file.chmod(0o644)

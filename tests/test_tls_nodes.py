@@ -55,12 +55,16 @@ def test_nodes_are_known_by_their_certificates_and_an_expired_one_is_replaced_wi
         with follower(replica, origin.address, *edge, wait=False) as node:
             assert node.wait_event("a certificate has expired: replace the file, it is read again by itself")
             node.wait_event("trying again")
+            done = walcast("status", origin.address, *edge)
+            assert str(ca.folder / "edge.pem") in done.stderr  # gRPC says no more than that the connection was closed
             assert streaming(origin, *operator) == []
             assert not replica.exists()
 
             ca.files("edge")
             node.wait_event("credentials reloaded")
             assert poll(lambda: streaming(origin, *operator) == ["edge"], every_s=0.1)
+            local = json.loads(walcast("status", replica, "--json").stdout)
+            assert local["tls"]["identity"] == "node/edge"
             assert node.starts == 1
 
         cert, key = ca.files("anna", OPERATOR)

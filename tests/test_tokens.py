@@ -14,6 +14,8 @@ from walcast.access.credentials import Credentials
 from walcast.access.tokens import FILE_BYTES, PRESENTED_CHARACTERS, Tokens, bearer, new_token, read_tokens, token_in
 from walcast.errors import ConfigError
 
+NEAR = wire.Address("127.0.0.1", 1)
+
 
 def refused(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
@@ -123,7 +125,7 @@ def test_no_token_is_in_what_is_printed_of_it(tmp_path: Path) -> None:
     token, line = token_of("edge-1")
     path = token_file(tmp_path / "t", token, line)
     by_file, given = Credentials(wire.Tls(token_file=path)), Credentials(wire.Tls(), token)
-    assert by_file.present() == given.present() == (("authorization", bearer(token)),)
+    assert by_file.present(NEAR) == given.present(NEAR) == (("authorization", bearer(token)),)
     for shown in (by_file, given, by_file.loaded, given.loaded, read_tokens(path), vars(by_file)):
         assert token not in repr(shown)
         assert line[-64:] not in repr(shown)

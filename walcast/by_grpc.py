@@ -128,24 +128,24 @@ class ByGrpc:
     def _call(self, address: str, method: str, request: Any, timeout_s: float) -> Any:
         import grpc
 
+        from walcast import wire
         from walcast.rpc import replication_pb2_grpc as rpc
-        from walcast.wire import Address
 
         stub: Any = rpc.ReplicationStub
         try:
             call = getattr(stub(self._channel(address)), method)
-            answer = call(request, timeout=timeout_s, metadata=self._shown().present())
+            answer = call(request, timeout=timeout_s, metadata=self._shown().present(wire.Address.parse(address)))
         except grpc.RpcError as error:
-            raise _translated(error, address, timeout_s) from error
+            raise _translated(error, address, timeout_s, self._shown().hint()) from error
         except ValueError as error:  # gRPC's answer to a call on a channel that another thread has just closed
             raise Unavailable(f"{address}: {error}") from error
-        self._shown().check_neighbour(Address.parse(address))
+        self._shown().check_neighbour(wire.Address.parse(address))
         return answer
 
     def _channel(self, address: str) -> grpc.Channel:
         key = os.getpid(), address
         shown = self._shown()
-        shown.present()  # which looks whether the files have changed
+        shown.look_again()
         kept = self._channels.get(key)
         if kept is not None and kept[0] != shown.version:  # its calls end, if another thread has some
             self._channels.pop(key, None)
@@ -194,8 +194,8 @@ def _in_vain(errors: list[Unavailable]) -> Unavailable:
     return NotPrimary(text, primary=named[-1]) if named else Unavailable(text)
 
 
-def _translated(error: grpc.RpcError, address: str, timeout_s: float) -> WalcastError:
-    """gRPC's error → ours, told apart by its status code."""
+def _translated(error: grpc.RpcError, address: str, timeout_s: float, hint: str) -> WalcastError:
+    """gRPC's error → ours, told apart by its status code. `hint`: what is wrong on this side."""
     import grpc
 
     assert isinstance(error, grpc.Call)
@@ -206,7 +206,7 @@ def _translated(error: grpc.RpcError, address: str, timeout_s: float) -> Walcast
         return Unavailable(f"{address}: no answer within {timeout_s:.3g} s")
     detail = " ".join((error.details() or code.name).split())[:DETAIL_CHARACTERS]
     if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(f"{address}: cannot be reached ({detail})")
+        return Unavailable(f"{address}: cannot be reached ({detail}){hint}")
     return Unavailable(f"{address}: {code.name}: {detail}")
 
 

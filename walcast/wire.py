@@ -185,4 +185,4 @@ def open_channel(address: Address, credentials: Tls | Credentials) -> grpc.Chann
         channel = grpc.insecure_channel(str(address), options=OPTIONS)
     else:
         channel = grpc.secure_channel(str(address), encrypted, options=OPTIONS)
-    return shown_in_calls(channel, credentials)
+    return shown_in_calls(channel, credentials, address)

@@ -399,7 +399,8 @@ class Member:
 
     async def _answer_status(self, _: Facts) -> Facts:
         status = self.status()
-        facts = primary_facts(pb.StatusReply(role=status.role, term=status.term, databases=[status]))
+        tls = self.host.credentials.tls_status()
+        facts = primary_facts(pb.StatusReply(role=status.role, term=status.term, databases=[status], tls=tls))
         kept = [str(folder.path) for folder in await asyncio.to_thread(list_discarded, self.path)]
         database = facts["databases"][0]
         if self.serving is not None:
@@ -407,7 +408,9 @@ class Member:
             return facts | {"discarded": kept}
         scrubbing = self.following.scrubbing if self.following is not None else None
         kept_and_scrubbed = {"discarded": kept, "scrub": scrubbing.scrubber.progress.facts() if scrubbing else None}
-        return replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")} | kept_and_scrubbed
+        shown = {"tls": facts["tls"]} if tls is not None else {}
+        found = replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")}
+        return found | kept_and_scrubbed | shown
 
     async def _answer_archived(self, _: Facts) -> Facts:
         if self.serving is not None and self.serving.archiver is not None:

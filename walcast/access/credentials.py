@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from walcast.access.neighbours import check_neighbour
 from walcast.access.secretfile import read_file
 from walcast.access.tokens import Tokens, bearer, is_token, read_tokens, token_in
 from walcast.errors import ConfigError
+from walcast.rpc import replication_pb2 as pb
 from walcast.wire import Address, Tls
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Loaded:
     callers_ca: bytes | None = None
     trust: Trust | None = None
     own: CertificateIdentity | None = None
-    expiring: tuple[tuple[Path, str, Any], ...] = ()
+    expiring: tuple[tuple[Path, str, datetime], ...] = ()
     tokens: Tokens = Tokens()  # noqa: RUF009 - frozen
 
 
@@ -106,15 +108,19 @@ class Credentials:
 
     # What others are shown
 
-    def present(self) -> Metadata:
-        """For a call: `authorization`, where there is a token."""
-        self._look_again()
+    def present(self, to: Address) -> Metadata:
+        """For a call to the node at `to`: `authorization`, where there is a token. ConfigError where it would go in
+        plain text beyond loopback, and nobody asked for that."""
+        self.look_again()
         own = self.loaded.tokens.own
-        return ((AUTHORIZATION, bearer(own)),) if own else ()
+        if not own:
+            return ()
+        self.tls.is_encrypted_to(to)
+        return ((AUTHORIZATION, bearer(own)),)
 
     def channel(self, address: Address) -> grpc.ChannelCredentials | None:
         """To connect to `address`. None: plain text, which beyond loopback must be asked for."""
-        self._look_again()
+        self.look_again()
         loaded = self.loaded
         if not self.tls.is_encrypted_to(address):
             return None
@@ -166,6 +172,27 @@ class Credentials:
         return self.loaded.tokens.identity(token_in(text))
 
     @property
+    def not_after(self) -> datetime | None:
+        """When the certificate to show ends; None when there is none."""
+        return next((end for path, _, end in self.loaded.expiring if path == self.tls.cert), None)
+
+    def tls_status(self) -> pb.TlsStatus | None:
+        """For the Status call: the certificate to show; None when there is none."""
+        end = self.not_after
+        if end is None:
+            return None
+        own = self.loaded.own
+        return pb.TlsStatus(identity=str(own) if own else "", not_after_s=int(end.timestamp()))
+
+    def hint(self) -> str:
+        """For the message of a call that failed: what is wrong on this side; "" when nothing is. The other side only
+        hangs up on a certificate that has expired."""
+        end = self.not_after
+        if end is None or end > datetime.now(UTC):
+            return ""
+        return f"; the certificate in {self.tls.cert} has expired on {end:%Y-%m-%d}: show another one"
+
+    @property
     def node_id(self) -> str | None:
         """The id of the node that the certificate was made for."""
         own = self.loaded.own
@@ -178,7 +205,7 @@ class Credentials:
         with self._lock:
             return self._refresh(force=force)
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
         """As `refresh`, now and then: for processes in which nobody else does. Does not wait for another thread."""
         if self._loaded is None or time.monotonic() - self._looked_s < LOOK_S or not self._lock.acquire(blocking=False):
             return
@@ -228,15 +255,15 @@ def say(reload: Reload) -> None:
         log.info("credentials reloaded", extra={"files": ", ".join(map(str, reload.changed))})
 
 
-def shown_in_calls(channel: grpc.Channel, credentials: Credentials) -> grpc.Channel:
-    """The channel, with the token in the metadata of each call."""
-    if not credentials.present():
+def shown_in_calls(channel: grpc.Channel, credentials: Credentials, to: Address) -> grpc.Channel:
+    """The channel to `to`, with the token in the metadata of each call."""
+    if not credentials.present(to):
         return channel
     import grpc
 
     from walcast.access.interceptor import ShowToken
 
-    return grpc.intercept_channel(channel, ShowToken(credentials))
+    return grpc.intercept_channel(channel, ShowToken(credentials, to))
 
 
 def read_pem(path: Path) -> bytes:

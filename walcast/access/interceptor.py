@@ -8,6 +8,7 @@ import grpc
 
 if TYPE_CHECKING:
     from walcast.access.credentials import Credentials
+    from walcast.wire import Address
 
 
 class _Details(NamedTuple):
@@ -22,12 +23,13 @@ class _Details(NamedTuple):
 class ShowToken(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Of `credentials`, as it is when the call is made."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, to: Address) -> None:
         self._credentials = credentials
+        self._to = to
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Add it."""
         details = client_call_details
-        metadata = [*(details.metadata or ()), *self._credentials.present()]
+        metadata = [*(details.metadata or ()), *self._credentials.present(self._to)]
         more = (getattr(details, name, None) for name in ("credentials", "wait_for_ready", "compression"))
         return continuation(_Details(details.method, details.timeout, metadata, *more), request)
