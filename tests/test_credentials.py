@@ -11,12 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
-from support.certs import CLIENT, NODE, OPERATOR, Authority, token_file, token_of
+from support.certs import CLIENT, HOSTS, NODE, OPERATOR, Authority, token_file, token_of
 
 from follower.client import Client
 from walcast import wire
 from walcast.access.certificates import CertificateRefused
 from walcast.access.credentials import Credentials
+from walcast.access.issuing import issue
 from walcast.errors import ConfigError, Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -43,6 +44,7 @@ class Asked(rpc.ReplicationServicer):
         return pb.StatusReply(role=self._who(context))
 
     async def Stream(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        await anext(aiter(requests))
         yield pb.PrimaryMessage(refusal=pb.Refusal(detail=self._who(context)))
 
 
@@ -126,10 +128,12 @@ def test_peers_and_clients_may_be_trusted_separately(ca: Authority, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", [CLIENT, OPERATOR])
 def test_nobody_serves_with_a_clients_certificate(ca: Authority, kind: Any) -> None:
+    cert, key = ca.write("x", issue(ca.pair, kind, "x", HOSTS))  # not even where it names the host
+
     async def use(address: wire.Address) -> None:
         assert await who(address, tls(ca, "node")) is None
 
-    serving(Credentials(tls(ca, "x", kind)), use)
+    serving(Credentials(wire.Tls(ca.ca, cert, key)), use)
 
 
 def test_tokens_tell_who_it_is_where_no_certificates_are_asked_for(
