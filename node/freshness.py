@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import stat
 from datetime import UTC, datetime
 
 from node.logs import level_again
@@ -20,8 +21,12 @@ LOOK_S = 3.0
 async def keep_fresh(credentials: Credentials) -> None:
     """Look at the files every few seconds, and warn of certificates that end soon, for ever."""
     warnings = ExpiryWarnings()
+    seen = -1
     while True:
         say(await asyncio.to_thread(credentials.refresh))
+        if credentials.version != seen:
+            seen = credentials.version
+            warn_of_open_key(credentials)
         warn_of_expiry(credentials, warnings)
         await asyncio.sleep(LOOK_S)
 
@@ -38,6 +43,17 @@ def warn_of_expiry(credentials: Credentials, warnings: ExpiryWarnings) -> None:
         else:
             facts["days"] = str((not_after - now).days)
             log.warning("a certificate ends soon: replace the file, it is read again by itself", extra=facts)
+
+
+def warn_of_open_key(credentials: Credentials) -> None:
+    """Log that others can read the private key: whoever has it can be this node."""
+    path = credentials.tls.key
+    mode = path.stat().st_mode if path is not None and path.exists() else 0
+    if mode & stat.S_IRWXO:
+        facts = {"file": str(path), "mode": f"{stat.S_IMODE(mode):04o}"}
+        log.warning(
+            "every user of this machine can read the private key, and so be this node: chmod 0600 it", extra=facts
+        )
 
 
 def reload_all(credentials: Credentials | None) -> None:

@@ -123,7 +123,7 @@ def test_three_lines_are_added_to_the_app() -> None:
 
 
 def test_every_flag_that_the_document_names_is_one() -> None:
-    known = {flag for name in ("primary", "follower", "switchover") for flag in flags_of(name)}
+    known = {flag for name in ("primary", "follower", "switchover", "certs") for flag in flags_of(name)}
     prose = re.sub(r"^```.*?^```$", "", DOCUMENT.read_text(), flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"`(--[a-z-]+)", prose)) | set(re.findall(r" (--[a-z-]+)", prose))
     assert named >= {"--tls-ca", "--insecure", "--advertise"}
@@ -137,11 +137,12 @@ def test_every_flag_that_the_document_names_is_one() -> None:
 
 def flags_of(name: str) -> list[str]:
     """Of a command."""
-    from click import Context
+    from click import Context, Group
 
     command = main.get_command(Context(main), name)
     assert command is not None
-    return [flag for parameter in command.params for flag in parameter.opts]
+    commands = [command, *command.commands.values()] if isinstance(command, Group) else [command]
+    return [flag for one in commands for parameter in one.params for flag in parameter.opts]
 
 
 def test_a_difference_is_applied_or_refused() -> None:

@@ -81,8 +81,10 @@ def test_sighup_reads_files_and_the_log_level_again_and_what_is_wrong_changes_no
     with primary(db, "--config", config, *ca.flags("origin")) as origin:
         before = facts_of(origin, *anna)["tls"]
         assert not origin.events("listening")
+        assert not [one for one in origin.events() if "private key" in one["event"]]
 
-        (cert, _), replaced = ca.ending("origin", timedelta(days=20)), "a certificate ends soon"
+        (cert, key), replaced = ca.ending("origin", timedelta(days=20)), "a certificate ends soon"
+        key.chmod(0o644)
         config.write_text("log-level: info\n")
         origin.signal(signal.SIGHUP)
         said = origin.wait_event("SIGHUP: read again")
@@ -90,6 +92,8 @@ def test_sighup_reads_files_and_the_log_level_again_and_what_is_wrong_changes_no
         after = facts_of(origin, *anna)["tls"]
         assert after["not_after"] < before["not_after"]
         assert poll(lambda: [one for one in origin.events() if one["event"].startswith(replaced)])[0]["days"] == "19"
+
+        assert poll(lambda: [one for one in origin.events() if "private key" in one["event"]])[0]["file"] == str(key)
 
         config.write_text("log-level: loud\n")
         cert.write_text("nothing\n")
