@@ -37,7 +37,7 @@ def _primary_table(facts: Facts) -> Table:
         if database["trouble"]:
             shown.caption, shown.caption_justify = plain(database["trouble"]), "left"
     if tls := facts.get("tls"):
-        shown.title = f"{title}; the certificate of {tls['identity'] or 'nobody'} is valid until {tls['not_after']}"
+        shown.title = f"{title}\ncertificate of {tls['identity'] or 'nobody'}, until {tls['not_after']}"
     return shown
 
 

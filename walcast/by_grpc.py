@@ -147,9 +147,8 @@ class ByGrpc:
         shown = self._shown()
         shown.look_again()
         kept = self._channels.get(key)
-        if kept is not None and kept[0] != shown.version:  # its calls end, if another thread has some
-            self._channels.pop(key, None)
-            kept[1].close()
+        if kept is not None and kept[0] != shown.version:
+            self._channels.pop(key, None)  # not closed: another thread may have a call on it
             kept = None
         if kept is None:
             opened = shown.version, self._open(address, shown)
