@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from walcast.access.certificates import (
+    UNREADABLE,
     CertificateKind,
     CertificateRefused,
     hosts_of,
@@ -98,7 +99,10 @@ def read_authority(directory: Path) -> Pair:
 
 def describe(path: Path) -> list[Described]:
     """The certificates in a file."""
-    return [_described(one) for one in parse_certificates(read_file(path, PEM_BYTES), path)]
+    try:
+        return [_described(one) for one in parse_certificates(read_file(path, PEM_BYTES), path)]
+    except UNREADABLE as error:
+        raise ConfigError(f"{path}: a certificate that cannot be read: {error}") from error
 
 
 def _described(certificate: x509.Certificate) -> Described:

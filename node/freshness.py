@@ -12,6 +12,7 @@ from node.logs import level_again
 from walcast.access.credentials import Credentials, say
 from walcast.access.expiry import ExpiryWarnings
 from walcast.errors import ConfigError
+from walcast.rarely import Rarely
 
 log = logging.getLogger("walcast.node")
 
@@ -21,13 +22,17 @@ LOOK_S = 3.0
 async def keep_fresh(credentials: Credentials) -> None:
     """Look at the files every few seconds, and warn of certificates that end soon, for ever."""
     warnings = ExpiryWarnings()
-    seen = -1
+    rarely, seen = Rarely(log), -1
     while True:
-        say(await asyncio.to_thread(credentials.refresh))
-        if credentials.version != seen:
-            seen = credentials.version
-            warn_of_open_key(credentials)
-        warn_of_expiry(credentials, warnings)
+        try:
+            say(await asyncio.to_thread(credentials.refresh))
+            if credentials.version != seen:
+                seen = credentials.version
+                warn_of_open_key(credentials)
+            warn_of_expiry(credentials, warnings)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the node goes on with what it has
+            facts = {"error": f"{type(error).__name__}: {error}"}
+            rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error), facts)
         await asyncio.sleep(LOOK_S)
 
 

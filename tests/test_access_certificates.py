@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -153,6 +154,30 @@ def test_an_authority_of_the_same_name_vouches_for_nobody(peers: Authority, tmp_
     impostor.pair = forged.sign(key, hashes.SHA256()), key
     with pytest.raises(CertificateRefused):
         Trust((trusted,), (), separate=True).identity_of(context(impostor.files("x")[0]))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of serial numbers that a certificate should not have
+@given(st.data())
+def test_a_damaged_certificate_is_refused_and_nothing_else(
+    certificates: tuple[Authority, Trust], data: st.DataObject
+) -> None:
+    authority, trust = certificates
+    der = bytearray(ssl.PEM_cert_to_DER_cert((authority.folder / "damaged.pem").read_text()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        der[data.draw(st.integers(0, len(der) - 1))] = data.draw(st.integers(0, 255))
+    pem = ssl.DER_cert_to_PEM_cert(bytes(der)).encode()
+    try:
+        found = trust.identity_of(context(pem))
+    except CertificateRefused:
+        return
+    assert found is not None  # as it was before, since nobody could have signed another one
+    assert (found.kind, found.name) == (NODE, "damaged")
+
+
+@pytest.fixture(scope="module")
+def certificates(peers: Authority, clients: Authority) -> tuple[Authority, Trust]:
+    peers.files("damaged")
+    return peers, trust_of(peers, clients)
 
 
 def test_an_authority_that_was_taken_away_counts_no_more(peers: Authority, clients: Authority) -> None:

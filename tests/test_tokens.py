@@ -7,13 +7,28 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.certs import token_file, token_of
 
 from walcast import wire
 from walcast.access.credentials import Credentials
-from walcast.access.tokens import FILE_BYTES, PRESENTED_CHARACTERS, Tokens, bearer, new_token, read_tokens, token_in
+from walcast.access.names import is_name
+from walcast.access.tokens import (
+    FILE_BYTES,
+    PRESENTED_CHARACTERS,
+    Tokens,
+    bearer,
+    is_token,
+    new_token,
+    parse_tokens,
+    read_tokens,
+    token_in,
+)
 from walcast.errors import ConfigError
 
+PARTS = st.sampled_from([" ", "\n", "#", "sha256:", "wct_", "a" * 64, "A" * 43, "é", "\u2028", "\0", "name"])
+LINES = st.lists(PARTS, max_size=30).map(lambda parts: "".join(parts).encode())
 NEAR = wire.Address("127.0.0.1", 1)
 
 
@@ -77,6 +92,16 @@ def test_a_file_with_a_line_that_means_nothing_is_refused(tmp_path: Path, lines:
     message = refused(token_file(tmp_path / "t", *lines))
     assert not any(line in message for line in lines)  # it may be a secret with a slip of the pen
     assert message.isprintable()
+
+
+@given(st.one_of(st.binary(max_size=400), LINES))
+def test_any_bytes_are_a_token_file_or_a_configuration_error(data: bytes) -> None:
+    try:
+        tokens = parse_tokens(data, Path("t"))
+    except ConfigError:
+        return
+    assert tokens.own == "" or is_token(tokens.own)
+    assert all(is_name(name) and len(digest) == 32 for name, digest in tokens.accepted)
 
 
 def test_what_is_no_token_is_nobodys(tmp_path: Path) -> None:

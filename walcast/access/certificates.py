@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
@@ -31,6 +31,14 @@ from walcast.errors import ConfigError, WalcastError
 
 SCHEME = "walcast"
 PEM_BYTES = 1 << 16  # of one certificate that a peer shows
+UNREADABLE = (  # what reading a certificate raises that is none; fields are parsed when they are asked for
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class CertificateRefused(WalcastError):
@@ -92,16 +100,16 @@ def identity_of_certificate(certificate: x509.Certificate) -> CertificateIdentit
     """CertificateRefused when it names nobody, or more than one."""
     try:
         kind, name = _kind_and_name(certificate)
-    except ValueError as error:
+        return CertificateIdentity(
+            kind,
+            name,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            certificate.fingerprint(hashes.SHA256()).hex(),
+            hosts_of(certificate),
+        )
+    except UNREADABLE as error:
         raise CertificateRefused(f"the certificate names nobody: {error}") from error
-    return CertificateIdentity(
-        kind,
-        name,
-        certificate.not_valid_before_utc,
-        certificate.not_valid_after_utc,
-        certificate.fingerprint(hashes.SHA256()).hex(),
-        hosts_of(certificate),
-    )
 
 
 def _kind_and_name(certificate: x509.Certificate) -> tuple[CertificateKind, str]:
@@ -142,7 +150,7 @@ def parse_certificates(data: bytes, path: Path) -> tuple[x509.Certificate, ...]:
     """Of a PEM file; ConfigError when there is none in it."""
     try:
         return tuple(x509.load_pem_x509_certificates(data))
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path}: not a PEM file with a certificate") from error
 
 
@@ -209,11 +217,9 @@ def issued_by(certificate: x509.Certificate, authorities: Sequence[x509.Certific
 
 @lru_cache(maxsize=4096)
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    if certificate.issuer != authority.subject:
-        return False
     try:
-        certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+        certificate.verify_directly_issued_by(authority)  # the name of the issuer as well
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -229,5 +235,5 @@ def _read(pem: bytes) -> tuple[x509.Certificate, CertificateIdentity]:
         raise CertificateRefused(f"a certificate of {len(pem)} bytes; {PEM_BYTES} are the most")
     try:
         return _parse(pem)
-    except ValueError as error:  # TLS has read it, with another parser
+    except UNREADABLE as error:  # TLS has read it, with another parser
         raise CertificateRefused(f"the certificate cannot be read: {error}") from error

@@ -10,6 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 
 from walcast.access.certificates import (
+    UNREADABLE,
     CertificateIdentity,
     CertificateRefused,
     Trust,
@@ -27,6 +28,19 @@ def load(tls: Tls, before: Trust | None = None) -> Loaded:
     and not here are retired."""
     authorities = {path: read_pem(path) for path in (tls.ca, tls.peer_ca, tls.client_ca) if path is not None}
     parsed = {path: parse_certificates(data, path) for path, data in authorities.items()}
+    try:
+        return _loaded(tls, authorities, parsed, before)
+    except UNREADABLE as error:
+        paths = ", ".join(str(path) for path in (tls.cert, tls.key, *parsed) if path is not None)
+        raise ConfigError(f"{paths}: what is in them cannot be used: {error}") from error
+
+
+def _loaded(
+    tls: Tls,
+    authorities: dict[Path, bytes],
+    parsed: dict[Path, tuple[x509.Certificate, ...]],
+    before: Trust | None,
+) -> Loaded:
     cert, key, own, shown = _pair(tls)
     expiring = [(tls.cert, one) for one in shown[:1]] + [(path, one) for path in parsed for one in parsed[path]]
     return Loaded(

@@ -90,8 +90,13 @@ class Tokens:
 
 def read_tokens(path: Path) -> Tokens:
     """Of a file that nobody else can read. ConfigError, never with the contents of a line, when something is wrong."""
+    return parse_tokens(read_secret(path, FILE_BYTES), path)
+
+
+def parse_tokens(data: bytes, path: Path) -> Tokens:
+    """The contents of such a file."""
     try:
-        text = read_secret(path, FILE_BYTES).decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8") from error
     own, accepted = "", list[tuple[str, bytes]]()
