@@ -32,7 +32,7 @@ async def keep_fresh(credentials: Credentials) -> None:
             warn_of_expiry(credentials, warnings)
         except Exception as error:  # noqa: BLE001 - whatever it is, the node goes on with what it has
             facts = {"error": f"{type(error).__name__}: {error}"}
-            rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error), facts)
+            rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error).__name__, facts)
         await asyncio.sleep(LOOK_S)
 
 
