@@ -27,7 +27,7 @@ from walcast.access.issuing import Pair, certificate_pem, issue, key_pem, new_au
 from walcast.access.names import check_name
 from walcast.access.secretfile import read_file, read_secret
 from walcast.errors import ConfigError
-from walcast.filesystem import fsync_directory, make_directory
+from walcast.filesystem import fsync_directory
 
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"
@@ -77,7 +77,7 @@ def make_certificate(
     elif read_file(ca, PEM_BYTES) != ca_pem:
         raise ConfigError(f"{ca}: another CA's certificate is there; write to another folder with -o")
     try:
-        make_directory(folder)
+        _have_directory(folder)
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}") from error
     _create(files)
@@ -140,12 +140,21 @@ def _file_name(name: str) -> str:
 def _private_directory(directory: Path) -> None:
     """Of our own, for nobody else."""
     try:
-        make_directory(directory)
+        _have_directory(directory)
         facts = directory.stat(follow_symlinks=False)
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror}") from error
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
         raise ConfigError(f"{directory}: must be a folder of your own, with the mode 0700: the key of a CA goes there")
+
+
+def _have_directory(directory: Path) -> None:
+    """For nobody else, where it is new; its name is durable then."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    fsync_directory(directory.parent)
 
 
 def _create(files: dict[Path, tuple[bytes, int]]) -> None:
