@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from follower.durability import Durability
 from follower.fresh import Fresh
-from follower.growth import check_grown
+from follower.growth import check_files_hold, check_grown
 from follower.journal import Journal
 from follower.pageone import check_page_one
 from follower.written import Written
@@ -136,6 +136,7 @@ class Applier:
         files = wal = None
         try:
             page_size, commit_pages = _read(connections[0])
+            check_files_hold(path, page_size, commit_pages)
             files = DatabaseFiles(path, writable=True)
             wal = cls._take_over(files, connections[0], page_size, commit_pages)
             return cls(files, wal, Journal(state_dir), state_dir, connections, fresh)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from follower.applier import Applier
-from follower.checks import check_copy_end
+from follower.checks import check_copy_end, said_by
 from follower.client import Client
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
@@ -30,7 +30,7 @@ from walcast.archive.damage import DamagedFile, check_size
 from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import announced_bytes
 from walcast.discarded import Circumstances
-from walcast.errors import Unavailable
+from walcast.errors import ProtocolViolation, Unavailable
 from walcast.identity import forget_database_id, write_database_id
 from walcast.permissions import OWNER_ONLY
 from walcast.position import Position
@@ -179,12 +179,14 @@ async def from_primary(
         try:
             pieces = Pieces(target, start, have)
             while (message := await copy.read()).WhichOneof("kind") == "pages":
-                pieces.write(message.pages)
+                with said_by(client.primary):
+                    pieces.write(message.pages)
                 if progress is not None:
                     progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
             if message.WhichOneof("kind") != "end":
                 raise Unavailable(f"{client.primary}: a copy broke off")
-            begin, end = wire.position_of(start.position), check_copy_end(message.end, start)
+            with said_by(client.primary):
+                begin, end = wire.position_of(start.position), check_copy_end(message.end, start)
             if begin == end:
                 target.commit(start.position.term, begin, start.commit_pages)
             else:
@@ -199,8 +201,14 @@ async def from_primary(
 async def _stream_until(client: Client, target: Target, start: pb.CopyStart, txid: int) -> None:
     begin, term = wire.position_of(start.position), start.position.term
     async with client.stream(begin, term, observer=True) as stream:
+        if stream.welcome.position.txid < txid:
+            position = wire.position_of(stream.welcome.position)
+            raise ProtocolViolation(
+                f"{client.primary}: a copy ended with TXID {txid}, and the primary is at {position}"
+            )
         receiver = Receiver(target, begin, pages=start.commit_pages, term=stream.welcome.term, until=txid)
         while not receiver.done:
             message = await stream.read()
             if message.WhichOneof("kind") == "chunk":
-                receiver.feed(message.chunk.data, message.chunk.ends)
+                with said_by(client.primary):
+                    receiver.feed(message.chunk.data, message.chunk.ends)

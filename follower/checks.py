@@ -7,7 +7,8 @@ costs it the connection; the replica stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from walcast import wire
 from walcast.checksum import lock_pgno
@@ -23,6 +24,17 @@ COMMIT_PAGES_MAX = 0xFFFFFFFE  # SQLite's
 TIMESTAMP_MAX_MS = 253_402_300_799_999  # the end of the year 9999, the last that times can be formatted of
 COPY_BLOCKS_MAX_BYTES = 1 << 20  # of one message; a primary sends a quarter of that
 _LTX_LEAST_BYTES = HEADER_SIZE + PAGE_HEADER_SIZE + TRAILER_SIZE
+
+
+@contextmanager
+def said_by(primary: wire.Address) -> Iterator[None]:
+    """A ProtocolViolation inside → one that says of whom."""
+    try:
+        yield
+    except ProtocolViolation as error:
+        if str(error).startswith(f"{primary}: "):
+            raise
+        raise ProtocolViolation(f"{primary}: {error}") from error
 
 
 def check_seen_term(term: int, seen: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from follower.checks import check_copy_start, check_history, check_message, check_seen_term, check_welcome
+from follower.checks import check_copy_start, check_history, check_message, check_seen_term, check_welcome, said_by
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
@@ -25,6 +25,7 @@ from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.terms import TermStart
 
+RECEIVE_MAX_BYTES = 1 << 20  # a message of a primary; the largest that one sends has a third of that
 SILENCE_S = 10.0
 DRAIN_S = 1.0
 CHECKSUM_PIECE_BYTES = 32 << 10  # a primary takes no request of more than 64 KiB
@@ -137,7 +138,13 @@ class Client:
         self._version = self._credentials.version
         target = str(primary)
         # Reconnecting is paced here, not by gRPC: after a failure the next try must not wait for its back-off.
-        options = [*wire.OPTIONS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+        bounded = [(name, value) for name, value in wire.OPTIONS if name != wire.MAX_RECEIVE]
+        options = [
+            *bounded,
+            (wire.MAX_RECEIVE, RECEIVE_MAX_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
         self._channel = (
             grpc.aio.secure_channel(target, credentials, options=options)
             if credentials
@@ -177,7 +184,7 @@ class Client:
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
             self._credentials.check_neighbour(self.primary)
             stream.welcome = welcome.welcome
-            with _checked(self.primary):
+            with said_by(self.primary):
                 check_welcome(stream.welcome, term)
             check_database(self.primary, stream.welcome.database, stream.welcome.database_id, self.database_id)
             check_term(self.primary, stream.welcome.term, term)
@@ -220,7 +227,7 @@ class Client:
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
             copy.start = first.start
             check_database(self.primary, self.database, copy.start.database_id, self.database_id)
-            with _checked(self.primary):
+            with said_by(self.primary):
                 check_copy_start(copy.start, page_size, term)
             check_term(self.primary, copy.start.position.term, term)
             yield copy
@@ -284,7 +291,7 @@ class Stream:
         self._reading_since_s = math.inf
         if message.WhichOneof("kind") == "refusal":
             raise refused(message.refusal, self._primary, self._seen_term)
-        with _checked(self._primary):
+        with said_by(self._primary):
             check_message(message, self.welcome.term)
         if _clock_s() > self._tenure_until_s:
             raise Unavailable(f"{self._primary}: its tenure may be over")
@@ -366,15 +373,6 @@ async def _next(call: Any, primary: wire.Address) -> Any:
     if message is None:  # gRPC's answer for bytes that are no message of this call
         raise Unavailable(f"{primary}: sent what cannot be decoded")
     return message
-
-
-@contextlib.contextmanager
-def _checked(primary: wire.Address) -> Iterator[None]:
-    """ProtocolViolation inside → one that says of whom."""
-    try:
-        yield
-    except ProtocolViolation as error:
-        raise ProtocolViolation(f"{primary}: {error}") from error
 
 
 class _translated:  # noqa: N801 - reads as a statement

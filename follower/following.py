@@ -26,6 +26,7 @@ import apsw
 
 from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import Progress, from_archive, from_primary
+from follower.checks import said_by
 from follower.client import Client, Elsewhere, MustCopy, Stream
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
@@ -73,6 +74,7 @@ ARCHIVE_AGAIN_S = 60.0  # after one that there was no room or memory for, the pr
 STEADY_S = 10.0  # a stream that lasted for so long was no failure
 MEND_EVERY_S = 1.0
 SYNC_S = 5.0
+DROPPED = "dropped the connection to a primary that sent what cannot be; trying again"
 BURST = 3  # lines of a kind before they become rare
 
 FORKED = "another node became the primary, and this one may have had transactions that it had not"
@@ -341,7 +343,8 @@ class Following:
         detail = error.detail if isinstance(error, DiskFull) else None
         key, burst = ("trying again", type(error), bool(detail)), BURST if detail is None else 1
         facts = {"error": str(error), "database": str(self.path)}
-        self._rarely.log(logging.WARNING, "trying again", key, facts, burst=burst)
+        event = DROPPED if isinstance(error, ProtocolViolation) else "trying again"
+        self._rarely.log(logging.WARNING, event, key, facts, burst=burst)
         self._show(state)
 
     async def _begin(self) -> None:
@@ -505,7 +508,8 @@ class Following:
             streaming = Streaming(
                 stream, applier, self._keeper, self._show, self.showing.hear, take_over, self._threads
             )
-            await streaming.run()
+            with said_by(self._client.primary):
+                await streaming.run()
         finally:
             self._stream = None
             if time.monotonic() - began_s > STEADY_S:

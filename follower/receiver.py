@@ -46,7 +46,7 @@ class Receiver:
 
     `position` is the end of the last whole LTX file received: committed, or with `until` still part of the open
     transaction. `pages` is the size of the database at `start`, `term` that of the primary, and `has_room` is asked,
-    and raises DiskFull, before the database grows by as many bytes as it is given.
+    and raises DiskFull, before the first new page is written of a database that grows by as many bytes as it is given.
     """
 
     def __init__(
@@ -123,18 +123,22 @@ class Receiver:
         if header.term < self._target.term:
             raise Diverged(f"a transaction of term {header.term} came to a replica of term {self._target.term}")
         check_transaction(header, self._term)
-        grown_bytes = (header.commit_pages - self._growth.pages) * header.page_size
-        if self._has_room is not None and grown_bytes > GROWTH_ASKED_BYTES:
-            self._has_room(grown_bytes)
         self._header = header
         if not self._until:
             self._target.begin()
 
     def _check_page(self, page: ltx.Page) -> None:
-        if page.pgno > self._growth.pages:
-            self._growth.add(page.pgno)
-        elif page.pgno == 1 and self._header is not None:
-            check_page_one(page.data, self._target.page_size, self._header.commit_pages)
+        header, growth = self._header, self._growth
+        if header is None:
+            raise Corrupt("a page came without a transaction")
+        if page.pgno > growth.pages:
+            first = growth.reached_pages == growth.pages
+            growth.add(page.pgno)
+            grown_bytes = (header.commit_pages - growth.pages) * header.page_size
+            if first and self._has_room is not None and grown_bytes > GROWTH_ASKED_BYTES:
+                self._has_room(grown_bytes)
+        elif page.pgno == 1:
+            check_page_one(page.data, self._target.page_size, header.commit_pages)
 
     def _flush(self) -> None:
         self._target.write_pages(self._pgnos, self._pages)

@@ -424,6 +424,7 @@ class DirectCopy:
 
 class DirectStream:
     def __init__(self, log: TransactionLog, start: Position) -> None:
+        self.welcome = pb.Welcome(term=log.term, position=wire.position_message(log.position, log.term))
         self._entries = entries(log, start)
 
     async def read(self) -> pb.PrimaryMessage:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 8 << 20
+MAX_RECEIVE = "grpc.max_receive_message_length"
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,32})?\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _SHOWN_CHARS = 80
@@ -28,7 +29,7 @@ LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1", "[::1]"])
 
 # A peer that vanished without a word is found out in some twenty seconds; a stream may be idle for ever.
 OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    (MAX_RECEIVE, MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
