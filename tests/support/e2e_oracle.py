@@ -10,6 +10,8 @@ from typing import Any
 
 from support.writers import checkpointed, seen_from_outside
 
+from follower.growth import Growth
+from follower.pageone import check_page_one
 from primary.database import Database
 from primary.log import TransactionLog
 from primary.segment import Entry
@@ -33,18 +35,23 @@ def entries(log: TransactionLog, after: Position) -> Iterator[Entry]:
 
 
 def replay(base: bytes, log: TransactionLog, after: Position) -> bytes:
-    """The file that the log says the database is."""
+    """The file that the log says the database is. It grows by pages that the log has, as followers demand."""
     file = bytearray(base)
     for entry in entries(log, after):
         header = entry.header()
         size = header.page_size
+        growth = Growth(size, len(file) // size)
         file.extend(bytes(max(0, header.commit_pages * size - len(file))))
         last = 0
         for page in entry.pages():
             assert last < page.pgno <= header.commit_pages, "pages ascend and lie inside the database"
             assert page.pgno != PENDING_BYTE // size + 1
+            growth.add(page.pgno)
+            if page.pgno == 1:
+                check_page_one(page.data, size, header.commit_pages)
             file[(page.pgno - 1) * size : page.pgno * size] = page.data
             last = page.pgno
+        growth.finish(header.commit_pages)
         del file[header.commit_pages * size :]
     return bytes(file)
 
