@@ -41,3 +41,26 @@ def test_details_for_people_become_one_short_printable_line(text: str) -> None:
 def test_a_port_is_at_most_five_digits(text: str) -> None:
     with pytest.raises(ConfigError):
         Address.parse(text)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "[::1]"])
+def test_loopback_is_what_stays_on_this_machine(host: str) -> None:
+    assert Address.parse(f"{host}:1").is_loopback
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example.com", "127.example", "localhost.example.com", "10.0.0.1", "[::2]"])
+def test_a_name_that_begins_like_a_loopback_address_is_somebody_elses(host: str) -> None:
+    assert not Address.parse(f"{host}:1").is_loopback
+
+
+@pytest.mark.parametrize("host", ["unix:/x", "[unix:/etc/passwd]", "/etc/passwd", "a b", "a\n", "é", "a%0d", "x" * 254])
+def test_what_is_no_host_is_no_address(host: str) -> None:
+    with pytest.raises(ConfigError):
+        Address.parse(f"{host}:1")
+
+
+@pytest.mark.parametrize(
+    "text", ["db_1.internal:7420", "[fe80::1%eth0]:7420", "0.0.0.0:0", "[::]:7420", "Edge-1:65535"]
+)
+def test_hosts_by_name_and_by_address_are_addresses(text: str) -> None:
+    assert str(Address.parse(text)) == text
