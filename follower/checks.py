@@ -21,6 +21,7 @@ from walcast.terms import HISTORY_TERMS, TERM_STEP_MAX, TXID_MAX, TXID_STEP_MAX,
 
 PAGE_SIZES = frozenset(1 << power for power in range(9, 17))  # SQLite's: 512 to 65536
 COMMIT_PAGES_MAX = 0xFFFFFFFE  # SQLite's
+URL_MAX_CHARS = 1_000  # what is in it is for whoever uses it to check
 TIMESTAMP_MAX_MS = 253_402_300_799_999  # the end of the year 9999, the last that times can be formatted of
 COPY_BLOCKS_MAX_BYTES = 1 << 20  # of one message; a primary sends a quarter of that
 _LTX_LEAST_BYTES = HEADER_SIZE + PAGE_HEADER_SIZE + TRAILER_SIZE
@@ -73,6 +74,8 @@ def check_welcome(welcome: pb.Welcome, seen_term: int) -> None:
         raise ProtocolViolation(f"it speaks version {welcome.protocol} of the protocol, not {wire.PROTOCOL_VERSION}")
     check_seen_term(welcome.term, seen_term)
     check_identifier("database name", welcome.database, optional=True)
+    if len(welcome.app_url) > URL_MAX_CHARS:
+        raise ProtocolViolation(f"it names an app's URL of {len(welcome.app_url):,} characters")
     if welcome.page_size not in PAGE_SIZES:
         raise ProtocolViolation(f"it says that pages have {welcome.page_size} bytes")
     check_position(welcome.position)

@@ -255,6 +255,7 @@ LIES_IN_A_STREAM: dict[str, Lie] = {
     "a name of 900 kB": says(database="x" * 900_000),
     "a name with a line break": says(database="app\r\n12:00 error all is lost"),
     "a name that moves the cursor": says(database="\x1b[2Japp"),
+    "a URL of 900 kB": says(app_url="http://x/" + "a" * 900_000),
     "an id that is none": says(database_id="../../x"),
     "a TXID that cannot be": says(position=pb.Position(txid=2**64 - 1, checksum=CHECKSUM_FLAG)),
     "too long a history": says(history=history(*range(1, HISTORY_TERMS + 2)), term=500),
@@ -284,6 +285,25 @@ LIES_IN_A_STREAM: dict[str, Lie] = {
         lambda evil: pb.PrimaryMessage(hand_over=pb.HandOver(term=2**32 - 1, position=evil.position))
     ),
 }
+
+
+def test_a_message_larger_than_any_that_a_primary_sends_is_not_received(evil: EvilPrimary, tmp_path: Path) -> None:
+    path = tmp_path / "f" / "app.db"
+    path.parent.mkdir()
+
+    async def run(primary: wire.Address) -> None:
+        async with following(path, primary) as (task, losses, follower):
+            await until(lambda: follower.status.state is State.STREAMING, task)
+            says(history=history(*range(1, 150_000)))(evil)
+            assert follower._stream is not None
+            follower._stream.leave("the test wants another stream")
+            await until(lambda: len(losses.errors) >= 3, task)
+            assert rows(path) == (2, 3)
+            make_honest(evil)
+            await until(lambda: follower.status.state is State.STREAMING, task)
+
+    with serving(evil) as primary:
+        asyncio.run(run(primary))
 
 
 def make_honest(evil: EvilPrimary) -> None:
