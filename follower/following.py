@@ -41,6 +41,7 @@ from follower.streaming import Streaming
 from follower.walkeeper import WalKeeper
 from follower.whereabouts import Whereabouts
 from walcast import wire
+from walcast.appurl import ANY_APP_URL, AppUrlPolicy
 from walcast.discarded import Circumstances
 from walcast.errors import (
     ConfigError,
@@ -94,7 +95,8 @@ class HandedOver(Exception):
 
 class Following:
     """One replica and its primary, wherever that is. `held`: a replica that this process has open already. `replace`:
-    what is no replica of the primary's database may be overwritten. `mode`: of a replica where there was no file."""
+    what is no replica of the primary's database may be overwritten. `app_urls`: which addresses of the primary's app
+    are used. `mode`: of a replica where there was no file."""
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class Following:
         held: Held | None = None,
         replace: bool = False,
         scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S,
+        app_urls: AppUrlPolicy = ANY_APP_URL,
         mode: int = OWNER_ONLY,
     ) -> None:
         self.path = path
@@ -125,7 +128,7 @@ class Following:
         self._scrub_bytes_per_s = scrub_bytes_per_s
         self.scrubbing: ReplicaScrubber | None = None
         self._rotten = False
-        self.showing = Showing(self._state.path, self.where.client)
+        self.showing = Showing(self._state.path, self.where.client, app_urls)
         self._using = asyncio.Lock()  # the applier, which is for one at a time
         self._moved = asyncio.Event()
         self._stream: Stream | None = None
@@ -526,7 +529,7 @@ class Following:
         self.term = max(self.term, welcome.term)
         self.database = welcome.database
         self.history = wire.history_of(welcome.history) or self.history  # checked with the welcome
-        self.showing.connected(welcome.database, welcome.app_url)
+        self.showing.connected(welcome.database, welcome.app_url, nearby=self._client.primary.is_loopback)
         self.connected.set()
         facts = {"primary": str(self._client.primary), "position": str(applier.position)}
         self._rarely.log(logging.INFO, "streaming", "streaming", facts, burst=BURST)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from follower.client import Client
+from walcast.appurl import ANY_APP_URL, AppUrlPolicy, known_app_url, parse_app_url
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.shortage import disk_error
@@ -28,8 +29,10 @@ class Showing:
     that a follower does not take over, so it is made durable when the replica is level for the first time, and now and
     then: of what it says only the difference of two times counts."""
 
-    def __init__(self, state_dir: Path, client: Client) -> None:
+    def __init__(self, state_dir: Path, client: Client, app_urls: AppUrlPolicy = ANY_APP_URL) -> None:
         self._directory = state_dir
+        self._app_urls = app_urls
+        self._app_url_told: tuple[str, bool] | None = None
         self._writer: StatusWriter | None = None
         self._rarely = Rarely(log)
         self._failing = False
@@ -44,7 +47,7 @@ class Showing:
             level_ns=before.level_ns,
             primary_txid=before.primary_txid,
             primary=str(client.primary),
-            app_url="" if before.is_own else before.app_url,
+            app_url="" if before.is_own or app_urls.refusal(before.app_url) else before.app_url,
             name=before.name or client.database,
             follower_id=client.follower_id,
             pid=os.getpid(),
@@ -103,10 +106,25 @@ class Showing:
             self._failing = False
             self._rarely.over("the status file is written again", "status")
 
-    def connected(self, name: str, app_url: str) -> None:
-        """To a primary, which calls the database so, and beside which the app answers at `app_url`. Shown with what is
-        shown next."""
-        self.status = replace(self.status, name=name, app_url=app_url)
+    def connected(self, name: str, app_url: str, *, nearby: bool = True) -> None:
+        """To a primary, which calls the database so, and beside which the app answers at `app_url`; `nearby`: by an
+        address of this machine. Shown with what is shown next; an address that may not be used is none."""
+        why = self._refusal(app_url, nearby) if app_url else ""
+        if why and (app_url, nearby) != self._app_url_told:
+            log.warning("where the primary's app answers is not used", extra={"error": why})
+        self._app_url_told = app_url, nearby
+        used = "" if why else known_app_url(app_url)
+        self.status = replace(self.status, name=name, app_url=used, app_url_refused=why)
+
+    def _refusal(self, app_url: str, nearby: bool) -> str:
+        """Why that is not used; "" when it is."""
+        why = self._app_urls.refusal(app_url)
+        if not why and not nearby and parse_app_url(app_url).is_loopback and not self._app_urls.lists(app_url):
+            why = (
+                f"{app_url} is on this machine, and the primary is on another one: let --app-url name the primary's "
+                "host, or allow it here (--allowed-app-url) if it leads there"
+            )
+        return why
 
     def _follow_clock(self) -> None:
         """A wall clock that was set back makes nothing younger."""

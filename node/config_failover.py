@@ -7,7 +7,9 @@ never-promote: false
 max-lag: 1m
 advertise: 10.0.0.1:7420
 id: edge-1
-app-url: http://10.0.0.1:8000
+app-url: https://edge-1.example.com
+allowed-app-urls: [https://*.example.com]
+insecure-app-url: false
 """
 
 from __future__ import annotations
@@ -20,10 +22,15 @@ import yaml
 from click.core import ParameterSource
 
 from node.config_yaml import Keys, Yaml
-from walcast.appurl import check_app_url
+from walcast.appurl import AppUrlPolicy, check_app_url
 from walcast.wire import Address
 
-KEYS = frozenset(["auto-failover", "lease-time", "priority", "never-promote", "max-lag", "advertise", "id", "app-url"])
+KEYS = frozenset(
+    [
+        "auto-failover", "lease-time", "priority", "never-promote", "max-lag", "advertise", "id",
+        "app-url", "allowed-app-urls", "insecure-app-url",
+    ]
+)  # fmt: skip
 LEASE_LEAST_S, LEASE_MOST_S = 1.0, 3600.0
 ID_MOST_BYTES = 100
 
@@ -40,6 +47,8 @@ class FailoverConfig:
     advertise: Address | None = None
     id: str | None = None
     app_url: str | None = None
+    allowed_app_urls: tuple[str, ...] | None = None
+    insecure_app_url: bool | None = None
 
     def facts(self) -> dict[str, Any] | None:
         """What is said; None when nothing is."""
@@ -77,6 +86,11 @@ def read_failover(file: Yaml, keys: Keys) -> FailoverConfig:
         text = file.text(node)
         return file.parsed(node, lambda: check_app_url(text))
 
+    def allowed(node: yaml.Node) -> tuple[str, ...]:
+        found = tuple(file.text(item) for item in file.items(node))
+        file.parsed(node, lambda: AppUrlPolicy.of(found, insecure=True))  # https is asked for with the flags
+        return found
+
     return FailoverConfig(
         auto_failover=file.optional(keys, "auto-failover", file.boolean),
         lease_time_s=file.optional(keys, "lease-time", lease_s),
@@ -86,6 +100,8 @@ def read_failover(file: Yaml, keys: Keys) -> FailoverConfig:
         advertise=file.optional(keys, "advertise", address),
         id=file.optional(keys, "id", identity),
         app_url=file.optional(keys, "app-url", url),
+        allowed_app_urls=file.optional(keys, "allowed-app-urls", allowed),
+        insecure_app_url=file.optional(keys, "insecure-app-url", file.boolean),
     )
 
 
@@ -108,4 +124,6 @@ def _as_flags(told: FailoverConfig) -> dict[str, Any]:
         "advertise": str(told.advertise) if told.advertise else None,
         "follower_id": told.id,
         "app_url": told.app_url,
+        "allowed_app_urls": told.allowed_app_urls,
+        "insecure_app_url": told.insecure_app_url,
     }

@@ -8,15 +8,24 @@ import click
 
 from node.options import F, flag
 from node.settings import DatabaseSettings, MemberSettings
+from walcast.appurl import AppUrlPolicy
 from walcast.errors import ConfigError, ProtocolViolation
 from walcast.identifiers import check_identifier
 from walcast.wire import Address
 
 
 def failover_flags(function: F) -> F:
-    """--auto-failover, --lease-time, --priority, --never-promote, --max-lag, --advertise, --id, --app-url."""
+    """--auto-failover, --lease-time, --priority, --never-promote, --max-lag, --advertise, --id, --app-url,
+    --allowed-app-url, --insecure-app-url."""
     for option in (
         flag("--app-url", default=None, help="Where the app on this host answers HTTP, for apps beside followers."),
+        flag(
+            "--allowed-app-url",
+            "allowed_app_urls",
+            multiple=True,
+            help="Where the primary's app may answer: https://HOST[/PREFIX] or HOST, also *.HOST; any when not given.",
+        ),
+        flag("--insecure-app-url", is_flag=True, help="Apps answer by plain http beyond this machine, too."),
         flag("--id", "follower_id", default=None, help="This node's id; made once and kept when not given."),
         flag("--advertise", default=None, help="HOST:PORT where others reach this node, if not where it listens."),
         flag("--max-lag", default=60.0, type=click.FloatRange(min=0), help="Seconds behind that still take over."),
@@ -62,6 +71,14 @@ def member_settings(
         advertise=Address.parse(advertise) if advertise else None,
         **more,
     )
+
+
+def app_urls(flags: dict[str, Any]) -> tuple[str, AppUrlPolicy]:
+    """Where the app on this host answers, and which addresses of others are used; taken out of the flags. ConfigError
+    when the one may not be used, or the others cannot be."""
+    allowed, insecure = flags.pop("allowed_app_urls"), flags.pop("insecure_app_url")
+    mine = AppUrlPolicy.of(insecure=insecure).check(flags.pop("app_url") or "")
+    return mine, AppUrlPolicy.of(allowed or None, insecure=insecure)
 
 
 def addresses(text: str) -> tuple[Address, ...]:

@@ -10,7 +10,7 @@ import click
 
 from node.config import Config, load_config
 from node.config_failover import flags_over_file
-from node.failover_flags import addresses, failover_flags, member_settings
+from node.failover_flags import addresses, app_urls, failover_flags, member_settings
 from node.host import Host
 from node.http.hosts import check_host_name
 from node.options import (
@@ -30,7 +30,6 @@ from node.options import (
 from node.run import serve
 from node.saying import say
 from node.settings import DatabaseSettings, HostSettings
-from walcast.appurl import check_app_url
 from walcast.permissions import OWNER_ONLY
 from walcast.wire import Address
 
@@ -75,7 +74,7 @@ def follower_command(
     """Keep a database a live replica of a primary's."""
     told = load_config(config) if config is not None else Config(Path())
     flags = flags_over_file(flags, told.failover)
-    app_url = check_app_url(flags.pop("app_url") or "")
+    app_url, allowed = app_urls(flags)
     tls = tls_of(**{key: flags.pop(key) for key in TLS_FLAGS})
     primaries = addresses(primary_address)
     listed = told.database(db)
@@ -97,6 +96,7 @@ def follower_command(
         trust_user=told.trust_user,
         file=config,
         reflect=told.reflect,
+        app_urls=allowed,
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
     )
 

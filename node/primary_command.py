@@ -12,7 +12,7 @@ import click
 
 from node.config import NO_ARCHIVE, Config, load_config
 from node.config_failover import flags_over_file
-from node.failover_flags import failover_flags, member_settings
+from node.failover_flags import app_urls, failover_flags, member_settings
 from node.host import Host
 from node.http.hosts import check_host_name
 from node.options import (
@@ -34,7 +34,6 @@ from node.run import serve
 from node.saying import say
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
-from walcast.appurl import check_app_url
 from walcast.errors import ConfigError
 from walcast.statedir import state_dir
 from walcast.terms import PRIMARY, read_standing
@@ -132,7 +131,7 @@ def _settings(
         bare = [str(d.path) for d in databases if not d.archive] + [f.where for f in folders if not f.archive]
         if bare:
             raise ConfigError(f"{bare[0]}: {NO_ARCHIVE}")
-    app_url = check_app_url(more.pop("app_url") or "")
+    app_url, allowed = app_urls(more)
     flags = tls_of(**{key: more.pop(key) for key in TLS_FLAGS})
     members = tuple(
         member_settings(database, PRIMARY, force=force, guess=db is not None and name is None, **more)
@@ -158,5 +157,6 @@ def _settings(
         trust_user=told.trust_user,
         file=config,
         reflect=told.reflect,
+        app_urls=allowed,
         heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
     )

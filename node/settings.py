@@ -9,6 +9,7 @@ from node.config import DatabaseConfig, FolderConfig
 from primary.archiving.levels import ArchivePolicy
 from walcast import wire
 from walcast.access import Policy
+from walcast.appurl import ANY_APP_URL, AppUrlPolicy
 from walcast.permissions import OWNER_ONLY
 from walcast.planted import resolve_database
 from walcast.scrub import DEFAULT_BYTES_PER_S
@@ -84,9 +85,10 @@ class MemberSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers.
-    `http_hosts`: names by which clients reach `http`, besides the address that it listens on. `access`: who may do
-    what; with `trust_user` processes of the same user on this machine may do everything."""
+    """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers; `app_urls`:
+    which addresses of apps on other hosts are used. `http_hosts`: names by which clients reach `http`, besides the
+    address that it listens on. `access`: who may do what; with `trust_user` processes of the same user on this machine
+    may do everything."""
 
     databases: list[DatabaseSettings]
     listen: wire.Address
@@ -104,3 +106,4 @@ class HostSettings:
     trust_user: bool = True
     file: Path | None = None  # the configuration file that was read
     reflect: bool = False  # gRPC server reflection
+    app_urls: AppUrlPolicy = ANY_APP_URL

@@ -77,6 +77,8 @@ def replica_status(path: Path) -> Facts:
         "lag_ms": round(status.lag_ms(now), 3) if status.level_ns else None,
         "wal_bytes": wal.stat().st_size if wal.exists() else 0,
         "primary": status.primary,
+        "app_url": status.app_url or None,
+        "app_url_refused": status.app_url_refused or None,
         "pid": status.pid,
     }
 

@@ -34,8 +34,9 @@ def _primary_table(facts: Facts) -> Table:
             applied, durable = str(follower["applied_txid"]), str(follower["durable_txid"])
             name, phase = plain(f"  {follower['id']}"), plain(follower["state"])
             shown.add_row(name, phase, applied, durable, behind, lag, "", "")
-        if database["trouble"]:
-            shown.caption, shown.caption_justify = plain(database["trouble"]), "left"
+        wrong = [plain(words) for words in (database["trouble"], database.get("app_url_refused")) if words]
+        if wrong:
+            shown.caption, shown.caption_justify = "\n".join(wrong), "left"
     if tls := facts.get("tls"):
         shown.title = f"{title}\ncertificate of {tls['identity'] or 'nobody'}, until {tls['not_after']}"
     return shown
@@ -49,6 +50,7 @@ def _replica_table(facts: Facts) -> Table:
         shown.add_row("kept aside", plain(folder))
     if tls := facts.get("tls"):
         shown.add_row("certificate", plain(f"{tls['identity'] or 'nobody'}, until {tls['not_after']}"))
-    if facts.get("trouble"):
-        shown.add_row("trouble", plain(facts["trouble"]))
+    for name in ("app_url_refused", "trouble"):
+        if facts.get(name):
+            shown.add_row(name, plain(facts[name]))
     return shown

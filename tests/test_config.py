@@ -284,9 +284,17 @@ never-promote: true
 max-lag: 0
 advertise: 10.0.0.1:${PORT}
 id: edge ${PORT}
+app-url: https://edge-1.example.com
+allowed-app-urls:
+  - https://edge-1.example.com
+  - "*.example.com"
+insecure-app-url: true
 """,
     )
-    assert config.failover == FailoverConfig(True, 90.0, -3, True, 0.0, Address("10.0.0.1", 7420), "edge 7420")
+    assert config.failover == FailoverConfig(
+        True, 90.0, -3, True, 0.0, Address("10.0.0.1", 7420), "edge 7420",
+        "https://edge-1.example.com", ("https://edge-1.example.com", "*.example.com"), True,
+    )  # fmt: skip
     assert load(tmp_path, "listen: 127.0.0.1:1\n").failover == FailoverConfig()
     assert load(tmp_path, "priority:\n").failover == FailoverConfig()
 
@@ -305,6 +313,12 @@ id: edge ${PORT}
             "app-url: edge-1:8000\n",
             "1: 'edge-1:8000' is not where an app answers: http://HOST:PORT, or https, with a path at most",
         ),
+        (
+            "allowed-app-urls:\n  - https://ok.example\n  - ftp://x\n",
+            "2: 'ftp://x' is no app URL that can be allowed: https://HOST[:PORT][/PREFIX] or HOST; "
+            "HOST may begin with *.",
+        ),
+        ("allowed-app-urls: https://ok.example\n", "1: a list belongs here, not a single value"),
         ("autofailover: true\n", "1: unknown key 'autofailover'; did you mean 'auto-failover'?"),
     ],
 )
@@ -326,7 +340,7 @@ def told(arguments: list[str], config: FailoverConfig) -> dict[str, Any]:
 
 
 def test_a_flag_wins_over_the_file_and_so_does_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = FailoverConfig(True, 20.0, 5, False, 7.0, Address("h", 1), "of the file", "http://h:2")
+    file = FailoverConfig(True, 20.0, 5, False, 7.0, Address("h", 1), "of the file", "http://h:2", ("h",), True)
     expected = {
         "auto_failover": True,
         "lease_time": 20.0,
@@ -336,6 +350,8 @@ def test_a_flag_wins_over_the_file_and_so_does_the_environment(monkeypatch: pyte
         "advertise": "h:1",
         "follower_id": "of the file",
         "app_url": "http://h:2",
+        "allowed_app_urls": ("h",),
+        "insecure_app_url": True,
     }
     assert told([], file) == expected
     assert told(["--lease-time", "10", "--id", "mine"], file) == expected | {"lease_time": 10.0, "follower_id": "mine"}

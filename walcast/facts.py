@@ -36,6 +36,8 @@ def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
         "term": database.term or 1,
         "database_id": database.database_id or None,
         "trouble": database.trouble or None,
+        "app_url": database.app_url or None,
+        "app_url_refused": database.app_url_refused or None,
         "look_age_ms": database.look_age_ms if database.role != "follower" else None,
         "lease": {
             "holder": lease.holder,

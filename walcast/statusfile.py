@@ -8,6 +8,7 @@ again.
     end of a primary's tenure, ns u64, 0: none
     how far the wall clock was ahead of CLOCK_BOOTTIME when it was written, ns i64 · which boot that was u64
     primary's address, name of the database, follower's id, URL of the app at the primary: a length byte and UTF-8 each
+    why the URL that the primary told is not used: the same, in what is left of the 1024 bytes
 
 Times are those of the wall clock, which outlives a reboot and is the same in every virtual machine. A wall clock that
 is set back would make old things young; so a reader of the same boot also counts by CLOCK_BOOTTIME, and takes the
@@ -26,6 +27,7 @@ from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
+from walcast.appurl import known_app_url
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
 from walcast.permissions import create_file
@@ -40,8 +42,8 @@ LOOK_BOUND_S = 2.0  # a primary looks at its WAL every second at least; what it 
 QUIET_S = 3.0 + LOOK_BOUND_S  # a heartbeat every three seconds at least tells of the newest look
 READ_TRIES = 100
 AHEAD_S = 2.0  # what is of the future, by more than that, was written before the clock was set back
-TEXTS = 4
-TEXT_BYTES = 230  # four of them fit
+TEXTS = 5
+TEXT_BYTES = 230  # four of them fit, and the beginning of the last
 
 _FIXED = struct.Struct("<IIIIIIQQQQQQqQ")
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -65,12 +67,16 @@ class State(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
+_STATES = frozenset(State)
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """A follower's replica. `lag_us` is of the newest transaction applied; `level_ns` is the newest moment of which it
     is known that the replica has every commit made until then, 0: there is none; `app_url`: where the app answers HTTP
-    on the primary's host, empty when nobody said. `until_ns`: when a primary's tenure ends, if it was not renewed; 0:
-    it has no end. `was`, never written: what a process that is gone said last.
+    on the primary's host, empty when nobody said; `app_url_refused`: why what was said is not used. `until_ns`: when a
+    primary's tenure ends, if it was not renewed; 0: it has no end. `was`, never written: what a process that is gone
+    said last.
     """
 
     state: State = State.STOPPED
@@ -87,6 +93,7 @@ class Status:
     app_url: str = ""
     until_ns: int = 0
     was: State | None = None
+    app_url_refused: str = ""
 
     def encode(self) -> bytes:
         """1024 bytes."""
@@ -106,13 +113,14 @@ class Status:
             ahead_ns(),
             _boot(),
         )
-        texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id, self.app_url))
+        texts = b"".join(_text(t) for t in (self.primary, self.name, self.follower_id, known_app_url(self.app_url)))
+        texts += _text(self.app_url_refused, SIZE - len(fixed) - len(texts) - 1)
         body = (fixed[4:] + texts).ljust(SIZE - 4, b"\0")
         return zlib.crc32(body).to_bytes(4, "little") + body
 
     @classmethod
     def decode(cls, data: bytes) -> Status | None:
-        """None when it is torn, or of another version."""
+        """None when it is torn, or of another version, or says what no node would."""
         if len(data) != SIZE or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
             return None
         if int.from_bytes(data[4:8], "little") != VERSION:
@@ -123,16 +131,21 @@ class Status:
         if boot == _boot() and boot:
             back_ns = ahead - ahead_ns()
             written, level, until = earlier(written, back_ns), earlier(level, back_ns), earlier(until, back_ns)
+        if state not in _STATES:
+            return None
         at, texts = _FIXED.size, []
         for _ in range(TEXTS):
-            size = data[at]
+            size = data[at] if at < SIZE else SIZE
+            if at + 1 + size > SIZE:
+                return None
             texts.append(data[at + 1 : at + 1 + size].decode(errors="replace"))
             at += 1 + size
         position = Position(txid, checksum)
-        primary, name, follower, app = texts
+        primary, name, follower, app, refused = texts
         return cls(
-            State(state), term, position, newest, lag_us, level, written, pid, primary, name, follower, app, until
-        )
+            State(state), term, position, newest, lag_us, level, written, pid, primary, name, follower,
+            known_app_url(app), until, app_url_refused=refused,
+        )  # fmt: skip
 
     def is_live(self, now_ns: int) -> bool:
         """Is the process that wrote it still at it? A primary that hangs is not, from the end of its tenure on."""
@@ -187,8 +200,8 @@ def _boot() -> int:
         return 0
 
 
-def _text(text: str) -> bytes:
-    data = text.encode()[:TEXT_BYTES]
+def _text(text: str, most: int = TEXT_BYTES) -> bytes:
+    data = text.encode(errors="replace")[: min(most, TEXT_BYTES)]
     return bytes([len(data)]) + data
 
 

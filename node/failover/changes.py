@@ -398,6 +398,7 @@ def follow(member: Member, addresses: list[Address] | tuple[Address, ...], held:
         replace=member.settings.replace and held is None,  # at the start, not of what this node was the primary of
         scrub_bytes_per_s=member.host.settings.scrub_bytes_per_s,
         mode=member.settings.database.mode,
+        app_urls=member.host.settings.app_urls,
     )
     following.history, following.term = member.standing.history, member.standing.term
     following.progress = lambda: Progress("bootstrapping") if sys.stderr.isatty() else None

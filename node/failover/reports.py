@@ -30,6 +30,7 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
         status = member.serving.status()
         status.role = "primary" if member.tenure.holds else FENCED
         status.term = max(status.term, member.standing.term)
+        status.app_url = member.host.settings.app_url
     else:
         status = pb.DatabaseStatus(name=member.name, path=str(member.path), role="follower", term=member.standing.term)
         following = member.following
@@ -39,6 +40,7 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
             status.position.CopyFrom(wire.position_message(now.position, now.term))
             status.term = max(status.term, now.term)
             status.primary, status.state = now.primary, str(now.state)
+            status.app_url, status.app_url_refused = now.app_url, now.app_url_refused
             applier = following.applier
             if applier is not None:
                 status.page_size, status.pages, status.wal_bytes = (

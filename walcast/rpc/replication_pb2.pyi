@@ -853,6 +853,8 @@ class DatabaseStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     DATABASE_ID_FIELD_NUMBER: _builtins.int
     LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
+    APP_URL_FIELD_NUMBER: _builtins.int
+    APP_URL_REFUSED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     page_size: _builtins.int
@@ -872,6 +874,10 @@ class DatabaseStatus(_message.Message):
     database_id: _builtins.str
     look_age_ms: _builtins.int
     """of a primary: how long ago capture last saw that it has every commit"""
+    app_url: _builtins.str
+    """where the primary's app answers, as used on this host; empty: not known"""
+    app_url_refused: _builtins.str
+    """of a follower: why what the primary told is not used; empty: it is"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -905,10 +911,12 @@ class DatabaseStatus(_message.Message):
         state: _builtins.str = ...,
         database_id: _builtins.str = ...,
         look_age_ms: _builtins.int = ...,
+        app_url: _builtins.str = ...,
+        app_url_refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "lease", b"lease", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "role", b"role", "state", b"state", "term", b"term", "trouble", b"trouble", "wal_bytes", b"wal_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "role", b"role", "state", b"state", "term", b"term", "trouble", b"trouble", "wal_bytes", b"wal_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
