@@ -4,10 +4,12 @@ public, other protocols. Bytes are written by hand, at real servers."""
 from __future__ import annotations
 
 import base64
+import hashlib
 import itertools
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from walcast.web.proof import Origin, forwarded_text
 SECRET = "of all hosts"
 HOME = "127.0.0.1"  # the name under which an edge asks for it
 SHORT = {"primary_wait_s": 0.4, "connect_s": 5, "answer_s": 20}
+BODY = hashlib.sha256(b"z").hexdigest()
 NO_NODE = {"barrier_s": 0}  # there is nobody to be asked for a token
 
 
@@ -236,18 +239,12 @@ def test_nor_by_writing_it_otherwise(server: Server, spelling: str) -> None:
     assert "10.9.9.9" not in str(facts)
 
 
-def test_without_a_secret_the_app_sees_the_edge_and_what_it_says(server: Server) -> None:
-    lies = {name: value for name, value in LIES.items() if name != "Walcast-Forwarded"}
-    facts = told_by(server, "open", lies)
-    assert "10.9.9.9" not in str(facts)
-    assert (facts["headers"]["X_FORWARDED_FOR"], facts["headers"]["X_FORWARDED_HOST"]) == ("127.0.0.1", "open")
-    assert "WALCAST_FORWARDED" not in facts["headers"]
-
-
-def test_hosts_of_another_secret_are_not_believed(server: Server) -> None:
-    facts = told_by(server, "alien", {})
-    assert facts["headers"]["HOST"] == server.url.removeprefix("http://")
-    assert facts["headers"]["X_FORWARDED_HOST"] == "alien"
+@pytest.mark.parametrize("site", ["open", "alien"])
+def test_an_edge_without_the_secret_of_the_primary_gets_nothing_done(server: Server, site: str) -> None:
+    answer = server.ask("POST", "/x?y", {}, b"z", host=site)
+    assert (answer.status, answer["walcast-not-primary"]) == (403, "")
+    assert b"give every host the same" in answer.body
+    assert "region" not in answer.body.decode()
 
 
 def test_a_client_that_plays_an_edge_gets_nothing_at_an_edge(server: Server, primary: Scripted) -> None:
@@ -264,22 +261,67 @@ def test_a_client_that_plays_an_edge_gets_nothing_at_an_edge(server: Server, pri
         LIES["Walcast-Forwarded"],
         "",
         ";mac=",
-        forwarded_text(Origin("10.9.9.9", "admin.example", "https"), "", "POST", "/x?y", time.time(), ()),
+        forwarded_text(Origin("10.9.9.9", "admin.example", "https"), "", "POST", "/x?y", BODY, time.time(), ()),
         forwarded_text(
-            Origin("10.9.9.9", "x", "https"), "", "POST", "/x?y", time.time(), Options.of(secret="other").secrets
+            Origin("10.9.9.9", "x", "https"), "", "POST", "/x?y", BODY, time.time(), Options.of(secret="other").secrets
         ),
         forwarded_text(
-            Origin("10.9.9.9", "x", "https"), "", "POST", "/other", time.time(), Options.of(secret=SECRET).secrets
+            Origin("10.9.9.9", "x", "https"), "", "POST", "/other", BODY, time.time(), Options.of(secret=SECRET).secrets
         ),
-        forwarded_text(Origin("10.9.9.9", "x", "https"), "", "POST", "/x?y", 1, Options.of(secret=SECRET).secrets),
+        forwarded_text(
+            Origin("10.9.9.9", "x", "https"), "", "POST", "/x?y", BODY, 1, Options.of(secret=SECRET).secrets
+        ),
     ],
     ids=["made up", "empty", "no more than a mac", "unsigned", "of another secret", "of another path", "of long ago"],
 )
-def test_a_client_that_plays_an_edge_is_not_believed_at_the_primary(server: Server, text: str) -> None:
-    facts = told_by(server, HOME, {"Walcast-Forwarded": text})
-    assert (facts["region"], facts["REMOTE_ADDR"], facts["scheme"]) == (HOME, "127.0.0.1", "http")
-    assert facts["headers"]["HOST"] == HOME
-    assert "WALCAST_FORWARDED" not in facts["headers"]
+def test_a_client_that_plays_an_edge_gets_nothing_at_the_primary(server: Server, text: str) -> None:
+    answer = server.ask("POST", "/x?y", {"Walcast-Forwarded": text}, b"z", host=HOME)
+    assert (answer.status, answer["walcast-not-primary"]) == (403, "")
+    assert b"Nothing was done" in answer.body
+
+
+def proof(body: bytes = b"z", target: str = "/x?y") -> str:
+    digest = hashlib.sha256(body).hexdigest()
+    origin = Origin("203.0.113.9", "shop.example", "https")
+    return forwarded_text(origin, "", "POST", target, digest, time.time(), Options.of(secret=SECRET).secrets)
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 65537, 300_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_proven_request_is_taken_once(server: Server, size: int, chunked: bool) -> None:
+    """Whoever repeats it, with its cookies and all."""
+    body = random.Random(size).randbytes(size)
+    headers = {"Walcast-Forwarded": proof(body)} | ({"Transfer-Encoding": "chunked"} if chunked else {})
+
+    def ask() -> Answer:
+        return server.ask("POST", "/x?y", headers, iter([body] if size else []) if chunked else body, host=HOME)
+
+    first = ask()
+    assert (first.status, first.facts["REMOTE_ADDR"], first.facts["headers"]["HOST"]) == (
+        200,
+        "203.0.113.9",
+        "shop.example",
+    )
+    assert (first.facts["size"], first.facts["sha256"]) == (size, hashlib.sha256(body).hexdigest())
+    for _ in range(3):
+        again = ask()
+        assert (again.status, b"taken before" in again.body) == (403, True)
+
+
+@pytest.mark.parametrize("sent", [b"", b"y", b"zz", bytes(300_000)])
+def test_a_body_that_was_changed_on_its_way_reaches_no_app(server: Server, sent: bytes) -> None:
+    answer = server.ask("POST", "/x?y", {"Walcast-Forwarded": proof()}, sent, host=HOME)
+    assert (answer.status, b"the body is not the one" in answer.body) == (403, True)
+
+
+def test_of_many_who_repeat_a_request_at_once_one_is_answered(server: Server) -> None:
+    text = proof()
+    with ThreadPoolExecutor(16) as pool:
+        asked = [
+            pool.submit(server.ask, "POST", "/x?y", {"Walcast-Forwarded": text}, b"z", host=HOME) for _ in range(16)
+        ]
+        statuses = sorted(future.result().status for future in asked)
+    assert statuses == [200, *[403] * 15]
 
 
 def test_a_client_cannot_have_an_edge_drop_what_it_says(server: Server, primary: Scripted) -> None:

@@ -3,7 +3,10 @@ raises nothing."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -13,14 +16,18 @@ from walcast.token import Token
 from walcast.web.options import Options
 from walcast.web.proof import (
     FRESH_S,
+    Flaw,
     Origin,
     Secrets,
+    Unproven,
     forwarded_name,
     forwarded_text,
     newest_token,
-    proven_origin,
+    proof_of,
+    token_keys,
     token_text,
 )
+from walcast.web.spool import EMPTY_SHA256
 
 NAME = "app"
 SECRET = Options.of(secret="of all hosts").secrets
@@ -35,7 +42,8 @@ NUMBERS = st.integers(0, 0xFFFFFFFF)
 TOKENS = st.builds(Token.of, NUMBERS, st.integers(0, 0xFFFFFFFFFFFFFFFF))
 LATIN1 = st.binary(max_size=30).map(lambda raw: raw.decode("latin-1"))
 ORIGINS = st.builds(Origin, LATIN1, LATIN1, st.sampled_from(["http", "https"]))
-ORIGIN = Origin("2001:db8::7", "shop.example:8443", "https")
+ORIGIN_TEXTS = ("2001:db8::7", "shop.example:8443")
+ORIGIN = Origin(*ORIGIN_TEXTS, "https")
 NO_INT = ["", " ", "+5", "-5", "5_0", "0x5", "1,5", "\u0663", "\xb2", "NaN", "1" * 5000, "5\0"]
 
 
@@ -43,6 +51,19 @@ def test_what_an_options_secret_signs_is_not_what_the_app_signs_with_it() -> Non
     assert Options.of(secret="of all hosts").secrets == Options.of(secret=[b"of all hosts"]).secrets == SECRET
     assert b"of all hosts" not in SECRET[0]
     assert Options.of().secrets == Options.of(secret="").secrets == Options.of(secret=["", b""]).secrets == NONE
+
+
+def text_of(origin: Origin, name: str, method: str, target: str, at_s: float, secrets: Secrets) -> str:
+    """Of a request without a body."""
+    return forwarded_text(origin, name, method, target, EMPTY_SHA256, at_s, secrets)
+
+
+def proven_origin(text: str, method: str, target: str, now_s: float, secrets: Secrets) -> Origin | None:
+    """None: it is not proven."""
+    try:
+        return proof_of(text, method, target, now_s, secrets).origin
+    except Unproven:
+        return None
 
 
 # Tokens
@@ -99,15 +120,13 @@ def test_no_more_than_a_few_texts_are_looked_at() -> None:
 
 @given(ORIGINS, st.sampled_from(["GET", "POST", "PROPFIND"]), LATIN1)
 def test_an_edge_of_ours_is_believed(origin: Origin, method: str, target: str) -> None:
-    text = forwarded_text(origin, NAME, method, target, NOW_S, SECRET)
+    text = text_of(origin, NAME, method, target, NOW_S, SECRET)
     assert text.isascii()
     assert text.isprintable()
     assert " " not in text
     assert "," not in text, "or servers would see two headers where there is one"
     assert proven_origin(text, method, target, NOW_S, SECRET) == origin
-    assert (
-        proven_origin(forwarded_text(origin, NAME, method, target, NOW_S, OTHER), method, target, NOW_S, SECRET) is None
-    )
+    assert proven_origin(text_of(origin, NAME, method, target, NOW_S, OTHER), method, target, NOW_S, SECRET) is None
 
 
 def sign(
@@ -117,7 +136,7 @@ def sign(
     secret: Secrets = SECRET,
     origin: Origin = ORIGIN,
 ) -> str:
-    return forwarded_text(origin, NAME, method, target, at_s, secret)
+    return text_of(origin, NAME, method, target, at_s, secret)
 
 
 def proven(text: str) -> Origin | None:
@@ -157,6 +176,9 @@ CHANGES: list[Callable[[str], str]] = [
     lambda text: text.replace("proto=https", "proto=http"),
     lambda text: text.replace("t=1", "t=2"),
     lambda text: text.replace("t=1700000000", "t=1700000001"),
+    lambda text: text.replace("v=2", "v=3"),
+    lambda text: text.replace(";n=", ";n=0"),
+    lambda text: text.replace("body=e3", "body=e4"),
     lambda text: text.replace("for=", "FOR="),
     lambda text: f"for=127.0.0.1;{text}",
     lambda text: text.replace(";mac=", ";for=127.0.0.1;mac="),
@@ -177,6 +199,69 @@ def test_clocks_may_differ_a_little(off_s: float) -> None:
     assert proven(sign(at_s=NOW_S + off_s)) == ORIGIN
 
 
+@pytest.mark.parametrize(
+    ("text", "flaw"),
+    [
+        (LIES["of no secret"], Flaw.UNSIGNED),
+        (LIES["nothing"], Flaw.UNSIGNED),
+        (LIES["of another secret"], Flaw.OTHER_SECRET),
+        (LIES["for another path"], Flaw.OTHER_SECRET),
+        (LIES["too old"], Flaw.TIME),
+        (LIES["of the future"], Flaw.TIME),
+    ],
+)
+def test_it_is_said_what_is_wrong(text: str, flaw: Flaw) -> None:
+    with pytest.raises(Unproven) as caught:
+        proof_of(text, "POST", "/pay?to=1", NOW_S, SECRET)
+    assert caught.value.flaw == flaw
+
+
+@pytest.mark.parametrize(("off_s", "said"), [(-45, "45 s ago"), (45, "45 s ahead")])
+def test_a_difference_of_clocks_is_named(off_s: int, said: str) -> None:
+    with pytest.raises(Unproven, match=said):
+        proof_of(sign(at_s=NOW_S + off_s), "POST", "/pay?to=1", int(NOW_S), SECRET)
+
+
+def signed(plain: str) -> str:
+    """By who knows the secret."""
+    whole = hmac.new(
+        SECRET[0],
+        b"".join(b"%d:%s," % (len(raw), raw) for raw in (b"forwarded", b"POST", b"/pay?to=1", plain.encode())),
+        hashlib.sha256,
+    ).hexdigest()
+    return f"{plain};mac={whole[:32]}"
+
+
+def test_what_a_walcast_before_this_one_signs_is_refused_with_what_to_do() -> None:
+    """Its body could be another one, and it could be repeated."""
+    with pytest.raises(Unproven) as caught:
+        proof_of(signed("t=1700000000;db=app;for=::1;host=h;proto=https"), "POST", "/pay?to=1", NOW_S, SECRET)
+    assert caught.value.flaw is Flaw.OLDER
+
+
+def test_a_walcast_before_this_one_takes_what_this_one_signs() -> None:
+    """So that edges can be upgraded first: there the fields are read by name, and all of the text is covered."""
+    plain, _, mac = sign().rpartition(";mac=")
+    assert signed(plain) == f"{plain};mac={mac}"
+    facts = dict(part.partition("=")[::2] for part in plain.split(";"))
+    assert (int(facts["t"]), unquote(facts["for"]), unquote(facts["host"])) == (int(NOW_S), *ORIGIN_TEXTS)
+
+
+@pytest.mark.parametrize("version", ["1", "3", "22", "02"])
+def test_of_another_version_nothing_is_taken(version: str) -> None:
+    plain = sign().rpartition(";mac=")[0].replace(";v=2;", f";v={version};")
+    with pytest.raises(Unproven) as caught:
+        proof_of(signed(plain), "POST", "/pay?to=1", NOW_S, SECRET)
+    assert caught.value.flaw is Flaw.UNKNOWN
+
+
+def test_each_proof_has_a_nonce_of_its_own_and_ends_soon() -> None:
+    proofs = [proof_of(sign(), "POST", "/pay?to=1", NOW_S, SECRET) for _ in range(50)]
+    assert len({proof.nonce for proof in proofs}) == 50
+    assert {proof.until_s for proof in proofs} == {int(NOW_S) + 31}
+    assert {proof.body_sha256 for proof in proofs} == {EMPTY_SHA256}
+
+
 @given(ANY | ODD, ANY, ANY, st.sampled_from([NONE, SECRET, BOTH]))
 def test_anything_may_come_as_proof(text: str, method: str, target: str, secret: Secrets) -> None:
     assert proven_origin(text, method, target, NOW_S, secret) is None
@@ -189,7 +274,7 @@ def test_a_time_that_is_none_proves_nothing(seconds: str) -> None:
 
 
 def test_without_a_secret_nobody_is_believed() -> None:
-    text = forwarded_text(ORIGIN, NAME, "GET", "/", NOW_S, NONE)
+    text = text_of(ORIGIN, NAME, "GET", "/", NOW_S, NONE)
     assert "mac" not in text
     assert proven_origin(text, "GET", "/", NOW_S, NONE) is None
 
@@ -201,9 +286,24 @@ NASTY = ["a;mac=0", "a;host=b", "10.0.0.1,127.0.0.1", "a b", "a%3Bb", "ü", "=;=
 @pytest.mark.parametrize("host", NASTY)
 def test_what_a_client_calls_itself_stays_in_its_field(client: str, host: str) -> None:
     origin = Origin(client, host, "http")
-    text = forwarded_text(origin, NAME, "GET", "/", NOW_S, SECRET)
-    assert text.count(";") == 5
+    text = text_of(origin, NAME, "GET", "/", NOW_S, SECRET)
+    assert text.count(";") == 8
     assert proven_origin(text, "GET", "/", NOW_S, SECRET) == origin
+
+
+# Keys of tokens
+
+
+def test_without_a_secret_tokens_are_signed_with_the_databases_id() -> None:
+    one, other = token_keys((), "1" * 32), token_keys((), "2" * 32)
+    text = token_text(Token("3-1f4a"), NAME, one)
+    assert newest_token([text], NAME, one) == Token("3-1f4a")
+    assert newest_token([text], NAME, other) is None
+    assert newest_token(["3-1f4a"], NAME, one) is None
+    assert newest_token([text], NAME, NONE) == Token("3-1f4a"), "hosts of a walcast before this one take it"
+    assert token_keys(SECRET, "1" * 32) == SECRET
+    assert token_keys((), "") == NONE
+    assert b"1" * 32 not in one[0]
 
 
 # Several databases, several secrets
@@ -218,7 +318,7 @@ def test_a_token_is_of_one_database(name: str, other: str, token: Token) -> None
 @pytest.mark.parametrize("name", ["app", "", "a;b=c", "naïve 日本", "a,b", "mac=0;mac=1"])
 @pytest.mark.parametrize("secrets", [NONE, SECRET])
 def test_a_host_is_told_which_database_is_meant(name: str, secrets: Secrets) -> None:
-    text = forwarded_text(ORIGIN, name, "GET", "/", NOW_S, secrets)
+    text = text_of(ORIGIN, name, "GET", "/", NOW_S, secrets)
     assert forwarded_name(text) == name
     assert proven_origin(text, "GET", "/", NOW_S, secrets) == (ORIGIN if secrets else None)
 
@@ -240,14 +340,14 @@ def test_a_secret_can_be_changed_on_one_host_after_the_other() -> None:
         (OTHER, SECRET, False),
     ]:
         found = newest_token([token_text(token, NAME, signing)], NAME, believing)
-        text = forwarded_text(ORIGIN, NAME, "GET", "/", NOW_S, signing)
+        text = text_of(ORIGIN, NAME, "GET", "/", NOW_S, signing)
         origin = proven_origin(text, "GET", "/", NOW_S, believing)
         assert (found, origin) == ((token, ORIGIN) if believed else (None, None))
 
 
 def test_a_token_and_a_proof_cannot_stand_for_each_other() -> None:
     """Both are macs of one secret: of different things."""
-    text = forwarded_text(ORIGIN, NAME, "GET", "/", NOW_S, SECRET)
+    text = text_of(ORIGIN, NAME, "GET", "/", NOW_S, SECRET)
     plain, _, mac = text.rpartition(";mac=")
     assert newest_token([f"{plain}.{mac[:16]}"], NAME, SECRET) is None
     assert not mac.startswith(token_text(Token("3-1"), NAME, SECRET).partition(".")[2])

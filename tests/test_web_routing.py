@@ -18,8 +18,8 @@ from walcast.web.routing import Asked, Forward, Local, Refuse, Route, Wait, lag_
 
 NOW_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
-HOME = "http://home:8000"
-ELSEWHERE = "http://elsewhere:8000"
+HOME = "https://home:8000"
+ELSEWHERE = "https://elsewhere:8000"
 
 READ = Asked(writes=False, private=False, forwarded=False, upgrade=False, token=None)
 WRITE = replace(READ, writes=True)

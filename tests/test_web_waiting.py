@@ -16,18 +16,28 @@ from support.web_place import HOUR_NS, Place, place
 from support.web_scripted import Scripted, scripted
 from support.web_servers import PATIENCE_S, Answer, Server, served
 
+from walcast.identity import make_database_id, write_database_id
 from walcast.position import Position
+from walcast.statedir import state_dir
 from walcast.statusfile import State
 from walcast.token import Token
 from walcast.web.options import Options
-from walcast.web.proof import token_text
+from walcast.web.proof import token_keys, token_text
 
 SECRET = "of all hosts"
 LONG_S = 20.0
 WAIT_S = 0.1
 HOLD_S = 0.5
 AT_ONCE_S = 5.0  # with room for a machine that is busy, and none for who waits
-HERE, NEXT, NEVER = "2-64", "2-65", "2-ffffffff"
+ID = make_database_id()
+
+
+def ours(token: str) -> str:
+    """As the primary's app gives it where it has no secret."""
+    return token_text(Token(token), "", token_keys((), ID))
+
+
+HERE, NEXT, NEVER = ours("2-64"), ours("2-65"), ours("2-ffffffff")
 
 
 @dataclass
@@ -42,7 +52,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     folder = tmp_path_factory.mktemp("web")
     with ExitStack() as stack:
         enter = stack.enter_context
-        yield Places(enter(scripted()), enter(place(folder / "edge")), enter(place(folder / "alone")))
+        made = Places(enter(scripted()), enter(place(folder / "edge")), enter(place(folder / "alone")))
+        write_database_id(state_dir(made.edge.database), ID)
+        yield made
 
 
 @pytest.fixture(scope="module", params=["gthread", "uvicorn", pytest.param("gevent", marks=pytest.mark.slow)])
@@ -98,7 +110,7 @@ def is_local(answer: Answer) -> bool:
 
 
 def test_what_is_here_is_answered_at_once(server: Server, primary: Scripted) -> None:
-    for token in (HERE, "2-1", "1-ffff"):
+    for token in (HERE, ours("2-1"), ours("1-ffff")):
         assert is_local(read(server, "long", token))
         assert is_local(server.get(host="long", Walcast_Token=token))
     assert primary.seen == []
@@ -117,7 +129,7 @@ def test_a_read_waits_for_its_token(
 
 def test_the_newest_of_several_tokens_is_waited_for(server: Server, primary: Scripted) -> None:
     for cookie in (f"walcast={NEVER}; walcast={HERE}", f"walcast={HERE}; walcast={NEVER}"):
-        assert is_local(server.get(host="long", Cookie=cookie.replace(NEVER, "1-1")))
+        assert is_local(server.get(host="long", Cookie=cookie.replace(NEVER, ours("1-1"))))
         assert not is_local(server.get(host="short", Cookie=cookie))
     assert not is_local(server.get(host="short", Cookie=f"walcast={HERE}", Walcast_Token=NEVER))
 
@@ -137,16 +149,43 @@ def test_or_is_told_to_come_again(server: Server, primary: Scripted) -> None:
 
 
 def test_a_made_up_token_is_none_where_there_is_a_secret(server: Server, primary: Scripted) -> None:
-    theirs = token_text(Token(NEVER), "", Options.of(secret="of somebody else").secrets)
+    plain = "2-ffffffff"
+    theirs = token_text(Token(plain), "", Options.of(secret="of somebody else").secrets)
     began_s = time.monotonic()
-    for token in (NEVER, theirs, f"{NEVER}.", f"{NEVER}.{'0' * 16}", "no token", "", "\xff\xfe", "9" * 4000):
+    for token in (NEVER, plain, theirs, f"{plain}.", f"{plain}.{'0' * 16}", "no token", "", "\xff\xfe", "9" * 4000):
         assert is_local(read(server, "signed", token))
     assert time.monotonic() - began_s < AT_ONCE_S
     assert primary.seen == []
 
 
+MADE_UP = ["2-65", "2-ffffffff", "3-1", "ffffffff-ffffffffffffffff"]
+
+
+@pytest.mark.parametrize("on_stale", ["long", "refuses"])
+def test_without_a_secret_a_made_up_token_costs_nothing(server: Server, primary: Scripted, on_stale: str) -> None:
+    """It is signed by nobody who knows the database's id."""
+    other = token_text(Token("2-65"), "", token_keys((), make_database_id()))
+    named = token_text(Token("2-65"), "other", token_keys((), ID))
+    began_s = time.monotonic()
+    for token in [*MADE_UP, other, named, f"2-65.{'0' * 16}", *(f"{made_up}.{HERE[5:]}" for made_up in MADE_UP)]:
+        assert is_local(read(server, on_stale, token))
+        assert is_local(server.get(host=on_stale, Walcast_Token=token))
+    assert time.monotonic() - began_s < AT_ONCE_S
+    assert primary.seen == []
+
+
+def test_nor_does_it_where_the_database_has_no_id(server: Server, places: Places) -> None:
+    """As beside a node of an older walcast: what the primary was never heard to have is not waited for."""
+    places.alone.show(primary_txid=0x65)
+    began_s = time.monotonic()
+    for token in ["2-66", *MADE_UP[1:]]:
+        assert is_local(read(server, "alone", token))
+    assert time.monotonic() - began_s < AT_ONCE_S
+    assert read(server, "alone", "2-65").status == 503, "which the primary has, and this host has not"
+
+
 def test_a_signed_one_is_waited_for(server: Server, edge: Place, threads: ThreadPoolExecutor) -> None:
-    token = token_text(Token(NEXT), "", Options.of(secret=SECRET).secrets)
+    token = token_text(Token("2-65"), "", Options.of(secret=SECRET).secrets)
     asked = threads.submit(read, server, "signed", token)
     edge.show(txid=0x65)
     assert is_local(asked.result(PATIENCE_S))
@@ -195,9 +234,9 @@ def test_what_it_has_it_still_shows(server: Server, primary: Scripted, edge: Pla
 
 
 def test_a_token_of_no_term_yet_is_not_asked_for_without_end(server: Server, primary: Scripted) -> None:
-    """The primary does not know of it, either: then an edge that asked often would be the client's tool."""
+    """The primary does not know of it, either."""
     began_s = time.monotonic()
-    answer = read(server, "short", "ffffffff-1", "/never-primary")
+    answer = read(server, "short", ours("ffffffff-1"), "/never-primary")
     assert (answer.status, answer["retry-after"]) == (503, "1")
     assert time.monotonic() - began_s < WAIT_S + HOLD_S + AT_ONCE_S
     assert 1 < len(primary.seen) < 7
@@ -273,6 +312,6 @@ def test_reads_go_on_without_one(server: Server, places: Places, state: State) -
 def test_a_position_is_read_as_the_status_says(server: Server, places: Places) -> None:
     """A term counts before a TXID."""
     places.alone.show(term=3, position=Position(5, 1))
-    assert is_local(read(server, "alone", "2-ffff"))
-    assert is_local(read(server, "alone", "3-5"))
-    assert not is_local(read(server, "short", "3-5"))
+    assert is_local(read(server, "alone", ours("2-ffff")))
+    assert is_local(read(server, "alone", ours("3-5")))
+    assert not is_local(read(server, "short", ours("3-5")))

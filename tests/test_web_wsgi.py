@@ -23,6 +23,7 @@ from walcast.web import WSGIMiddleware
 from walcast.web.answers import MAYBE
 from walcast.web.options import Options
 from walcast.web.proof import Origin, forwarded_text, token_text
+from walcast.web.spool import EMPTY_SHA256
 from walcast.web.wsgi import ENVIRON_KEY
 
 SECRET = "of all hosts"
@@ -335,7 +336,7 @@ def test_each_database_has_a_cookie_of_its_own(make: Make, here: Place, name: st
 
 @pytest.mark.parametrize("ending", ["", "-seen"])
 def test_both_cookies_count(make: Make, here: Place, home: Scripted, ending: str) -> None:
-    here.show(name="app")
+    here.show(name="app", primary_txid=0x65)
     middleware = make(read_wait_s=0)
     assert b"target" in call(middleware, HTTP_COOKIE=f"walcast-app{ending}=2-65").body
     assert call(middleware, HTTP_COOKIE=f"walcast-app{ending}=2-64; walcast=2-ff; walcast-b=2-ff").body == b"ab"
@@ -450,7 +451,7 @@ def test_a_database_that_stays_locked_is_not_tried_for_ever(make: Make, primary_
 
 def test_a_forwarded_request_looks_as_it_did_at_the_edge(make: Make, primary_here: Place) -> None:
     origin = Origin("2001:db8::7", "shop.example", "https")
-    proof = forwarded_text(origin, "", "POST", "/x%20y?z", time.time(), Options.of(secret=SECRET).secrets)
+    proof = forwarded_text(origin, "", "POST", "/x%20y?z", EMPTY_SHA256, time.time(), Options.of(secret=SECRET).secrets)
     told = {"HTTP_WALCAST_FORWARDED": proof, "HTTP_X_FORWARDED_FOR": "10.0.0.9", "HTTP_X_FORWARDED_HOST": "x"}
     got = call(make(secret=SECRET), "POST", "/x y", QUERY_STRING="z", **told)
     environ = got.environ

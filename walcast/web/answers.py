@@ -8,6 +8,7 @@ from walcast.web import headers as h
 from walcast.web.options import Options
 
 NO_PRIMARY = "there is no primary now; nothing was changed"
+NO_WAY = "this host does not know where the primary's app answers; nothing was changed"
 MOVED = "the primary has just moved; nothing was done"
 MAYBE = "the primary did not answer in time: what you asked for may have been done, or not; look before you repeat it"
 READ_FAILED = "the primary did not answer in time"

@@ -77,7 +77,14 @@ class ASGIMiddleware:
             await self._wait(found)
             found = self._core.route(incoming.asked, waited=True)
         if isinstance(found, Local):
-            await self._local(scope, receive, send, incoming, found)
+            try:
+                scope, receive = await self._taken(scope, receive, incoming)
+            except BadRequest as error:
+                await self._refuse(send, incoming, Refuse(error.status, str(error)))
+            except ClientGone as error:
+                log.info("an edge went away", extra={"error": str(error)})
+            else:
+                await self._local(scope, receive, send, incoming, found)
         elif isinstance(found, Forward):
             await self._forward(scope, receive, send, incoming)
         elif isinstance(found, Refuse):
@@ -122,15 +129,43 @@ class ASGIMiddleware:
         if not incoming.asked.forwarded:
             return scope
         headers = [(name, value) for name, value in scope["headers"] if name.lower() != h.FORWARDED.encode()]
-        origin = incoming.origin
-        if origin is None:
+        if incoming.proof is None:
             return {**scope, "headers": headers}
+        origin = incoming.proof.origin
         if not self._core.options.trust_forwarded:  # else the app at the edge saw them, too
             headers = [pair for pair in headers if not pair[0].lower().startswith(b"x-forwarded-")]
         if origin.host:
             headers = [pair for pair in headers if pair[0].lower() != b"host"]
             headers.insert(0, (b"host", origin.host.encode("latin-1")))
         return {**scope, "headers": headers, "scheme": origin.proto, "client": (origin.client, 0)}
+
+    async def _taken(self, scope: Scope, receive: Receive, incoming: Incoming) -> tuple[Scope, Receive]:
+        """What an edge of ours has sent on: once, and with the body that it had there. BadRequest, ClientGone."""
+        proof = incoming.proof
+        if proof is None:
+            return scope, receive
+        self._core.take(proof)
+        until = time.monotonic() + self._core.options.longest_s
+        body = self._body(scope, _once(_headers(scope)), receive, incoming, until)
+        await body.fill()
+        self._core.check_body(proof, body.sha256)
+        framing = (b"content-length", b"transfer-encoding")
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in framing]
+        headers.append((b"content-length", b"%d" % body.size))
+        return {**scope, "headers": headers}, body.for_the_app()
+
+    def _body(
+        self, scope: Scope, headers: dict[str, str], receive: Receive, incoming: Incoming, until: float
+    ) -> AsyncBody:
+        """BadRequest when it is not clear how long it is."""
+        options = self._core.options
+        length = body_length(
+            headers.get("content-length"),
+            headers.get("transfer-encoding"),
+            options.max_body,
+            framed=is_framed(incoming.method, scope.get("http_version", "1.1")),
+        )
+        return AsyncBody(receive, length, options.max_body, options.answer_s, until, self._core.spooled)
 
     async def _wait(self, wait: Wait) -> None:
         with self._core.waiting.enter() as inside:
@@ -168,25 +203,16 @@ class ASGIMiddleware:
     # The primary's app
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, incoming: Incoming) -> None:
-        options = self._core.options
-        until = time.monotonic() + options.longest_s
+        until = time.monotonic() + self._core.options.longest_s
         headers = _headers(scope)
-        sent: dict[str, str] = {}
-        for name, value in headers:  # servers let some come twice: then they are not what they must be
-            sent[name] = f"{sent[name]}, {value}" if name in sent else value
+        sent = _once(headers)
         try:
             if sum(name == "host" for name, _ in headers) > 1:
                 raise BadRequest(400, "there are two hosts")
             check_target(incoming.method, incoming.path)
-            length = body_length(
-                sent.get("content-length"),
-                sent.get("transfer-encoding"),
-                options.max_body,
-                framed=is_framed(incoming.method, scope.get("http_version", "1.1")),
-            )
+            body = self._body(scope, sent, receive, incoming, until)
             origin = _origin(scope, sent)
-            head = Head(incoming.method, incoming.path, incoming.query, headers, origin, length, self._core.name)
-            body = AsyncBody(receive, length, options.max_body, options.answer_s, until)
+            head = Head(incoming.method, incoming.path, incoming.query, headers, origin, self._core.name)
             await self._send(scope, send, incoming, head, body)
         except BadRequest as error:
             await self._refuse(send, incoming, Refuse(error.status, str(error)))
@@ -211,19 +237,18 @@ class ASGIMiddleware:
                         return await self._pass_on(send, response, body)
                     await response.aclose()
                     trying.in_vain(found.url)
-                    if not body.is_whole:
-                        return await self._refuse(send, incoming, Refuse(503, answers.NO_PRIMARY, 1))
                 except NotSent as error:
                     log.info("the primary's app cannot be reached", extra={"error": str(error)})
                     trying.in_vain(found.url)
                 except MaybeSent as error:
                     log.warning("the primary's app failed", extra={"error": str(error)})
-                    if not again or not body.is_whole:
+                    if not again:
                         why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
                         return await self._refuse(send, incoming, Refuse(502, why))
                     again = False
             if not await self._hold(trying):
-                return await self._refuse(send, incoming, Refuse(503, answers.NO_PRIMARY, 1))
+                why = core.no_way(found.why if isinstance(found, Forward) else "")
+                return await self._refuse(send, incoming, Refuse(503, why, 1))
 
     async def _hold(self, trying: Trying) -> bool:
         """Some time later it may be otherwise; False: there is no more time, or no more room."""
@@ -348,6 +373,14 @@ class _Answer:
 
 def _headers(scope: Scope) -> h.Headers:
     return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+
+
+def _once(headers: h.Headers) -> dict[str, str]:
+    """Servers let some come twice: then they are not what they must be."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 def _origin(scope: Scope, headers: dict[str, str]) -> Origin:

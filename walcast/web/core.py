@@ -14,16 +14,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from walcast.errors import Unavailable, WalcastError
+from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.identity import NAME as ID_NAME
+from walcast.identity import read_database_id
 from walcast.primary import Primary
+from walcast.rarely import Rarely
 from walcast.replica import Replica
-from walcast.statedir import behind_link
+from walcast.statedir import behind_link, state_dir
 from walcast.statusfile import State, Status, read_status, status_path
 from walcast.token import NotEnoughFollowers, Token
+from walcast.web import answers
 from walcast.web import headers as h
+from walcast.web.forwarding import BadRequest
 from walcast.web.options import Options
-from walcast.web.proof import Origin, forwarded_name, newest_token, proven_origin, token_text
-from walcast.web.routing import Asked, Local, Route, route
+from walcast.web.proof import (
+    Proof,
+    Secrets,
+    Unproven,
+    forwarded_name,
+    newest_token,
+    proof_of,
+    token_keys,
+    token_text,
+)
+from walcast.web.routing import UNPROVEN_STATUS, Asked, Local, Route, heard_of, route
+from walcast.web.spool import Room as SpoolRoom
+from walcast.web.taken import Full, Taken
 from walcast.web.target import is_below, target_of
 
 log = logging.getLogger("walcast.web")
@@ -59,14 +75,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A request, as far as it matters here. `origin`: whom it is for, when an edge has proved that. `moved`: it was
-    here already, and the primary's place moved away under it."""
+    """A request, as far as it matters here. `proof`: of the edge that sent it on. `moved`: it was here already, and the
+    primary's place moved away under it."""
 
     method: str
     path: str
     query: str
     asked: Asked
-    origin: Origin | None
+    proof: Proof | None
     moved: bool = False
 
     def that_writes(self) -> Incoming:
@@ -137,7 +153,11 @@ class Core:
         self.replica = Replica(self.path)
         self.primary = Primary(self.path)
         self.waiting = Room(room if self.options.max_waiting is None else self.options.max_waiting)
+        self.spooled = SpoolRoom(self.options.max_spooled)
+        self._taken = Taken(state_dir(self.path))
+        self._rarely = Rarely(log)
         self._known: tuple[float, Status | None] = (-KNOWN_FOR_S, None)
+        self._id: tuple[int, int, str] = (0, 0, "")
 
     # What is asked, and what is known
 
@@ -160,20 +180,72 @@ class Core:
             name = self.name
             for known in self._cookies(name):
                 tokens = [*tokens, *h.cookies(cookie, known)]
+        proof, unproven = None, ""
+        if forwarded is not None and options.secrets:
+            try:
+                proof = proof_of(forwarded, method, target_of(full_path, query), time.time(), options.secrets)
+            except Unproven as error:
+                unproven = str(error)
+                facts = {"error": unproven}
+                self._rarely.log(logging.WARNING, "a forwarded request is not proven", error.flaw, facts)
         asked = Asked(
             writes=options.writes(method, app_path),
             private=bool(options.private) and is_below(app_path, options.private),
             forwarded=forwarded is not None,
             upgrade=upgrade,
-            token=newest_token(tokens, name, options.secrets) if tokens else None,
+            token=self._newest_token(tokens, name) if tokens else None,
             database=forwarded_name(forwarded) if forwarded is not None else "",
+            unproven=unproven,
         )
-        origin = None
-        if forwarded is not None:
-            origin = proven_origin(forwarded, method, target_of(full_path, query), time.time(), options.secrets)
-            if origin is None and options.secrets:
-                log.warning("a forwarded request is not proven: has every host the same secret, and the time of day?")
-        return Incoming(method, full_path, query, asked, origin)
+        return Incoming(method, full_path, query, asked, proof)
+
+    def _newest_token(self, tokens: list[str], name: str) -> Token | None:
+        """Of those that are ours. Where nothing can be proved, of those that the primary could have given: nobody waits
+        for what was made up."""
+        keys = self._token_keys()
+        token = newest_token(tokens, name, keys)
+        if token is not None and not keys and not heard_of(self.status(), token):
+            return None
+        return token
+
+    def _token_keys(self) -> Secrets:
+        if self.options.secrets:
+            return self.options.secrets
+        return token_keys((), self._database_id())
+
+    def _database_id(self) -> str:
+        """ "" while the node has none, or it cannot be read."""
+        folder = state_dir(self.path)
+        try:
+            found = (folder / ID_NAME).stat()
+            if self._id[:2] != (found.st_mtime_ns, found.st_ino):
+                self._id = (found.st_mtime_ns, found.st_ino, read_database_id(folder) or "")
+        except (OSError, ConfigError):
+            return ""
+        return self._id[2]
+
+    def take(self, proof: Proof) -> None:
+        """Take the request that it proves, once for this host. BadRequest when it was taken before."""
+        try:
+            first = self._taken.take(proof.nonce, proof.until_s, int(time.time()))
+        except Full:
+            raise BadRequest(503, "too many forwarded requests at once; nothing was done") from None
+        if not first:
+            self._rarely.log(logging.WARNING, "a forwarded request was repeated", "repeated", {})
+            raise BadRequest(UNPROVEN_STATUS, "this forwarded request was taken before; nothing was done again")
+
+    def check_body(self, proof: Proof, sha256: str) -> None:
+        """BadRequest when the body is not the one that was proved."""
+        if sha256 != proof.body_sha256:
+            self._rarely.log(logging.WARNING, "the body of a forwarded request was changed on its way", "body", {})
+            raise BadRequest(UNPROVEN_STATUS, "the body is not the one that the edge sent on; nothing was done")
+
+    def no_way(self, why: str) -> str:
+        """What a visitor is told where nobody knows where the primary's app is; the log says why."""
+        if not why:
+            return answers.NO_PRIMARY
+        self._rarely.log(logging.WARNING, "it is not known where the primary's app answers", why, {"error": why})
+        return answers.NO_WAY
 
     def route(self, asked: Asked, *, waited: bool = False) -> Route:
         """Where to now."""
@@ -239,7 +311,7 @@ class Core:
                 raise InDoubt from error
             return [(h.UNCONFIRMED, f"0/{options.followers}" if options.followers else "no token")]
         cookie = self._cookies(name)[0 if writes else 1]
-        text = token_text(token, name, options.secrets)
+        text = token_text(token, name, self._token_keys())
         return h.token_headers(text, cookie=cookie, max_age_s=options.cookie_s, secure=secure) + more
 
     def _token(self, *, writes: bool, primary: bool) -> tuple[Token, h.Headers]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import httpcore
 
+from walcast.web.forwarding import never_used
+
 # Of what the thread, or greenlet, does now; on the monotonic clock.
 _until_s: ContextVar[float] = ContextVar("walcast.web.until_s", default=math.inf)
 
@@ -40,8 +42,13 @@ class DeadlineBackend(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """As httpcore's."""
-        return _Stream(super().connect_tcp(host, port, timeout, local_address, socket_options))
+        """As httpcore's; not to what is never an app of another host."""
+        stream = super().connect_tcp(host, port, timeout, local_address, socket_options)
+        why = never_used(stream)
+        if why:
+            stream.close()
+            raise httpcore.ConnectError(why)
+        return _Stream(stream)
 
 
 class _Stream(httpcore.NetworkStream):

@@ -6,6 +6,7 @@ again, there or elsewhere. If so, it is sent again only when it does not write.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
+from walcast.appurl import is_never_used
 from walcast.web import headers as h
 from walcast.web.options import SAFE_METHODS, Options
 from walcast.web.proof import Origin, forwarded_text
@@ -21,12 +23,14 @@ from walcast.web.target import is_doubtful, target_of
 # Servers close idle connections after two seconds (gunicorn) or more; one that closes just as a request is on its way
 # cannot be told from one that fails after it was executed.
 KEEP_ALIVE_S = 1.0
-REPLAY_BYTES = 64 << 10
-CHUNK_BYTES = 64 << 10
+REPLAY_BYTES = 64 << 10  # of a body that the app here has read, and which goes to the primary after all
 _WHITE = " \t"
 
 NOT_SENT = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout)
 FAILED = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
+
+
+log = logging.getLogger("walcast.web")
 
 
 class NotSent(Exception):
@@ -51,15 +55,13 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """All of a request but its body. `length`: of the body; None: not known before its end, 0: there is none.
-    `database`: its name at the primary."""
+    """All of a request but its body. `database`: its name at the primary."""
 
     method: str
     path: str
     query: str
     headers: h.Headers
     origin: Origin
-    length: int | None
     database: str = ""
 
 
@@ -100,8 +102,17 @@ def too_large(most: int) -> BadRequest:
     return BadRequest(413, f"more than {most} bytes are not sent on")
 
 
-def request_to(url: str, head: Head, content: Any, now_s: float, options: Options) -> httpcore.Request:
-    """For the app at `url`; `content` is an iterable of the body's bytes, or an asynchronous one."""
+def no_room(error: Exception) -> BadRequest:
+    """For the body; it may be sent again later."""
+    log.warning("a request is not sent on", extra={"error": str(error)})
+    return BadRequest(503, "there is no room for the body now; nothing was done")
+
+
+def request_to(
+    url: str, head: Head, content: Any, size: int, sha256: str, now_s: float, options: Options
+) -> httpcore.Request:
+    """For the app at `url`; `content` is an iterable of the body's bytes, or an asynchronous one, with its size and its
+    digest."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     target = target_of(head.path, head.query)
@@ -110,12 +121,10 @@ def request_to(url: str, head: Head, content: Any, now_s: float, options: Option
     pairs = [(b"Host", authority)]
     pairs += [(name.encode("ascii"), value.encode("latin-1")) for name, value in passed]
     pairs += [(name.encode("ascii"), value.encode("latin-1")) for name, value in _who(head, passed)]
-    proof = forwarded_text(head.origin, head.database, head.method, target, now_s, options.secrets)
+    proof = forwarded_text(head.origin, head.database, head.method, target, sha256, now_s, options.secrets)
     pairs.append((h.FORWARDED.encode("ascii"), proof.encode("ascii")))
-    if head.length is None:
-        pairs.append((b"Transfer-Encoding", b"chunked"))
-    elif head.length or head.method not in ("GET", "HEAD"):
-        pairs.append((b"Content-Length", b"%d" % head.length))
+    if size or head.method not in ("GET", "HEAD"):
+        pairs.append((b"Content-Length", b"%d" % size))
     return httpcore.Request(
         head.method,
         httpcore.URL(
@@ -160,6 +169,16 @@ def is_answer(status: int) -> bool:
 def answer_headers(headers: list[tuple[bytes, bytes]]) -> h.Headers:
     """What the client gets of them."""
     return h.to_answer((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
+
+
+def never_used(stream: Any) -> str:
+    """Why a connection must not be used, by the address that it leads to, whatever name that was found under; ""."""
+    try:
+        peer = stream.get_extra_info("server_addr")
+    except OSError:  # it is gone already
+        return ""
+    host = str(peer[0]).partition("%")[0] if isinstance(peer, tuple) and peer else ""
+    return f"{host} is an address of this machine or link alone" if is_never_used(host) else ""
 
 
 def tls_context(options: Options) -> ssl.SSLContext:

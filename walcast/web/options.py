@@ -6,9 +6,10 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, TypeAlias
 
-from walcast.appurl import check_app_url
+from walcast.appurl import AppUrlPolicy
 from walcast.errors import ConfigError
 
 PRIMARY = "primary"
@@ -36,9 +37,11 @@ def plain_page(status: int, why: str) -> tuple[str, bytes]:
 class Options:
     """All times in seconds, all sizes in bytes.
 
-    `secret`: shared by all hosts; signs cookies and forwarded requests. Without it clients may make up tokens, and a
+    `secret`: shared by all hosts; signs cookies and forwarded requests. Where it is set, a forwarded request is taken
+    only with a proof of it, once, within 30 seconds. Without it tokens are signed with the database's id, and a
     forwarded request looks to the primary's app as if it came from the edge. `primary_url`: where the primary's app is;
-    None: where its node says (`--app-url`).
+    None: where its node says (`--app-url`). `allowed_app_urls`: where it may be, as `https://HOST[:PORT][/PREFIX]` or
+    HOST, which may begin with `*.`; None: anywhere. `insecure_app_url`: by plain http, too, beyond this machine.
 
     Reads: `read_wait_s` is the longest that a request waits for its token; then `on_stale`: to the "primary", or 503 as
     "unavailable". A replica further behind than `max_lag_s` sends reads to the "primary" (`on_lag`), or answers "stale"
@@ -57,16 +60,18 @@ class Options:
     `tls_ca`: PEM file to trust an https primary by, instead of what the system trusts. `error_page(status, why)` gives
     the content type and the body of the middleware's own answers.
 
-    `max_body`: of a request that is forwarded. `connect_s`: to connect with the primary's app. `answer_s`: longest
-    silence of the primary's app, and, with ASGI, of a client that sends a body. `longest_s`: for all of a forwarded
-    request and its answer, after which it is cut off. `max_waiting`: requests of one process that may wait at
-    once; more are answered as if they had waited. None: 4 with threads, so that some are left for others, 1000 with
-    gevent or ASGI. `max_connections`: to the primary's app, by process. `cookie`: how its name begins; the database's
-    name follows.
+    `max_body`: of a request that is forwarded, at the edge and at the primary; `max_spooled`: of temporary files for
+    such bodies, by process. `connect_s`: to connect with the primary's app. `answer_s`: longest silence of the
+    primary's app, and, with ASGI, of a client that sends a body. `longest_s`: for all of a forwarded request and its
+    answer, after which it is cut off. `max_waiting`: requests of one process that may wait at once; more are answered
+    as if they had waited. None: 4 with threads, so that some are left for others, 1000 with gevent or ASGI.
+    `max_connections`: to the primary's app, by process. `cookie`: how its name begins; the database's name follows.
     """
 
     secrets: tuple[bytes, ...] = ()
     primary_url: str | None = None
+    allowed_app_urls: tuple[str, ...] | None = None
+    insecure_app_url: bool = False
     read_wait_s: float = 1.0
     on_stale: str = PRIMARY
     max_lag_s: float | None = None
@@ -80,6 +85,7 @@ class Options:
     private: tuple[str, ...] = ()
     trust_forwarded: bool = False
     max_body: int = 64 << 20
+    max_spooled: int = 1 << 30
     connect_s: float = 2.0
     answer_s: float = 30.0
     longest_s: float = 600.0
@@ -91,7 +97,14 @@ class Options:
     error_page: Callable[[int, str], tuple[str, bytes]] = field(default=plain_page)
 
     @classmethod
-    def of(cls, *, secret: Secret | Sequence[Secret] = None, private: Sequence[str] = (), **told: Any) -> Options:
+    def of(
+        cls,
+        *,
+        secret: Secret | Sequence[Secret] = None,
+        private: Sequence[str] = (),
+        allowed_app_urls: Sequence[str] | None = None,
+        **told: Any,
+    ) -> Options:
         """ConfigError for what cannot be. Of several secrets the first one signs and all are believed, so that they can
         be changed on one host after the other."""
         known = {found.name for found in fields(cls)} - {"secrets"}
@@ -100,13 +113,21 @@ class Options:
                 raise ConfigError(f"unknown option {name!r}; known: {', '.join(sorted(known))}")
         if isinstance(private, str):
             raise ConfigError(f"private={private!r}: a sequence of path prefixes belongs there")
+        if isinstance(allowed_app_urls, str):
+            raise ConfigError(f"allowed_app_urls={allowed_app_urls!r}: a sequence of origins or hosts belongs there")
+        allowed = None if allowed_app_urls is None else tuple(allowed_app_urls)
         given = [secret] if secret is None or isinstance(secret, str | bytes) else secret
         raw = [one.encode() if isinstance(one, str) else one for one in given if one]
         # Whatever else the app signs with the same secret is of no use here, nor the other way round.
         derived = tuple(hashlib.sha256(b"walcast.web\0" + one).digest() for one in raw)
-        options = cls(secrets=derived, private=tuple(private), **told)
+        options = cls(secrets=derived, private=tuple(private), allowed_app_urls=allowed, **told)
         options._check()
         return options
+
+    @property
+    def app_urls(self) -> AppUrlPolicy:
+        """Which addresses of the primary's app are used."""
+        return _policy(self.allowed_app_urls, self.insecure_app_url)
 
     def _check(self) -> None:
         for name in ("read_wait_s", "primary_wait_s", "barrier_s", "connect_s", "answer_s", "longest_s", "max_lag_s"):
@@ -115,13 +136,13 @@ class Options:
                 continue
             if not isinstance(value, int | float) or not 0 <= value < 3600:
                 raise ConfigError(f"{name}={value!r}: 0 to 3600 seconds belong there")
-        for name in ("followers", "max_body", "max_waiting", "max_connections", "cookie_s"):
+        for name in ("followers", "max_body", "max_spooled", "max_waiting", "max_connections", "cookie_s"):
             value = getattr(self, name)
             if name == "max_waiting" and value is None:
                 continue
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name}={value!r}: a number belongs there, 0 or more")
-        for name in ("monotonic_reads", "trust_forwarded", "standalone"):
+        for name in ("monotonic_reads", "trust_forwarded", "standalone", "insecure_app_url"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: True or False belongs there")
         if self.max_connections == 0:
@@ -135,16 +156,25 @@ class Options:
         for prefix in self.private:
             if not isinstance(prefix, str) or not prefix.startswith("/"):
                 raise ConfigError(f"private={prefix!r}: a path begins with /")
+        try:
+            policy = self.app_urls
+        except (ConfigError, TypeError, AttributeError) as error:
+            raise ConfigError(f"allowed_app_urls: {error}") from None
         if self.primary_url is not None:
-            self._check_primary_url(self.primary_url)
+            self._check_primary_url(self.primary_url, policy)
 
     @staticmethod
-    def _check_primary_url(url: str) -> None:
+    def _check_primary_url(url: str, policy: AppUrlPolicy) -> None:
         try:
-            known = check_app_url(url)
+            known = policy.check(url)
         except ConfigError as error:
             raise ConfigError(f"primary_url: {error}") from None
         if not known:
             raise ConfigError(
                 "primary_url='': where the primary's app answers belongs there, as http://HOST:PORT, or None"
             )
+
+
+@lru_cache(maxsize=64)
+def _policy(allowed: tuple[str, ...] | None, insecure: bool) -> AppUrlPolicy:
+    return AppUrlPolicy.of(allowed, insecure=insecure)

@@ -1,13 +1,13 @@
 """Where a request is answered. Pure: what is known of the request and of the replica → what to do.
 
 The invariant: a request that writes is answered by the app at the primary or not at all, and a read that carries a
-token is never answered from a state before it.
+token of ours is never answered from a state before it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from walcast.statusfile import State, Status
@@ -16,13 +16,15 @@ from walcast.web.options import PRIMARY, Options
 
 APPLYING = (State.STREAMING, State.CATCHING_UP)
 NOTHING_HERE = (State.BOOTSTRAPPING,)
+UNPROVEN_STATUS = 403
 NOT_PRIMARY_STATUS = 503  # with it a host says to an edge that it did nothing, and that another one may be the primary
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What matters of a request. `forwarded`: an edge sent it on; it must not go on from here; `database`: for the app
-    of which one, "" when it does not say. `upgrade`: it asks for another protocol, as WebSockets do."""
+    of which one, "" when it does not say. `upgrade`: it asks for another protocol, as WebSockets do. `unproven`: why it
+    is not taken for one that an edge sent on, although it says so."""
 
     writes: bool
     private: bool
@@ -30,6 +32,7 @@ class Asked:
     upgrade: bool
     token: Token | None
     database: str = ""
+    unproven: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """To the primary's app at `url`; "": nobody knows where that is."""
+    """To the primary's app at `url`; "": nobody knows where that is, and `why`, unless there is no primary."""
 
     url: str
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,13 @@ def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
     if asked.private:
         return Refuse(404, "not here") if asked.forwarded else Local()
     if status is None and options.standalone:
-        return Local(primary=True, alone=True)
+        return _unproven(asked) or Local(primary=True, alone=True)
     if asked.database and status is not None and status.name not in ("", asked.database):
         return Refuse(421, f"the app that answers here is not that of the database {asked.database!r}: see --app-url")
     live = status is not None and status.is_live(now_ns)
     primary = live and status is not None and status.state is State.PRIMARY
     if primary and (asked.token is None or has(status, asked.token, now_ns)):
-        return Local(primary=True)
+        return _unproven(asked) or Local(primary=True)
     if asked.forwarded:
         return Refuse(NOT_PRIMARY_STATUS, "this host is not the primary now; nothing was done", 1)
     if asked.writes:
@@ -89,6 +93,13 @@ def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
     if asked.upgrade:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
     return _read(asked, status, now_ns, options, live=live, waited=waited)
+
+
+def _unproven(asked: Asked) -> Refuse | None:
+    """Who says that he is an edge and does not prove it gets nothing, and reads what is to be done."""
+    if not asked.unproven:
+        return None
+    return Refuse(UNPROVEN_STATUS, f"the proof of a forwarded request is not taken: {asked.unproven}. Nothing was done")
 
 
 def _read(asked: Asked, status: Status | None, now_ns: int, options: Options, *, live: bool, waited: bool) -> Route:
@@ -112,7 +123,19 @@ def _forward(asked: Asked, status: Status | None, options: Options) -> Route:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
     if status is not None and status.is_own:
         return Forward("")  # the last known primary is this host, and its workers would wait for each other
-    return Forward(options.primary_url if options.primary_url is not None else status.app_url if status else "")
+    if options.primary_url is not None:
+        return Forward(options.primary_url)
+    return _where_told(status, options) if status is not None else Forward("")
+
+
+def _where_told(status: Status, options: Options) -> Forward:
+    """Where the node says; it is checked here, too: what is forwarded goes by this process's options."""
+    if status.app_url:
+        why = options.app_urls.refusal(status.app_url)
+        return Forward("" if why else status.app_url, why)
+    if status.app_url_refused:
+        return Forward("", status.app_url_refused)
+    return Forward("", "its node was told no --app-url" if status.state in APPLYING else "")
 
 
 def has(status: Status | None, token: Token, now_ns: int) -> bool:
@@ -122,6 +145,14 @@ def has(status: Status | None, token: Token, now_ns: int) -> bool:
     if status.state is State.PRIMARY and status.is_live(now_ns):
         return token.term <= status.term
     return (status.term, status.position.txid) >= (token.term, token.txid)
+
+
+def heard_of(status: Status | None, token: Token) -> bool:
+    """Could the primary have given it, as far as this host knows? For tokens that nothing proves."""
+    if status is None:
+        return False
+    newest = max(status.primary_txid, status.position.txid)
+    return token.term < status.term or (token.term == status.term and token.txid <= newest)
 
 
 def lag_of(status: Status, now_ns: int) -> float:

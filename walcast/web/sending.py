@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Iterator
@@ -12,22 +11,22 @@ import httpcore
 
 from walcast.web.deadline import DeadlineBackend, no_longer_than
 from walcast.web.forwarding import (
-    CHUNK_BYTES,
     FAILED,
     KEEP_ALIVE_S,
     NOT_SENT,
-    REPLAY_BYTES,
     BadRequest,
     ClientGone,
     Head,
     MaybeSent,
     NotSent,
     is_answer,
+    no_room,
     request_to,
     tls_context,
     too_large,
 )
 from walcast.web.options import Options
+from walcast.web.spool import CHUNK_BYTES, NoRoom, Room, Spool
 
 
 class Input(Protocol):
@@ -37,33 +36,38 @@ class Input(Protocol):
 
 
 class Body:
-    """A request's body, read when it is asked for, and kept while it is short, so that it can be sent again."""
+    """A request's body: all of it is read when it is first asked for, and it can be sent again."""
 
-    def __init__(self, stream: Input, length: int | None, most: int, until: float) -> None:
-        """`most` bytes, and no longer than `until` on the monotonic clock."""
+    def __init__(self, stream: Input, length: int | None, most: int, until: float, room: Room) -> None:
+        """`length` bytes, None: not known; `most` bytes at most, and no longer than `until` on the monotonic clock;
+        what is long takes of `room`."""
         self.until = until
         self._stream = stream
         self._left = length
         self._most = most
-        self._taken = 0
-        self._kept: list[bytes] | None = []
+        self._spool = Spool(room)
 
     @property
-    def is_whole(self) -> bool:
-        """Has nothing of it been let go?"""
-        return self._kept is not None
+    def size(self) -> int:
+        """Of what was read."""
+        return self._spool.size
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read."""
+        return self._spool.sha256
+
+    def fill(self) -> None:
+        """Read all of it. BadRequest, ClientGone."""
+        while self._left != 0:
+            self._read()
 
     def __iter__(self) -> Iterator[bytes]:
-        """From its beginning: only while it is whole."""
-        assert self._kept is not None
-        yield from list(self._kept)
-        while self._left != 0:
-            chunk = self._read()
-            if not chunk:
-                break
-            yield chunk
+        """All of it, from its beginning."""
+        self.fill()
+        return self._spool.chunks()
 
-    def _read(self) -> bytes:
+    def _read(self) -> None:
         if time.monotonic() > self.until:
             raise BadRequest(408, "the body takes too long")
         try:
@@ -76,18 +80,18 @@ class Body:
             self._left -= len(chunk)
         elif not chunk:
             self._left = 0
-        self._taken += len(chunk)
-        if self._taken > self._most:
+        if self._spool.size + len(chunk) > self._most:
             raise too_large(self._most)
-        if self._kept is not None:
-            self._kept.append(chunk)
-            if self._taken > REPLAY_BYTES:
-                self._kept = None
-        return chunk
+        try:
+            self._spool.add(chunk)
+        except NoRoom as error:
+            raise no_room(error) from error
 
     def for_the_app(self) -> Input:
-        """What an app here reads: what was taken already, then the rest."""
-        return io.BytesIO(b"".join(self)) if self._taken else self._stream
+        """What an app here reads: what was read already, and nothing after it."""
+        if not self._spool.size and self._left != 0:
+            return self._stream
+        return self._spool.rewound()
 
 
 class Sender:
@@ -100,7 +104,8 @@ class Sender:
     def send(self, url: str, head: Head, body: Body) -> httpcore.Response:
         """The answer, whose body is still to be read, and which must be closed. NotSent, MaybeSent, ClientGone,
         BadRequest."""
-        request = request_to(url, head, body, time.time(), self._options)
+        body.fill()
+        request = request_to(url, head, body, body.size, body.sha256, time.time(), self._options)
         try:
             with no_longer_than(body.until):
                 response = self._pool().handle_request(request)

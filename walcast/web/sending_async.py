@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import httpcore
@@ -21,14 +21,18 @@ from walcast.web.forwarding import (
     MaybeSent,
     NotSent,
     is_answer,
+    never_used,
+    no_room,
     request_to,
     tls_context,
     too_large,
 )
 from walcast.web.options import Options
+from walcast.web.spool import NoRoom, Room, Spool
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+T = TypeVar("T")
 
 
 class Kept:
@@ -65,36 +69,44 @@ class Kept:
 
 
 class AsyncBody:
-    """A request's body, received when it is asked for, and kept while it is short, so that it can be sent again."""
+    """A request's body: all of it is received when it is first asked for, and it can be sent again."""
 
-    def __init__(self, receive: Receive, length: int | None, most: int, silence_s: float, until: float) -> None:
+    def __init__(
+        self, receive: Receive, length: int | None, most: int, silence_s: float, until: float, room: Room
+    ) -> None:
         """`length` bytes, None: not known; `most` at most. No silence longer than `silence_s`, and no longer than
-        `until` on the monotonic clock."""
+        `until` on the monotonic clock. What is long takes of `room`."""
         self.until = until
         self._receive = receive
         self._length = length
         self._most = most
         self._silence_s = silence_s
-        self._taken = 0
         self._ended = length == 0  # then an app that was asked before may have received its end
-        self._kept: list[bytes] | None = []
+        self._spool = Spool(room)
 
     @property
-    def is_whole(self) -> bool:
-        """Has nothing of it been let go?"""
-        return self._kept is not None
+    def size(self) -> int:
+        """Of what was received."""
+        return self._spool.size
+
+    @property
+    def sha256(self) -> str:
+        """Of what was received."""
+        return self._spool.sha256
+
+    async def fill(self) -> None:
+        """Receive all of it. BadRequest, ClientGone."""
+        while not self._ended:
+            await self._read()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """From its beginning: only while it is whole."""
-        assert self._kept is not None
-        for chunk in list(self._kept):
+        """All of it, from its beginning."""
+        await self.fill()
+        chunks = self._spool.chunks()
+        while chunk := await self._aside(lambda: next(chunks, b"")):
             yield chunk
-        while not self._ended:
-            chunk = await self._read()
-            if chunk:
-                yield chunk
 
-    async def _read(self) -> bytes:
+    async def _read(self) -> None:
         left = min(self._silence_s, self.until - time.monotonic())
         try:
             async with asyncio.timeout(left):
@@ -105,27 +117,37 @@ class AsyncBody:
             raise ClientGone("it hung up")
         chunk: bytes = message.get("body", b"")
         self._ended = not message.get("more_body", False)
-        self._taken += len(chunk)
-        if self._taken > self._most:
+        size = self._spool.size + len(chunk)
+        if size > self._most:
             raise too_large(self._most)
-        if self._length is not None and (self._taken > self._length or (self._ended and self._taken < self._length)):
+        if self._length is not None and (size > self._length or (self._ended and size < self._length)):
             raise BadRequest(400, "the body has not the length that was said")
-        if self._kept is not None:
-            self._kept.append(chunk)
-            if self._taken > REPLAY_BYTES:
-                self._kept = None
-        return chunk
+        try:
+            await self._aside(lambda: self._spool.add(chunk), self._spool.will_be_on_disk(chunk))
+        except NoRoom as error:
+            raise no_room(error) from error
+
+    async def _aside(self, call: Callable[[], T], on_disk: bool = False) -> T:
+        """In a thread, where a disk may take its time."""
+        if on_disk or self._spool.is_on_disk:
+            return await asyncio.to_thread(call)
+        return call()
 
     def for_the_app(self) -> Receive:
-        """What an app here receives: what was taken already, then the rest."""
-        if not self._taken and not self._ended:
+        """What an app here receives: what was received already, then what comes after it."""
+        if not self._ended:
+            assert not self._spool.size
             return self._receive
-        taken: list[Message] = []
-        if self._kept is not None:
-            taken = [{"type": "http.request", "body": b"".join(self._kept), "more_body": not self._ended}]
+        chunks = self._spool.chunks()
+        over = False
 
         async def receive() -> Message:
-            return taken.pop() if taken else await self._receive()
+            nonlocal over
+            if over:
+                return await self._receive()
+            chunk = await self._aside(lambda: next(chunks, b""))
+            over = not chunk
+            return {"type": "http.request", "body": chunk, "more_body": not over}
 
         return receive
 
@@ -133,6 +155,19 @@ class AsyncBody:
         """Until the client has hung up; once the body was sent on."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+class _Backend(httpcore.AnyIOBackend):
+    """Connections that do not lead to what is never an app of another host."""
+
+    async def connect_tcp(self, *arguments: Any, **keywords: Any) -> httpcore.AsyncNetworkStream:
+        """As httpcore's."""
+        stream = await super().connect_tcp(*arguments, **keywords)
+        why = never_used(stream)
+        if why:
+            await stream.aclose()
+            raise httpcore.ConnectError(why)
+        return stream
 
 
 class AsyncSender:
@@ -145,7 +180,8 @@ class AsyncSender:
     async def send(self, url: str, head: Head, body: AsyncBody) -> httpcore.Response:
         """The answer, whose body is still to be read, and which must be closed. NotSent, MaybeSent, ClientGone,
         BadRequest."""
-        request = request_to(url, head, body, time.time(), self._options)
+        await body.fill()
+        request = request_to(url, head, body, body.size, body.sha256, time.time(), self._options)
         try:
             async with asyncio.timeout(body.until - time.monotonic()):
                 response = await self._pool().handle_async_request(request)
@@ -174,5 +210,6 @@ class AsyncSender:
                 ssl_context=tls_context(self._options),
                 max_connections=self._options.max_connections,
                 keepalive_expiry=KEEP_ALIVE_S,
+                network_backend=_Backend(),
             )
         return pool

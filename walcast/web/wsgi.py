@@ -66,6 +66,10 @@ class WSGIMiddleware:
             self._wait(found)
             found = self._core.route(incoming.asked, waited=True)
         if isinstance(found, Local):
+            try:
+                self._take(environ, incoming)
+            except BadRequest as error:
+                return self._refuse(start_response, incoming, Refuse(error.status, str(error)))
             return self._local(environ, start_response, incoming, found)
         if isinstance(found, Forward):
             return self._forward(environ, start_response, incoming)
@@ -94,9 +98,9 @@ class WSGIMiddleware:
     def _restore(self, environ: WSGIEnvironment, incoming: Incoming) -> None:
         """A request that an edge of ours has sent on looks to the app as it did to the edge."""
         environ.pop("HTTP_WALCAST_FORWARDED", None)
-        origin = incoming.origin
-        if origin is None:
+        if incoming.proof is None:
             return
+        origin = incoming.proof.origin
         if not self._core.options.trust_forwarded:  # else the app at the edge saw them, too
             for key in [key for key in environ if key.startswith("HTTP_X_FORWARDED_")]:
                 del environ[key]
@@ -104,6 +108,33 @@ class WSGIMiddleware:
         environ["wsgi.url_scheme"] = origin.proto
         if origin.host:
             environ["HTTP_HOST"] = origin.host
+
+    def _take(self, environ: WSGIEnvironment, incoming: Incoming) -> None:
+        """What an edge of ours has sent on: once, and with the body that it had there. BadRequest."""
+        proof = incoming.proof
+        if proof is None:
+            return
+        self._core.take(proof)
+        body = self._body(environ, time.monotonic() + self._core.options.longest_s)
+        try:
+            body.fill()
+        except ClientGone as error:
+            raise BadRequest(400, "the body did not arrive") from error
+        self._core.check_body(proof, body.sha256)
+        environ["wsgi.input"] = body.for_the_app()
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ["CONTENT_LENGTH"] = str(body.size)
+
+    def _body(self, environ: WSGIEnvironment, until: float) -> Body:
+        """BadRequest when it is not clear how long it is."""
+        options = self._core.options
+        length = body_length(
+            environ.get("CONTENT_LENGTH") or None,
+            environ.get("HTTP_TRANSFER_ENCODING"),
+            options.max_body,
+            framed=is_framed(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL") or "HTTP/1.1"),
+        )
+        return Body(environ["wsgi.input"], length, options.max_body, until, self._core.spooled)
 
     def _wait(self, wait: Wait) -> None:
         with self._core.waiting.enter() as inside:
@@ -146,26 +177,18 @@ class WSGIMiddleware:
     # The primary's app
 
     def _forward(self, environ: WSGIEnvironment, start_response: StartResponse, incoming: Incoming) -> Iterable[bytes]:
-        options = self._core.options
-        until = time.monotonic() + options.longest_s
+        until = time.monotonic() + self._core.options.longest_s
         try:
             check_target(incoming.method, incoming.path)
-            length = body_length(
-                environ.get("CONTENT_LENGTH") or None,
-                environ.get("HTTP_TRANSFER_ENCODING"),
-                options.max_body,
-                framed=is_framed(incoming.method, environ.get("SERVER_PROTOCOL") or "HTTP/1.1"),
-            )
+            body = self._body(environ, until)
             head = Head(
                 incoming.method,
                 incoming.path,
                 incoming.query,
                 _headers(environ),
                 _origin(environ),
-                length,
                 self._core.name,
             )
-            body = Body(environ["wsgi.input"], length, options.max_body, until)
             return self._send(environ, start_response, incoming, head, body)
         except BadRequest as error:
             return self._refuse(start_response, incoming, Refuse(error.status, str(error)))
@@ -194,19 +217,18 @@ class WSGIMiddleware:
                         return self._pass_on(start_response, response, body)
                     response.close()
                     trying.in_vain(found.url)
-                    if not body.is_whole:
-                        return self._refuse(start_response, incoming, Refuse(503, answers.NO_PRIMARY, 1))
                 except NotSent as error:
                     log.info("the primary's app cannot be reached", extra={"error": str(error)})
                     trying.in_vain(found.url)
                 except MaybeSent as error:
                     log.warning("the primary's app failed", extra={"error": str(error)})
-                    if not again or not body.is_whole:
+                    if not again:
                         why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
                         return self._refuse(start_response, incoming, Refuse(502, why))
                     again = False
             if not self._hold(trying):
-                return self._refuse(start_response, incoming, Refuse(503, answers.NO_PRIMARY, 1))
+                why = core.no_way(found.why if isinstance(found, Forward) else "")
+                return self._refuse(start_response, incoming, Refuse(503, why, 1))
 
     def _pass_on(self, start_response: StartResponse, response: httpcore.Response, body: Body) -> Iterable[bytes]:
         """The primary's answer, as it comes."""

@@ -1,0 +1,144 @@
+"""Proofs of forwarded requests are taken once by all workers of a host together, and bodies take bounded room."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from walcast.web.spool import EMPTY_SHA256, MEMORY_BYTES, NoRoom, Room, Spool
+from walcast.web.taken import ALONE_MOST, NAME, PLACES, TRIED, Full, Taken
+
+NOW_S = 1_700_000_000
+PROCESSES, NONCES = 4, 300
+
+
+def nonce(number: int) -> bytes:
+    return random.Random(number).randbytes(16)
+
+
+def test_each_is_taken_once_and_forgotten_when_it_is_over(tmp_path: Path) -> None:
+    taken = Taken(tmp_path)
+    assert taken.take(nonce(1), NOW_S + 60, NOW_S)
+    for later_s in (0, 1, 60):
+        assert not taken.take(nonce(1), NOW_S + 60, NOW_S + later_s)
+    assert taken.take(nonce(2), NOW_S + 60, NOW_S)
+    assert taken.take(nonce(1), NOW_S + 121, NOW_S + 61), "its proof has ended long before"
+
+
+def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    assert Taken(tmp_path).take(nonce(1), NOW_S + 60, NOW_S)
+    assert not Taken(tmp_path).take(nonce(1), NOW_S + 60, NOW_S)
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+
+
+def _take_all(folder: Path, inherited: Taken, counts: multiprocessing.queues.Queue[int]) -> None:  # type: ignore[name-defined]
+    taken = inherited if os.getpid() % 2 else Taken(folder)
+    counts.put(sum(taken.take(nonce(number), NOW_S + 60, NOW_S) for number in range(NONCES)))
+
+
+def test_workers_share_what_was_taken(tmp_path: Path) -> None:
+    """Forked before or after the middleware was made."""
+    context = multiprocessing.get_context("fork")
+    counts, inherited = context.Queue(), Taken(tmp_path)
+    workers = [context.Process(target=_take_all, args=[tmp_path, inherited, counts]) for _ in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    found = [counts.get(timeout=20) for _ in workers]
+    for worker in workers:
+        worker.join(20)
+    assert sum(found) == NONCES
+
+
+def test_threads_share_it_too(tmp_path: Path) -> None:
+    taken = Taken(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: taken.take(nonce(n % 50), NOW_S + 60, NOW_S), range(400)))
+    assert sum(found) == 50
+
+
+def test_where_the_file_cannot_be_every_process_remembers_for_itself_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"of somebody else")
+    (tmp_path / NAME).symlink_to(elsewhere)
+    taken = Taken(tmp_path)
+    assert [taken.take(nonce(1), NOW_S + 60, NOW_S) for _ in range(3)] == [True, False, False]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert elsewhere.read_bytes() == b"of somebody else", "no link is followed"
+
+
+def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that is full takes no more, rather than forget."""
+    taken = Taken(tmp_path)
+    first = (7).to_bytes(8, "little")
+    same = [first + number.to_bytes(8, "little") for number in range(TRIED + 1)]
+    assert all(taken.take(one, NOW_S + 60, NOW_S) for one in same[:TRIED])
+    with pytest.raises(Full):
+        taken.take(same[TRIED], NOW_S + 60, NOW_S)
+    assert not taken.take(same[0], NOW_S + 60, NOW_S)
+    assert taken.take(same[TRIED], NOW_S + 121, NOW_S + 61)
+    assert (tmp_path / NAME).stat().st_size <= PLACES * 24
+    monkeypatch.setattr("walcast.web.taken.ALONE_MOST", 3)
+    alone = Taken(tmp_path / "missing")
+    assert all(alone.take(nonce(number), NOW_S + 60, NOW_S) for number in range(3))
+    with pytest.raises(Full):
+        alone.take(nonce(3), NOW_S + 60, NOW_S)
+    assert alone.take(nonce(3), NOW_S + 121, NOW_S + 61)
+    assert ALONE_MOST > 3
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=4096), st.integers(0, 2**63))
+def test_a_file_that_is_damaged_is_no_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
+    folder = tmp_path_factory.mktemp("taken")
+    with (folder / NAME).open("wb") as file:
+        file.seek(at % (PLACES * 24))
+        file.write(data)
+    taken = Taken(folder)
+    assert [taken.take(nonce(at), NOW_S + 60, NOW_S) for _ in range(2)] == [True, False]
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [MEMORY_BYTES], [MEMORY_BYTES, 1], [1, MEMORY_BYTES], [200_000, 5]])
+def test_a_body_is_read_as_often_as_it_is_wanted(sizes: list[int]) -> None:
+    spool, room = Spool(Room(1 << 20)), Room(1 << 20)
+    spool = Spool(room)
+    parts = [random.Random(size).randbytes(size) for size in sizes]
+    for part in parts:
+        spool.add(part)
+    whole = b"".join(parts)
+    assert spool.size == len(whole)
+    assert spool.is_on_disk == (len(whole) > MEMORY_BYTES)
+    assert room.taken == (len(whole) if spool.is_on_disk else 0)
+    for _ in range(2):
+        assert b"".join(spool.chunks()) == whole
+        assert spool.rewound().read() == whole
+    reading = spool.rewound()
+    del spool
+    assert reading.read() == whole
+    del reading
+    assert room.taken == 0
+
+
+def test_bodies_take_no_more_than_their_room() -> None:
+    room = Room(300_000)
+    one, other = Spool(room), Spool(room)
+    one.add(bytes(200_000))
+    other.add(bytes(MEMORY_BYTES))
+    with pytest.raises(NoRoom):
+        other.add(bytes(100_000))
+    del one
+    other.add(bytes(100_000))
+    assert room.taken == MEMORY_BYTES + 100_000
+    assert Spool(room).sha256 == EMPTY_SHA256
