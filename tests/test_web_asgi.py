@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from support.web_scripted import Scripted, scripted
 from walcast.errors import Unavailable
 from walcast.statusfile import State
 from walcast.web import ASGIMiddleware
-from walcast.web.answers import MAYBE
+from walcast.web.answers import MAYBE, NO_WAY
 from walcast.web.asgi import SCOPE_KEY
 from walcast.web.options import Options
 from walcast.web.proof import Origin, forwarded_text
+from walcast.web.routing import Forward
 from walcast.web.spool import EMPTY_SHA256
 
 SECRET = "of all hosts"
@@ -362,6 +364,26 @@ def test_a_database_that_stays_locked_is_not_tried_for_ever(call: Call, primary_
     assert got.status == 503
     assert got.log.count("read") == 2
     assert home.seen == []
+
+
+# Where a request never goes
+
+
+def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
+    call: Call, here: Place, home: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walcast.appurl._NEVER", (ip_network("127.0.0.0/8"),))
+    here.show(app_url=home.url)
+    monkeypatch.setattr("walcast.web.routing._where_told", lambda status, options: Forward(home.url))
+    got = call(plain, "POST", "/ok", (b"hello",), primary_url=None, primary_wait_s=0.2)
+    assert (got.status, home.seen) == (503, [])
+    assert home.connections
+
+
+def test_a_visitor_is_told_that_it_is_not_known_where_the_primarys_app_is(call: Call, here: Place) -> None:
+    here.show(app_url="http://10.0.0.1:8000")
+    got = call(plain, "POST", primary_url=None, primary_wait_s=0.1)
+    assert (got.status, got.body.strip()) == (503, NO_WAY.encode())
 
 
 # What the app sees

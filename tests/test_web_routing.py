@@ -10,16 +10,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from walcast.errors import ConfigError
 from walcast.position import Position
 from walcast.statusfile import State, Status
 from walcast.token import Token
 from walcast.web.options import Options
-from walcast.web.routing import Asked, Forward, Local, Refuse, Route, Wait, lag_of, route
+from walcast.web.routing import Asked, Forward, Local, Refuse, Route, Wait, heard_of, lag_of, route
 
 NOW_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
 HOME = "https://home:8000"
 ELSEWHERE = "https://elsewhere:8000"
+PLAIN = "http://10.0.0.1:8000"
 
 READ = Asked(writes=False, private=False, forwarded=False, upgrade=False, token=None)
 WRITE = replace(READ, writes=True)
@@ -87,6 +89,19 @@ CASES: list[tuple[str, Asked, Status | None, dict[str, Any], Route]] = [
     ("for another database", replace(WRITE, forwarded=True, database="b"), NAMED, {}, Refuse(421, "--app-url")),
     ("for this one", replace(WRITE, forwarded=True, database="app"), NAMED, {}, Local(primary=True)),
     ("without a name", replace(WRITE, forwarded=True), NAMED, {}, Local(primary=True)),
+    # Not proven
+    ("not proven", replace(WRITE, forwarded=True, unproven="old"), PRIMARY, {}, Refuse(403, "old")),
+    ("a read", replace(READ, forwarded=True, unproven="old"), PRIMARY, {}, Refuse(403, "Nothing was done")),
+    ("at a replica", replace(WRITE, forwarded=True, unproven="old"), HERE, {}, Refuse(503, "not the primary", 1)),
+    ("in development", replace(WRITE, forwarded=True, unproven="old"), None, {"standalone": True}, Refuse(403, "old")),
+    # Where the primary's app may not be
+    ("plain http elsewhere", WRITE, replace(HERE, app_url=PLAIN), {}, Forward("")),
+    ("as was asked for", WRITE, replace(HERE, app_url=PLAIN), {"insecure_app_url": True}, Forward(PLAIN)),
+    ("plain http here", WRITE, replace(HERE, app_url="http://[::1]:8000"), {}, Forward("http://[::1]:8000")),
+    ("a metadata service", WRITE, replace(HERE, app_url="https://169.254.169.254"), {}, Forward("")),
+    ("one that is allowed", WRITE, HERE, {"allowed_app_urls": ["*.b", "home"]}, Forward(HOME)),
+    ("one that is not", WRITE, HERE, {"allowed_app_urls": ["*.b", "https://home"]}, Forward("")),
+    ("one that the node refused", WRITE, replace(HERE, app_url="", app_url_refused="x"), {}, Forward("")),
     # How far behind
     ("not too far", READ, beside(State.STREAMING, **BEHIND), {"max_lag_s": 3.5}, Local()),
     ("too far", READ, beside(State.STREAMING, **BEHIND), {"max_lag_s": 2.5}, Forward(HOME)),
@@ -125,6 +140,48 @@ def test_who_has_waited_goes_on(status: Status, told: dict[str, Any], expected: 
         assert (found.status, found.retry_s) == (expected.status, expected.retry_s)
     else:
         assert found == expected
+
+
+def test_it_is_known_why_nobody_knows_where_the_primarys_app_is() -> None:
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"app_url": PLAIN}, True),
+        ({"app_url": "", "app_url_refused": "not allowed"}, True),
+        ({"app_url": ""}, True),
+        ({"app_url": "", "state": State.DISCONNECTED}, False),  # there may be no primary
+        ({}, False),
+    ]
+    for facts, known in cases:
+        found = route(WRITE, replace(HERE, **facts), NOW_NS, Options.of())
+        assert isinstance(found, Forward)
+        assert bool(found.why) == known
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"primary_url": PLAIN},
+        {"primary_url": "https://169.254.169.254", "insecure_app_url": True},
+        {"primary_url": HOME, "allowed_app_urls": ["https://other"]},
+        {"allowed_app_urls": HOME},
+        {"allowed_app_urls": []},
+        {"allowed_app_urls": [5]},
+        {"allowed_app_urls": ["ftp://x"]},
+        {"allowed_app_urls": [PLAIN]},
+        {"insecure_app_url": "yes"},
+        {"max_spooled": -1},
+    ],
+)
+def test_options_that_cannot_be_are_refused(told: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Options.of(**told)
+
+
+@pytest.mark.parametrize(
+    ("token", "heard"), [("2-64", True), ("2-c8", True), ("2-c9", False), ("1-ffff", True), ("3-1", False)]
+)
+def test_a_token_that_nothing_proves_is_one_that_the_primary_could_have_given(token: str, heard: bool) -> None:
+    assert heard_of(beside(State.STREAMING, primary_txid=200), Token(token)) == heard
+    assert not heard_of(None, Token(token))
 
 
 # Whatever is asked, beside whatever

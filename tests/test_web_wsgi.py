@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from walcast.position import Position
 from walcast.statusfile import State
 from walcast.token import NotEnoughFollowers, Token
 from walcast.web import WSGIMiddleware
-from walcast.web.answers import MAYBE
+from walcast.web.answers import MAYBE, NO_WAY
 from walcast.web.options import Options
 from walcast.web.proof import Origin, forwarded_text, token_text
 from walcast.web.spool import EMPTY_SHA256
@@ -444,6 +445,28 @@ def test_a_database_that_stays_locked_is_not_tried_for_ever(make: Make, primary_
     assert got.status == "503 Service Unavailable"
     assert got.log.count("read hello") == 2
     assert home.seen == []
+
+
+# Where a request never goes
+
+
+def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
+    make: Make, here: Place, home: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its name was found to be when the address was checked."""
+    middleware = make(primary_wait_s=0.2)
+    monkeypatch.setattr("walcast.appurl._NEVER", (ip_network("127.0.0.0/8"),))
+    got = call(middleware, "POST", "/ok", b"hello")
+    assert (got.status, home.seen) == ("503 Service Unavailable", [])
+    assert home.connections
+
+
+def test_a_visitor_is_told_that_it_is_not_known_where_the_primarys_app_is(make: Make, here: Place) -> None:
+    """And the log, why; not the visitor."""
+    for url in ("http://10.0.0.1:8000", "https://169.254.169.254", ""):
+        here.show(app_url=url)
+        got = call(make(primary_url=None, primary_wait_s=0.1), "POST")
+        assert (got.status, got.body.strip()) == ("503 Service Unavailable", NO_WAY.encode())
 
 
 # What the app at the primary sees
