@@ -200,7 +200,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             Host(name, folder / name, stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))))
             for name in ("one", "two")
         )
-        apps = {"10.0.0.1:8000": one.app, "10.0.0.2:8000": two.app}
+        apps = {"https://10.0.0.1:8443": f"http://{one.app}", "https://10.0.0.2:8443": f"http://{two.app}"}
         for host in (one, two):
             host.db.parent.mkdir(parents=True)
             host.places = apps | {"10.0.0.1:7420": "127.0.0.1:0", "10.0.0.2:7420": "127.0.0.1:0"}
