@@ -178,6 +178,8 @@ def test_a_token_of_others_is_none(sites: dict[str, Site]) -> None:
         ({"WALCAST_DATABASE": "app.db", "WALCAST_MAX_LAGS": 1}, "WALCAST_MAX_LAGS: no such option"),
         ({"WALCAST_DATABASE": "app.db", "WALCAST_ON_LAG": "never"}, "'primary' or 'stale'"),
         ({"WALCAST_DATABASE": "app.db", "WALCAST_PRIMARY_URL": "10.0.0.1"}, "not where an app answers"),
+        ({"WALCAST_DATABASE": "app.db", "WALCAST_PRIMARY_URL": "http://10.0.0.1"}, "plain http beyond this machine"),
+        ({"WALCAST_DATABASE": "app.db", "WALCAST_ALLOWED_APP_URLS": "https://a"}, "a sequence of origins or hosts"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(config: dict[str, Any], words: str) -> None:

@@ -6,8 +6,10 @@ import logging
 import multiprocessing
 import os
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from walcast.web.spool import EMPTY_SHA256, MEMORY_BYTES, NoRoom, Room, Spool
 from walcast.web.taken import ALONE_MOST, NAME, PLACES, TRIED, Full, Taken
 
 NOW_S = 1_700_000_000
-PROCESSES, NONCES = 4, 300
+PROCESSES, NONCES = 4, 50
 
 
 def nonce(number: int) -> bytes:
@@ -39,16 +41,27 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
 
 
-def _take_all(folder: Path, inherited: Taken, counts: multiprocessing.queues.Queue[int]) -> None:  # type: ignore[name-defined]
-    taken = inherited if os.getpid() % 2 else Taken(folder)
-    counts.put(sum(taken.take(nonce(number), NOW_S + 60, NOW_S) for number in range(NONCES)))
+def _take_all(folder: Path, inherited: Taken, counts: Any, start: Any, number: int) -> None:
+    read = os.pread
+
+    def read_slowly(*arguments: int) -> bytes:
+        data = read(*arguments)
+        time.sleep(0.0005)  # between looking and taking others come
+        return data
+
+    os.pread = read_slowly  # type: ignore[assignment] - of this process
+    taken = inherited if number % 2 else Taken(folder)
+    start.wait(20)
+    counts.put(sum(taken.take(nonce(one), NOW_S + 60, NOW_S) for one in range(NONCES)))
 
 
 def test_workers_share_what_was_taken(tmp_path: Path) -> None:
     """Forked before or after the middleware was made."""
     context = multiprocessing.get_context("fork")
-    counts, inherited = context.Queue(), Taken(tmp_path)
-    workers = [context.Process(target=_take_all, args=[tmp_path, inherited, counts]) for _ in range(PROCESSES)]
+    counts, start, inherited = context.Queue(), context.Barrier(PROCESSES), Taken(tmp_path)
+    workers = [
+        context.Process(target=_take_all, args=[tmp_path, inherited, counts, start, n]) for n in range(PROCESSES)
+    ]
     for worker in workers:
         worker.start()
     found = [counts.get(timeout=20) for _ in workers]

@@ -162,8 +162,11 @@ MADE_UP = ["2-65", "2-ffffffff", "3-1", "ffffffff-ffffffffffffffff"]
 
 
 @pytest.mark.parametrize("on_stale", ["long", "refuses"])
-def test_without_a_secret_a_made_up_token_costs_nothing(server: Server, primary: Scripted, on_stale: str) -> None:
-    """It is signed by nobody who knows the database's id."""
+def test_without_a_secret_a_made_up_token_costs_nothing(
+    server: Server, primary: Scripted, edge: Place, on_stale: str
+) -> None:
+    """It is signed by nobody who knows the database's id, also where it could be one of the primary's."""
+    edge.show(primary_txid=0xFFFFFFFF)
     other = token_text(Token("2-65"), "", token_keys((), make_database_id()))
     named = token_text(Token("2-65"), "other", token_keys((), ID))
     began_s = time.monotonic()
