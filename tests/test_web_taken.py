@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from walcast.web.spool import EMPTY_SHA256, MEMORY_BYTES, NoRoom, Room, Spool
+from walcast.web.spool import EMPTY_SHA256, MEMORY_BYTES, Budget, NoRoom, Spool
 from walcast.web.taken import ALONE_MOST, NAME, PLACES, TRIED, Full, Taken
 
 NOW_S = 1_700_000_000
@@ -125,15 +125,15 @@ def test_a_file_that_is_damaged_is_no_error(tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [MEMORY_BYTES], [MEMORY_BYTES, 1], [1, MEMORY_BYTES], [200_000, 5]])
 def test_a_body_is_read_as_often_as_it_is_wanted(sizes: list[int]) -> None:
-    spool, room = Spool(Room(1 << 20)), Room(1 << 20)
-    spool = Spool(room)
+    budget = Budget(1 << 20)
+    spool = Spool(budget)
     parts = [random.Random(size).randbytes(size) for size in sizes]
     for part in parts:
         spool.add(part)
     whole = b"".join(parts)
     assert spool.size == len(whole)
     assert spool.is_on_disk == (len(whole) > MEMORY_BYTES)
-    assert room.taken == (len(whole) if spool.is_on_disk else 0)
+    assert budget.taken == (len(whole) if spool.is_on_disk else 0)
     for _ in range(2):
         assert b"".join(spool.chunks()) == whole
         assert spool.rewound().read() == whole
@@ -141,17 +141,17 @@ def test_a_body_is_read_as_often_as_it_is_wanted(sizes: list[int]) -> None:
     del spool
     assert reading.read() == whole
     del reading
-    assert room.taken == 0
+    assert budget.taken == 0
 
 
-def test_bodies_take_no_more_than_their_room() -> None:
-    room = Room(300_000)
-    one, other = Spool(room), Spool(room)
+def test_bodies_take_no_more_than_their_budget() -> None:
+    budget = Budget(300_000)
+    one, other = Spool(budget), Spool(budget)
     one.add(bytes(200_000))
     other.add(bytes(MEMORY_BYTES))
     with pytest.raises(NoRoom):
         other.add(bytes(100_000))
     del one
     other.add(bytes(100_000))
-    assert room.taken == MEMORY_BYTES + 100_000
-    assert Spool(room).sha256 == EMPTY_SHA256
+    assert budget.taken == MEMORY_BYTES + 100_000
+    assert Spool(budget).sha256 == EMPTY_SHA256

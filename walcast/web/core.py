@@ -34,11 +34,10 @@ from walcast.web.proof import (
     forwarded_name,
     newest_token,
     proof_of,
-    token_keys,
     token_text,
 )
 from walcast.web.routing import UNPROVEN_STATUS, Asked, Local, Route, heard_of, route
-from walcast.web.spool import Room as SpoolRoom
+from walcast.web.spool import Budget
 from walcast.web.taken import Full, Taken
 from walcast.web.target import is_below, target_of
 
@@ -153,7 +152,7 @@ class Core:
         self.replica = Replica(self.path)
         self.primary = Primary(self.path)
         self.waiting = Room(room if self.options.max_waiting is None else self.options.max_waiting)
-        self.spooled = SpoolRoom(self.options.max_spooled)
+        self.spooled = Budget(self.options.max_spooled)
         self._taken = Taken(state_dir(self.path))
         self._rarely = Rarely(log)
         self._known: tuple[float, Status | None] = (-KNOWN_FOR_S, None)

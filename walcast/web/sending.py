@@ -26,7 +26,7 @@ from walcast.web.forwarding import (
     too_large,
 )
 from walcast.web.options import Options
-from walcast.web.spool import CHUNK_BYTES, NoRoom, Room, Spool
+from walcast.web.spool import CHUNK_BYTES, Budget, NoRoom, Spool
 
 
 class Input(Protocol):
@@ -38,14 +38,14 @@ class Input(Protocol):
 class Body:
     """A request's body: all of it is read when it is first asked for, and it can be sent again."""
 
-    def __init__(self, stream: Input, length: int | None, most: int, until: float, room: Room) -> None:
+    def __init__(self, stream: Input, length: int | None, most: int, until: float, budget: Budget) -> None:
         """`length` bytes, None: not known; `most` bytes at most, and no longer than `until` on the monotonic clock;
-        what is long takes of `room`."""
+        what is long takes of `budget`."""
         self.until = until
         self._stream = stream
         self._left = length
         self._most = most
-        self._spool = Spool(room)
+        self._spool = Spool(budget)
 
     @property
     def size(self) -> int:

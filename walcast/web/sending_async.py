@@ -28,7 +28,7 @@ from walcast.web.forwarding import (
     too_large,
 )
 from walcast.web.options import Options
-from walcast.web.spool import NoRoom, Room, Spool
+from walcast.web.spool import Budget, NoRoom, Spool
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -72,17 +72,17 @@ class AsyncBody:
     """A request's body: all of it is received when it is first asked for, and it can be sent again."""
 
     def __init__(
-        self, receive: Receive, length: int | None, most: int, silence_s: float, until: float, room: Room
+        self, receive: Receive, length: int | None, most: int, silence_s: float, until: float, budget: Budget
     ) -> None:
         """`length` bytes, None: not known; `most` at most. No silence longer than `silence_s`, and no longer than
-        `until` on the monotonic clock. What is long takes of `room`."""
+        `until` on the monotonic clock. What is long takes of `budget`."""
         self.until = until
         self._receive = receive
         self._length = length
         self._most = most
         self._silence_s = silence_s
         self._ended = length == 0  # then an app that was asked before may have received its end
-        self._spool = Spool(room)
+        self._spool = Spool(budget)
 
     @property
     def size(self) -> int:

@@ -23,7 +23,7 @@ class NoRoom(Exception):
     """The temporary files have no more room, or may take no more."""
 
 
-class Room:
+class Budget:
     """Bytes of temporary files for all requests of a process, `most` at once."""
 
     def __init__(self, most: int) -> None:
@@ -53,13 +53,13 @@ class Room:
 class Spool:
     """Written once, then read as often as is wanted. What it takes is given back when nobody has it any more."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.size = 0
-        self._room = room
+        self._budget = budget
         self._taken: list[int] = []
         self._digest = hashlib.sha256()
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 - closed by its end
-        weakref.finalize(self, _end, self._file, room, self._taken)
+        weakref.finalize(self, _end, self._file, budget, self._taken)
 
     @property
     def sha256(self) -> str:
@@ -79,7 +79,7 @@ class Spool:
         """NoRoom."""
         more = len(chunk) if self._taken else self.size + len(chunk) if self.will_be_on_disk(chunk) else 0
         if more:
-            self._room.take(more)
+            self._budget.take(more)
             self._taken.append(more)
         try:
             self._file.write(chunk)
@@ -100,9 +100,9 @@ class Spool:
         return _Reading(self, self._file)  # type: ignore[return-value]
 
 
-def _end(file: IO[bytes], room: Room, taken: list[int]) -> None:
+def _end(file: IO[bytes], budget: Budget, taken: list[int]) -> None:
     file.close()
-    room.give_back(taken)
+    budget.give_back(taken)
 
 
 class _Reading:
