@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from node.saying import plain
 from node.status import Facts
@@ -36,7 +37,7 @@ def _primary_table(facts: Facts) -> Table:
             shown.add_row(name, phase, applied, durable, behind, lag, "", "")
         wrong = [plain(words) for words in (database["trouble"], database.get("app_url_refused")) if words]
         if wrong:
-            shown.caption, shown.caption_justify = "\n".join(wrong), "left"
+            shown.caption, shown.caption_justify = Text("\n").join(wrong), "left"
     if tls := facts.get("tls"):
         shown.title = f"{title}\ncertificate of {tls['identity'] or 'nobody'}, until {tls['not_after']}"
     return shown
