@@ -6,9 +6,14 @@ Each parses, calls what does the work, and prints; nothing is decided there.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
+
+from walcast.redaction import redact
 
 # walcast does no linear algebra: without this NumPy's BLAS library starts a thread for each core, each with a stack.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -36,6 +41,14 @@ COMMANDS = {
 class Commands(click.Group):
     """Finds a command in its module."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _hiding():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _hiding():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -50,6 +63,18 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, about) for name, (_, _, about) in COMMANDS.items()])
+
+
+@contextmanager
+def _hiding() -> Iterator[None]:
+    """What click says of a command line may quote a URL that is in the wrong place."""
+    try:
+        yield
+    except click.UsageError as error:
+        said = error.format_message()
+        if (plain := redact(said)) != said:
+            raise click.UsageError(plain, error.ctx) from None
+        raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

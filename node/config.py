@@ -27,6 +27,7 @@ from primary.archiving.levels import ArchivePolicy
 from walcast.access import Policy
 from walcast.errors import ConfigError
 from walcast.permissions import parse_mode
+from walcast.secret import Secret
 from walcast.store import StoreSpec
 from walcast.wire import Address, Tls
 
@@ -116,7 +117,7 @@ class Config:
     ignored: tuple[Ignored, ...] = ()
     folders: tuple[FolderConfig, ...] = ()
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
-    heartbeat_url: str | None = None
+    heartbeat_url: Secret | None = None
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
     scrub_bytes_per_s: float | None = None
     failover: FailoverConfig = field(default_factory=FailoverConfig)
@@ -287,7 +288,7 @@ class _Reader:
     def _name(self, node: yaml.Node) -> str:
         name = self._yaml.text(node)
         if not _is_name(name):
-            raise self._yaml.error(node, f"{name[:40]!r} is not a name: {_NAME_RULE}")
+            raise self._yaml.error(node, f"{self._yaml.shown(node)} is not a name: {_NAME_RULE}")
         return name
 
     def _address(self, node: yaml.Node) -> Address:
@@ -305,16 +306,16 @@ class _Reader:
     def _level(self, node: yaml.Node) -> str:
         level = self._yaml.text(node).lower()
         if level not in LEVELS:
-            raise self._yaml.error(node, f"{level!r} is not a log level; they are {', '.join(LEVELS)}")
+            raise self._yaml.error(node, f"{self._yaml.shown(node)} is not a log level; they are {', '.join(LEVELS)}")
         return level
 
     def _mode(self, node: yaml.Node) -> int:
         text = self._yaml.text(node)
         return self._yaml.parsed(node, lambda: parse_mode(text))
 
-    def _heartbeat_url(self, node: yaml.Node) -> str:
-        text = self._yaml.text(node)
-        return self._yaml.parsed(node, lambda: check_url(text))
+    def _heartbeat_url(self, node: yaml.Node) -> Secret:
+        url = Secret(self._yaml.text(node))
+        return self._yaml.parsed(node, lambda: check_url(url))
 
     def _mb_per_s(self, node: yaml.Node) -> float:
         text = self._yaml.text(node)
@@ -323,7 +324,7 @@ class _Reader:
         except ValueError:
             rate = math.nan
         if not 0 <= rate < math.inf:
-            raise self._yaml.error(node, f"{text!r} is not a number of MB a second, as in 4; 0: none")
+            raise self._yaml.error(node, f"{self._yaml.shown(node)} is not a number of MB a second, as in 4; 0: none")
         return rate * (1 << 20)
 
     def _heartbeat_s(self, node: yaml.Node) -> float:

@@ -19,6 +19,7 @@ import yaml
 
 from node.config_yaml import Keys, Yaml
 from primary.archiving.levels import ArchivePolicy
+from walcast.secret import Secret
 from walcast.store import DirectorySpec, S3Spec, StoreSpec
 from walcast.store.url import normal_endpoint, parse_url
 
@@ -150,7 +151,9 @@ class ArchiveReader:
         kind = scheme[1].lower() if scheme else "file" if url else self._yaml.optional(own, "type", text) or "file"
         if kind not in ("file", "s3"):
             where = own.get("url") or own["type"]
-            raise self._yaml.error(where, f"archives of type {kind!r} are not supported; file and s3 are")
+            raise self._yaml.error(
+                where, f"archives of type {self._yaml.shown(where)} are not supported; file and s3 are"
+            )
         keys = self._shared | own
         if "age" in keys:
             raise self._yaml.error(keys["age"], "'age' is not supported: the archive would not be encrypted so")
@@ -195,11 +198,14 @@ class ArchiveReader:
             skip_verify=optional(keys, "skip-verify", boolean) or spec.skip_verify,
             storage_class=optional(keys, "storage-class", text) or spec.storage_class,
             ca_bundle=optional(keys, "ca-bundle", lambda n: str(self._yaml.file(n))) or spec.ca_bundle,
-            access_key_id=optional(keys, "access-key-id", text),
-            secret_access_key=optional(keys, "secret-access-key", text),
+            access_key_id=optional(keys, "access-key-id", self._secret),
+            secret_access_key=optional(keys, "secret-access-key", self._secret),
         )
         said = next((keys[key] for key in sorted(_ENCRYPTION) if key in keys), node)
         return self._yaml.parsed(said, lambda: replace(plain, **encryption))
+
+    def _secret(self, node: yaml.Node) -> Secret:
+        return Secret(self._yaml.text(node))
 
     def _endpoint(self, node: yaml.Node) -> str:
         text = self._yaml.text(node)
@@ -213,13 +219,15 @@ class ArchiveReader:
             prefix = posixpath.normpath(prefix)  # as Litestream does when it appends a database's path
         if prefix != "/".join(part for part in prefix.split("/") if part):
             # Litestream takes the slashes as part of the keys: another place than the one without them.
-            raise self._yaml.error(keys["path"], f"{prefix!r}: slashes at an end or doubled are not supported here")
+            raise self._yaml.error(
+                keys["path"], f"{self._yaml.shown(keys['path'])}: slashes at an end or doubled are not supported here"
+            )
         return f"s3://{self._yaml.text(keys['bucket'])}/{quote(prefix)}"
 
-    def _customer_key(self, keys: Keys) -> str | None:
+    def _customer_key(self, keys: Keys) -> Secret | None:
         """The key itself, or what is in the file at `sse-customer-key-path`, which wins in Litestream too."""
         if "sse-customer-key-path" not in keys:
-            return self._yaml.optional(keys, "sse-customer-key", self._yaml.text)
+            return self._yaml.optional(keys, "sse-customer-key", self._secret)
         node = keys["sse-customer-key-path"]
         path: Path = self._yaml.file(node)
 
@@ -233,4 +241,4 @@ class ArchiveReader:
             fail(error.strerror)
         if len(data) > MAX_KEY_BYTES or not data.isascii():
             fail("that is no key")
-        return data.decode().strip()
+        return Secret(data.decode().strip())

@@ -18,9 +18,9 @@ from node.options import JSON, PATH, Command
 from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file
+from walcast.secret import HIDDEN, Secret
 from walcast.store import S3Spec, StoreSpec
 
-HIDDEN = "***"
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 Facts = dict[str, Any]
@@ -149,9 +149,9 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _origin(url: str | None) -> str:
+def _origin(url: Secret) -> str:
     """Whom it is sent to; the rest of such a URL is what makes it one's own."""
-    parts = urlsplit(url or "")
+    parts = urlsplit(url.reveal())
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}/{HIDDEN}"
 
 

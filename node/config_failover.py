@@ -70,7 +70,7 @@ def read_failover(file: Yaml, keys: Keys) -> FailoverConfig:
         try:
             return int(text)
         except ValueError:
-            raise file.error(node, f"{text!r} is not a whole number") from None
+            raise file.error(node, f"{file.shown(node)} is not a whole number") from None
 
     def address(node: yaml.Node) -> Address:
         text = file.text(node)
@@ -79,7 +79,7 @@ def read_failover(file: Yaml, keys: Keys) -> FailoverConfig:
     def identity(node: yaml.Node) -> str:
         text = file.text(node)
         if not text.isprintable() or not 0 < len(text.encode()) <= ID_MOST_BYTES:
-            raise file.error(node, f"{text[:40]!r} is not an id: 1 to {ID_MOST_BYTES} bytes, printable")
+            raise file.error(node, f"{file.shown(node)} is not an id: 1 to {ID_MOST_BYTES} bytes, printable")
         return text
 
     def url(node: yaml.Node) -> str:

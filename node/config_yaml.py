@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote, unquote
 
 import yaml
 
 from walcast.errors import ConfigError
+from walcast.redaction import hide_value, redact, shown_url
 
 MAX_BYTES = 1 << 20
+TEXT_SHOWN = 80
 
 T = TypeVar("T")
 Keys = dict[str, yaml.Node]
@@ -31,7 +34,7 @@ _PART = r"(\d+(?:\.\d+)?)(ns|us|µs|μs|ms|s|m|h|d)"
 _DURATION = re.compile(rf"(?:{_PART})+")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _KINDS = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
-_SHOWN = frozenset(["endpoint", "region", "path-style", "force-path-style", "forcePathStyle", "skip-verify", "sse"])
+_QUOTED = re.compile(r"'(?!<)[^']{2,}'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,6 @@ def line_of(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def hide_secrets(text: str) -> str:
-    """A message that may quote a URL, without what may be secret in it: user:password@ and unknown query values."""
-    text = re.sub(r"(?<=://)[^/@\s]*(?=@)", "***", text)
-    return re.sub(r"(?<=[?&])([^=&?\s'\"]+)=([^&\s'\"]+)", lambda m: m[0] if m[1] in _SHOWN else f"{m[1]}=***", text)
-
-
 class Yaml:
     """One file. What its keys mean is the caller's; every error is a ConfigError "FILE:LINE: what is wrong"."""
 
@@ -60,6 +57,7 @@ class Yaml:
         self.path = path
         self.ignored: list[Ignored] = []
         self._environ = os.environ if environ is None else environ
+        self._expanded: dict[str, str] = {}  # what variables held → how the file names them
 
     def read(self) -> yaml.Node | None:
         """The file's root; None when there is nothing in it."""
@@ -77,13 +75,17 @@ class Yaml:
             raise ConfigError(f"{self.path}:{line}: not UTF-8") from error
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            what = error.problem or error.context
-            raise ConfigError(f"{self.path}:{mark.line + 1 if mark else 1}: {what}") from error
+            # What it quotes may be a value that begins like an alias or a tag.
+            what = _QUOTED.sub("what is there", error.problem or error.context or "not YAML")
+            raise ConfigError(f"{self.path}:{mark.line + 1 if mark else 1}: {what}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{self.path}: not YAML: {' '.join(str(error).split())}") from error
 
     def error(self, node: yaml.Node, what: str) -> ConfigError:
-        """To be raised: the line of `node`, and what is wrong there."""
+        """To be raised: the line of `node`, and what is wrong there. Of variables the names are shown, as in the file,
+        never what they hold."""
+        for value in sorted(self._expanded, key=len, reverse=True):
+            what = hide_value(what, value, self._expanded[value])
         return ConfigError(f"{self.path}:{line_of(node)}: {what}")
 
     # Structure
@@ -146,7 +148,7 @@ class Yaml:
         try:
             return parse()
         except ConfigError as error:
-            raise self.error(node, hide_secrets(str(error))) from error
+            raise self.error(node, redact(str(error))) from None
 
     def text(self, node: yaml.Node) -> str:
         """Any single value, as it is written: Litestream takes numbers for texts, too."""
@@ -160,15 +162,25 @@ class Yaml:
                 raise self.error(node, f"{match[0]!r} is not a variable; write $$ for a dollar sign")
             if name not in self._environ and name != "PID":
                 raise self.error(node, f"the environment variable {name!r} is not set; write $$ for a dollar sign")
-            return self._environ.get(name, str(os.getpid()))
+            value = self._environ.get(name, str(os.getpid()))
+            self._remember(match[0], value)
+            return value
 
         return _VARIABLE.sub(expand, node.value)
+
+    def shown(self, node: yaml.Node) -> str:
+        """In quotes, the value as it is in the file, with the names of variables: for errors."""
+        return shown_url(str(node.value)[:TEXT_SHOWN])
+
+    def _remember(self, name: str, value: str) -> None:
+        for form in (value, value.lower(), value.upper(), quote(value), unquote(value)):
+            self._expanded[form] = name
 
     def boolean(self, node: yaml.Node) -> bool:
         """true or false, in YAML's spellings."""
         text = self.text(node)
         if text.lower() not in BOOLEANS:
-            raise self.error(node, f"true or false belongs here, not {text!r}")
+            raise self.error(node, f"true or false belongs here, not {self.shown(node)}")
         return BOOLEANS[text.lower()]
 
     def file(self, node: yaml.Node, below: str = "") -> Path:
@@ -179,7 +191,7 @@ class Yaml:
         try:
             return Path(text, below).expanduser().absolute()
         except RuntimeError as error:
-            raise self.error(node, str(error)) from error
+            raise self.error(node, str(error)) from None
 
     def bytes(self, node: yaml.Node) -> int:
         """256MB is 256_000_000, 256MiB is 268_435_456, as Litestream has it."""
@@ -188,7 +200,7 @@ class Yaml:
         if match is not None:
             size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
         if size <= 0:
-            raise self.error(node, f"{self.text(node)!r} is not a size, as in 256MiB")
+            raise self.error(node, f"{self.shown(node)} is not a size, as in 256MiB")
         return size
 
     def seconds(self, node: yaml.Node, *, zero: bool = False) -> float:
@@ -199,5 +211,5 @@ class Yaml:
         parts = re.findall(_PART, text) if _DURATION.fullmatch(text) else []
         seconds = float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
         if seconds <= 0 and not (zero and parts):
-            raise self.error(node, f"{text!r} is not a duration, as in 90s or 1h30m")
+            raise self.error(node, f"{self.shown(node)} is not a duration, as in 90s or 1h30m")
         return seconds

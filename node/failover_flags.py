@@ -11,6 +11,7 @@ from node.settings import DatabaseSettings, MemberSettings
 from walcast.appurl import AppUrlPolicy
 from walcast.errors import ConfigError, ProtocolViolation
 from walcast.identifiers import check_identifier
+from walcast.redaction import shown_url
 from walcast.wire import Address
 
 
@@ -85,5 +86,5 @@ def addresses(text: str) -> tuple[Address, ...]:
     """HOST:PORT, or several with commas between."""
     found = tuple(Address.parse(part.strip()) for part in text.split(",") if part.strip())
     if not found:
-        raise ConfigError(f"{text!r} is not HOST:PORT")
+        raise ConfigError(f"{shown_url(text)} is not HOST:PORT")
     return found

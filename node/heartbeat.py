@@ -13,6 +13,7 @@ from typing import Self
 
 from node.ping import ping
 from walcast.errors import WalcastError
+from walcast.secret import Secret
 
 log = logging.getLogger("walcast.heartbeat")
 
@@ -28,7 +29,7 @@ class Heartbeat:
     none is logged, but not in the first moments, when the archive is only being begun.
     """
 
-    def __init__(self, url: str, interval_s: float, trouble: Callable[[], str | None]) -> None:
+    def __init__(self, url: Secret, interval_s: float, trouble: Callable[[], str | None]) -> None:
         self._url = url
         self._interval_s = interval_s
         self._trouble = trouble
@@ -60,7 +61,7 @@ class Heartbeat:
             return min(self._interval_s, LOOK_AGAIN_S)
         try:
             ping(self._url)
-        except (WalcastError, ValueError) as error:
+        except WalcastError as error:
             self._say(str(error))
             return min(self._interval_s, RETRY_S)
         self._say(None)

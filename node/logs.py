@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from walcast.identifiers import printable
 from walcast.rarely import Rarely
+from walcast.redaction import redact
 
 VALUE_MAX_CHARS = 4000
 LEVELS = ("debug", "info", "warning", "error")
@@ -38,9 +39,9 @@ class Human(logging.Formatter):
         facts = "".join(f" {name}={_one_line(value)}" for name, value in _facts(record).items())
         line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower()} {_one_line(record.getMessage())}{facts}"
         if not record.exc_info:
-            return line
+            return redact(line)
         traceback = self.formatException(record.exc_info).split("\n")
-        return "\n".join([line, *(f"  {_one_line(text)}" for text in traceback)])
+        return redact("\n".join([line, *(f"  {_one_line(text)}" for text in traceback)]))
 
 
 class Json(logging.Formatter):
@@ -56,7 +57,15 @@ class Json(logging.Formatter):
         }
         if record.exc_info:  # False where somebody asked for none
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(_redacted(line), default=lambda value: redact(str(value)))
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _redacted(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 _again: Callable[[], str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from node.logs import LEVELS, configure
 from walcast.errors import ConfigError, WalcastError
 from walcast.identifiers import printable
 from walcast.permissions import parse_mode
+from walcast.redaction import redact
 from walcast.wire import Tls
 
 DEFAULT_LISTEN = "127.0.0.1:7420"
@@ -86,9 +88,18 @@ class Command(click.Command):
         return (lambda: load_config(path).log_level or unsaid) if by_file else None
 
 
+def hint_at_secret(name: str) -> None:
+    """Log how to give this flag's value, which is a secret, where other users of the machine cannot see it."""
+    if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        option = "--" + name.replace("_", "-")
+        logging.getLogger("walcast").info(
+            f"others can see {option} in the list of processes: give it as WALCAST_{name.upper()} instead"
+        )
+
+
 def fail(message: str) -> None:
     """One line on standard error, exit code 1."""
-    click.echo(f"error: {printable(' '.join(message.split()), ERROR_MAX_CHARS)}", err=True)
+    click.echo(f"error: {printable(' '.join(redact(message).split()), ERROR_MAX_CHARS)}", err=True)
     sys.exit(1)
 
 

@@ -23,6 +23,7 @@ from node.options import (
     TLS_FLAGS,
     Command,
     flag,
+    hint_at_secret,
     http_flags,
     scrub_bytes,
     scrub_flag,
@@ -35,11 +36,17 @@ from node.saying import say
 from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
 from walcast.errors import ConfigError
+from walcast.secret import Secret
 from walcast.statedir import state_dir
 from walcast.terms import PRIMARY, read_standing
 from walcast.wire import Address
 
 log = logging.getLogger("walcast.primary")
+
+HEARTBEAT = (
+    "GET this, again and again, while all is captured and archived in time. Better given as WALCAST_HEARTBEAT_URL or "
+    "in the file: others can see a command line."
+)
 
 DEFAULT_LOG_BYTES = 256 << 20
 DEFAULT_LOG_AGE_S = 3600.0
@@ -59,7 +66,7 @@ Example:
 @http_flags
 @flag("--name", default=None, help="Name of the database; the file's stem when not given.")
 @flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
-@flag("--heartbeat-url", default=None, help="GET this, again and again, while all is captured and archived in time.")
+@flag("--heartbeat-url", default=None, help=HEARTBEAT)
 @flag("--heartbeat-interval", default=None, type=click.FloatRange(min=1), help="Seconds between two.  [default: 300]")
 @flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
 @flag("--force", is_flag=True, help="Take the lease of a primary that is gone for good.")
@@ -78,6 +85,7 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
     go out. A second signal ends it at once.
     """
     settings = _settings(db, archive_url, **flags)
+    hint_at_secret("heartbeat_url")
 
     def ready(role: Host) -> None:
         facts = {
@@ -125,7 +133,7 @@ def _settings(
         databases = [replace(databases[0], continue_archive=True)]
     if not databases and not folders:
         raise click.UsageError("give a database, or --config FILE with some")
-    url = heartbeat_url or told.heartbeat_url
+    url = Secret(heartbeat_url) if heartbeat_url else told.heartbeat_url
     if url:
         check_url(url)
         bare = [str(d.path) for d in databases if not d.archive] + [f.where for f in folders if not f.archive]

@@ -13,6 +13,7 @@ from walcast.appurl import ANY_APP_URL, AppUrlPolicy
 from walcast.permissions import OWNER_ONLY
 from walcast.planted import resolve_database
 from walcast.scrub import DEFAULT_BYTES_PER_S
+from walcast.secret import Secret
 from walcast.store import StoreSpec
 
 
@@ -26,7 +27,9 @@ class DatabaseSettings:
 
     path: Path
     name: str
-    archive: str | StoreSpec | None = None
+    archive: str | StoreSpec | None = field(
+        default=None, repr=False
+    )  # a URL that nobody has looked at yet may be wrong
     policy: ArchivePolicy = field(default_factory=ArchivePolicy)
     restore: bool = False
     continue_archive: bool = False
@@ -54,7 +57,7 @@ def settings_of(config: DatabaseConfig) -> DatabaseSettings:
 class HeartbeatSettings:
     """Where to tell, every `interval_s`, that all is well."""
 
-    url: str = field(repr=False)
+    url: Secret
     interval_s: float
 
 

@@ -37,12 +37,14 @@ from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.filesystem import check_database_file
 from walcast.identity import read_database_id
 from walcast.position import Position, format_txid
+from walcast.secret import Secret
 from walcast.statedir import in_use, state_dir
 from walcast.store import Store, open_store
 from walcast.terms import FOLLOWER, read_standing
 
 log = logging.getLogger("walcast.snapshot")
 
+PING = "GET this, only when all went well. Better given as WALCAST_PING_URL: others can see a command line."
 DAY_S = 86_400.0
 ASK_S = 600.0  # a database of a terabyte takes its time before the first byte comes
 
@@ -68,22 +70,21 @@ class Archived:
 @click.argument("url")
 @flag("--retention-days", type=click.FloatRange(min=0), default=None, help="Then delete what is older, if a newer is.")
 @flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
-@flag("--ping-url", default=None, help="GET this, only when all went well.")
+@flag("--ping-url", default=None, help=PING)
 @JSON
 def snapshot_command(
     db: Path, url: str, retention_days: float | None, continue_archive: bool, ping_url: str | None, as_json: bool
 ) -> None:
     """Back up a database now, whatever is writing to it: a verified snapshot in the archive, and its size."""
-    if ping_url:
-        check_url(ping_url)
+    told = check_url(Secret(ping_url)) if ping_url else None
     check_database_file(db)
     _check_not_replica(db)
     started = time.monotonic()
     with open_store(url) as store:
         store.check(delete=retention_days is not None)
         archived = archive_snapshot(db, store, retention_days, take_over=continue_archive)
-        if ping_url:
-            ping(ping_url)
+        if told:
+            ping(told)
         seconds = round(time.monotonic() - started, 3)
         click.echo(json.dumps(_facts(store, archived, seconds))) if as_json else say(_words(store, archived, seconds))
     sys.stdout.flush()

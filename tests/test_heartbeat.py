@@ -18,6 +18,7 @@ from support.nodes import PATIENCE_S, poll, primary
 import node.heartbeat
 from node.cli import main
 from node.heartbeat import Heartbeat
+from walcast.secret import Secret
 
 
 class Monitor:
@@ -84,7 +85,7 @@ def test_it_beats_at_its_interval_while_all_is_well_and_as_soon_as_it_is(
         asked.append(None)
         return wrong[0]
 
-    beat = Heartbeat(monitor.url, 0.1, trouble).start()
+    beat = Heartbeat(Secret(monitor.url), 0.1, trouble).start()
     try:
         assert monitor.wait(4)
         gaps = [later - sooner for sooner, later in zip(monitor.pings, monitor.pings[1:], strict=False)]
@@ -114,7 +115,7 @@ def test_a_monitor_that_fails_is_told_again_and_logged_once(
     caplog.set_level(logging.INFO, "walcast.heartbeat")
     monkeypatch.setattr(node.heartbeat, "RETRY_S", 0.02)
     monitor.status = status
-    beat = Heartbeat(monitor.url, 60.0, lambda: None).start()
+    beat = Heartbeat(Secret(monitor.url), 60.0, lambda: None).start()
     try:
         assert monitor.wait(3)
         assert [(event, words in why) for event, why in messages(caplog)] == [("no heartbeat", True)]

@@ -459,8 +459,8 @@ def test_litestreams_variables_hold_the_keys(rclone: S3Server, monkeypatch: pyte
     spec = rclone.spec("env")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LITESTREAM_ACCESS_KEY_ID", str(spec.access_key_id))
-    monkeypatch.setenv("LITESTREAM_SECRET_ACCESS_KEY", str(spec.secret_access_key))
+    monkeypatch.setenv("LITESTREAM_ACCESS_KEY_ID", spec.access_key_id.reveal())
+    monkeypatch.setenv("LITESTREAM_SECRET_ACCESS_KEY", spec.secret_access_key.reveal())
     with open_store(spec.url) as store:
         store.check()
 

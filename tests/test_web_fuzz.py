@@ -1,5 +1,6 @@
 """What comes from outside to the middleware, mutated at random: addresses of apps, status files, tokens, proofs.
-Nothing of it crashes, and nothing is taken that should not be. A short run by default, a million inputs of each as `slow`."""
+Nothing of it crashes, and nothing is taken that should not be. A short run by default, a million inputs of each as
+`slow`."""
 
 from __future__ import annotations
 

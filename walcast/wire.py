@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from walcast.errors import ConfigError
 from walcast.position import Position
+from walcast.redaction import shown_url
 from walcast.rpc import replication_pb2 as pb
 from walcast.terms import TermStart
 
@@ -24,7 +25,7 @@ MAX_MESSAGE_BYTES = 8 << 20
 MAX_RECEIVE = "grpc.max_receive_message_length"
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,32})?\]")
 _PORT = re.compile(r"[0-9]{1,5}")
-_SHOWN_CHARS = 80
+TEXT_SHOWN = 80
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1", "[::1]"])
 
 # A peer that vanished without a word is found out in some twenty seconds; a stream may be idle for ever.
@@ -73,13 +74,15 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """ConfigError for anything but HOST:PORT; an IPv6 host stands in brackets."""
+        if "@" in text:  # not quoted: it may hold a password
+            raise ConfigError("an address is HOST:PORT, without a user or a password")
         host, colon, port = text.rpartition(":")
         if not colon or not host or not _PORT.fullmatch(port) or int(port) > 65535:
-            raise ConfigError(f"{text[:_SHOWN_CHARS]!r} is not HOST:PORT")
+            raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])} is not HOST:PORT")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise ConfigError(f"{text[:_SHOWN_CHARS]!r}: an IPv6 address stands in brackets, as in [::1]:7420")
+            raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])}: an IPv6 address stands in brackets, as in [::1]:7420")
         if not _HOST.fullmatch(host):
-            raise ConfigError(f"{text[:_SHOWN_CHARS]!r}: {host[:_SHOWN_CHARS]!r} is not a host's name or address")
+            raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])} is not a host's name or address, and a port")
         return cls(host, int(port))
 
     def __str__(self) -> str:

@@ -22,6 +22,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from walcast.errors import ConfigError
+from walcast.redaction import redact
+from walcast.secret import Secret
 from walcast.store.s3_bounded import BoundedSession
 from walcast.store.s3_retry import Bounds, Retries
 from walcast.store.s3_spec import S3Spec
@@ -38,7 +40,7 @@ def from_environment(spec: S3Spec, environ: Mapping[str, str]) -> S3Spec:
     if spec.endpoint is None and (endpoint := environ.get("LITESTREAM_S3_ENDPOINT")):
         spec = replace(spec, endpoint=normal_endpoint(endpoint), path_style=True)
     if spec.sse_customer_key is None and (key := environ.get("WALCAST_SSE_CUSTOMER_KEY")):
-        spec = replace(spec, sse_customer_key=key)
+        spec = replace(spec, sse_customer_key=Secret(key))
     if spec.sse_customer_algorithm and not spec.sse_customer_key:
         raise ConfigError(
             "sse-customer-algorithm without a key: set sse-customer-key in the configuration file, "
@@ -92,7 +94,9 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
             config=config,
         )
     except ValueError as error:  # what botocore says of a host it cannot use, such as one with an underscore
-        raise ConfigError(f"{error}: a host consists of letters, digits, dots and dashes; correct it") from error
+        raise ConfigError(
+            f"{redact(str(error))}: a host consists of letters, digits, dots and dashes; correct it"
+        ) from None
     client._endpoint.http_session = BoundedSession(client._endpoint.http_session)
     client.meta.events.register("needs-retry.s3", retries.needs_retry)
     if custom:
@@ -113,7 +117,7 @@ def _descriptions() -> Any:
 def _keys(spec: S3Spec, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Key and secret, or None twice: botocore finds them."""
     if spec.access_key_id and spec.secret_access_key:
-        return spec.access_key_id, spec.secret_access_key
+        return spec.access_key_id.reveal(), spec.secret_access_key.reveal()
     if not (environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_PROFILE")):
         key_id, secret = environ.get("LITESTREAM_ACCESS_KEY_ID"), environ.get("LITESTREAM_SECRET_ACCESS_KEY")
         if key_id and secret:

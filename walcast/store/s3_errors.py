@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.redaction import redact
 from walcast.store.base import ObjectExists, ObjectMissing
 from walcast.store.s3_retry import NO_XML, is_passing, tls_reason
 from walcast.store.s3_spec import S3Spec
@@ -69,10 +70,10 @@ def translate(error: Exception, spec: S3Spec, key: str, action: str) -> Exceptio
     if isinstance(error, BotoCoreError):
         return _from_client(error, spec)
     if isinstance(error, HTTPError):  # within a body
-        return Unavailable(f"the answer of {_where(spec)} was cut off: {_one_line(error)}")
+        return Unavailable(f"the answer of {_where(spec)} was cut off: {_one_line(error, spec)}")
     if isinstance(error, ValueError | OverflowError) and action in ("list", "read"):
         # botocore lets these pass where a number or a time in an answer is none.
-        return no_s3(spec, f"an answer that makes no sense ({_one_line(error)})")
+        return no_s3(spec, f"an answer that makes no sense ({_one_line(error, spec)})")
     return None
 
 
@@ -101,7 +102,7 @@ def explain(
     if (refused := _refused(spec, key, action, code, status, facts)) is not None:
         return refused
     if code == str(status) and 301 <= status <= 308:
-        return no_s3(spec, f"the answer {status} to go to {_one_line(facts.get('Location') or 'another place')}")
+        return no_s3(spec, f"the answer {status} to go to {_one_line(facts.get('Location') or 'another place', spec)}")
     if code in _REGION:
         region = f"region={facts['Region']}" if facts.get("Region") else "the right region=…"
         return ConfigError(f"{where} is in another region ({code}): set {region} in the URL")
@@ -109,14 +110,14 @@ def explain(
         return no_s3(spec, _NO_XML_TEXT)
     if code == "NoSuchUpload" or is_passing(code, status):
         why = "is in trouble" if status >= 500 and "SlowDown" not in code else "asks to try later"
-        return Unavailable(f"{where} {why} ({code or status}): {_one_line(message)}")
+        return Unavailable(f"{where} {why} ({code or status}): {_one_line(message, spec)}")
     if code == "NotImplemented" or status == 501:
         return NotUnderstood(
-            f"{where} does not know how to {action} with these settings ({code}): {_one_line(message)}"
+            f"{where} does not know how to {action} with these settings ({code}): {_one_line(message, spec)}"
         )
     if code in ("", str(status)):
         return no_s3(spec, f"the answer {status}")
-    return ConfigError(f"{where} refuses to {action} {key or 'it'} ({code}): {_one_line(message)}")
+    return ConfigError(f"{where} refuses to {action} {key or 'it'} ({code}): {_one_line(message, spec)}")
 
 
 def _refused(
@@ -161,17 +162,17 @@ def _from_client(error: Exception, spec: S3Spec) -> Exception:
 
     where = _where(spec)
     if isinstance(error, botocore.NoCredentialsError | botocore.PartialCredentialsError | botocore.ProfileNotFound):
-        return ConfigError(f"no credentials for {where}: set {_keys(spec)} ({_one_line(error)})")
+        return ConfigError(f"no credentials for {where}: set {_keys(spec)} ({_one_line(error, spec)})")
     if isinstance(error, botocore.CredentialRetrievalError | botocore.MetadataRetrievalError):
-        return Unavailable(f"the credentials for {where} cannot be fetched: {_one_line(error)}")
+        return Unavailable(f"the credentials for {where} cannot be fetched: {_one_line(error, spec)}")
     if isinstance(error, botocore.SSLError):
         return _from_tls(error, spec)
     if isinstance(error, botocore.HTTPClientError | botocore.ConnectionError | botocore.IncompleteReadError):
         tls = " and whether it has TLS" if (spec.endpoint or "").startswith("http:") else ""
-        return Unavailable(f"no answer from {where} ({_reason(error)}): if it stays so, check the endpoint{tls}")
+        return Unavailable(f"no answer from {where} ({_reason(error, spec)}): if it stays so, check the endpoint{tls}")
     if isinstance(error, botocore.ChecksumError):  # also one of a body
-        return Unavailable(f"an answer of {where} came damaged: {_one_line(error)}")
-    return ConfigError(f"{where} cannot be used: {_one_line(error)}")
+        return Unavailable(f"an answer of {where} came damaged: {_one_line(error, spec)}")
+    return ConfigError(f"{where} cannot be used: {_one_line(error, spec)}")
 
 
 def _from_tls(error: Exception, spec: S3Spec) -> Exception:
@@ -179,7 +180,7 @@ def _from_tls(error: Exception, spec: S3Spec) -> Exception:
     if reason == "CERTIFICATE_VERIFY_FAILED":
         return ConfigError(
             f"the certificate of {where} is not trusted: give its CA as ca-bundle=FILE, or write the host that it "
-            f"names ({_reason(error)})"
+            f"names ({_reason(error, spec)})"
         )
     if reason == "UNEXPECTED_EOF_WHILE_READING":
         return Unavailable(f"no answer from {where}: the TLS connection broke off")
@@ -206,7 +207,7 @@ def _dots(spec: S3Spec) -> str:
     return ""
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, spec: S3Spec) -> str:
     """What the operating system said, from under the layers around it; else the error itself."""
     inside: BaseException | None = error
     for _ in range(16):
@@ -215,8 +216,10 @@ def _reason(error: BaseException) -> str:
         if inside is None:
             break
         inside = inside.__cause__ or inside.__context__
-    return _one_line(error)
+    return _one_line(error, spec)
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:_MESSAGE_CHARS]
+def _one_line(text: object, spec: S3Spec) -> str:
+    """Of others, so it may quote a header or a URL that has a key or a signature in it."""
+    secrets = (spec.secret_access_key, spec.sse_customer_key, spec.access_key_id)
+    return " ".join(redact(str(text), secrets).split())[:_MESSAGE_CHARS]

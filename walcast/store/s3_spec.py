@@ -17,6 +17,9 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from walcast.errors import ConfigError
+from walcast.secret import Secret
+
+KEY_LEAST_CHARS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,17 @@ class S3Spec:
     skip_verify: bool = False
     ca_bundle: str | None = None
     storage_class: str | None = None
-    access_key_id: str | None = field(default=None, repr=False)
-    secret_access_key: str | None = field(default=None, repr=False)
+    access_key_id: Secret | None = field(default=None, repr=False)
+    secret_access_key: Secret | None = field(default=None, repr=False)
     sse: str | None = None
     sse_kms_key_id: str | None = None
     sse_customer_algorithm: str | None = None
-    sse_customer_key: str | None = field(default=None, repr=False)
+    sse_customer_key: Secret | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("access_key_id", "secret_access_key", "sse_customer_key"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Secret(value))
         _check_encryption(self)
 
     @property
@@ -85,30 +91,35 @@ def customer_key(spec: S3Spec) -> dict[str, Any]:
     """What goes along with every further request for an object (GetObject, UploadPart). botocore adds the key's MD5."""
     if not spec.sse_customer_key:
         return {}
-    return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": base64.b64decode(spec.sse_customer_key)}
+    return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": base64.b64decode(spec.sse_customer_key.reveal())}
 
 
 def _check_encryption(spec: S3Spec) -> None:
     if spec.sse not in (None, "AES256", "aws:kms"):
-        raise ConfigError(f"sse is AES256 or aws:kms, not {spec.sse!r}")
+        raise ConfigError(f"sse is AES256 or aws:kms, not {_no_key(spec.sse)}")
     if spec.sse_kms_key_id and spec.sse == "AES256":
         raise ConfigError("sse-kms-key-id belongs to sse=aws:kms, not to sse=AES256: leave one of them out")
     if spec.sse_customer_algorithm not in (None, "AES256"):
-        raise ConfigError(f"sse-customer-algorithm is AES256, not {spec.sse_customer_algorithm!r}")
+        raise ConfigError(f"sse-customer-algorithm is AES256, not {_no_key(spec.sse_customer_algorithm)}")
     if spec.sse_customer_key is None:
         return
     if spec.sse or spec.sse_kms_key_id:
         raise ConfigError("sse-customer-key excludes sse and sse-kms-key-id: leave one or the other out")
     try:
-        key = base64.b64decode(spec.sse_customer_key, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ConfigError("sse-customer-key is not base64: make one with `openssl rand -base64 32`") from error
+        key = base64.b64decode(spec.sse_customer_key.reveal(), validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigError("sse-customer-key is not base64: make one with `openssl rand -base64 32`") from None
     if len(key) != 32:
         raise ConfigError(f"sse-customer-key holds {len(key)} bytes, not 32: make one with `openssl rand -base64 32`")
     if spec.endpoint and urlsplit(spec.endpoint).scheme == "http" and not _is_near(urlsplit(spec.endpoint).hostname):
         raise ConfigError(
             f"sse-customer-key would go to {spec.endpoint} in the clear with every request: use an https endpoint"
         )
+
+
+def _no_key(text: str) -> str:
+    """As it is, if it is too short to be the key that belongs into sse-customer-key."""
+    return repr(text) if len(text) < KEY_LEAST_CHARS else "a value so long: is that the key? It is sse-customer-key"
 
 
 def _is_near(host: str | None) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from walcast.errors import ConfigError
+from walcast.redaction import redact, shown_url
 from walcast.store.base import Store
 from walcast.store.s3_hosts import place_of
 from walcast.store.s3_spec import S3Spec
@@ -60,6 +61,8 @@ _QUERY_IGNORED = {
     "sseCustomerKeyMD5",
 }
 _QUERY_SECRET = re.compile(r"(?:^|&)sse-?customer-?key=", re.IGNORECASE)
+# A relative path with a colon in its first part, with what a URL has for credentials, or with the slashes of a URL.
+_MISTYPED = re.compile(r"[^/\\?#]{1,40}:|[^/.][^@]*:[^@]*@|(?:s3|file|https?)//|[a-z0-9]+[ :]+//", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +85,29 @@ def parse_url(text: str) -> StoreSpec:
         raise ConfigError("the archive URL is empty: give s3://bucket/prefix, file:///dir or a directory")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme is None:
-        if re.match(r"(s3|file):", text):
-            raise ConfigError(f"archive URL {text!r}: write two slashes after the scheme")
+        if re.match(r"(s3|file):", text, re.IGNORECASE):
+            raise ConfigError(f"archive URL {shown_url(text)}: write two slashes after the scheme")
+        if _MISTYPED.match(text):
+            # As a directory it would be made, and shown wherever the archive is named.
+            raise ConfigError(
+                f"archive {shown_url(text)}: that looks like a URL that is mistyped; a directory of such a name is "
+                "written with ./ before it"
+            )
         return DirectorySpec(Path(text))
     try:
         parts = urlsplit(text)
         if parts.scheme == "file":
             return _directory(text, parts.netloc, parts.path, parts.query)
         if parts.scheme == "s3":
-            if "@" in parts.netloc:
+            if "@" in parts.netloc or "%" in parts.netloc:  # as %40
                 # Not quoted in the message: it holds a secret.
                 raise ConfigError(
                     "an archive URL holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
                 )
             return _s3(text, parts.netloc, unquote(parts.path), parts.query)
-    except ValueError as error:
-        raise ConfigError(f"archive URL {text!r}: {error}") from error
-    raise ConfigError(f"archive URL {text!r}: unknown scheme {parts.scheme!r}; s3 and file are known")
+    except ValueError as error:  # which may quote any part of the URL
+        raise ConfigError(f"archive URL {shown_url(text)}: {_reason(error)}") from None
+    raise ConfigError(f"archive URL {shown_url(text)}: unknown scheme {parts.scheme!r}; s3 and file are known")
 
 
 def open_store(where: str | StoreSpec, bounds: Bounds | None = None) -> Store:
@@ -117,29 +126,32 @@ def open_store(where: str | StoreSpec, bounds: Bounds | None = None) -> Store:
 def normal_endpoint(text: str) -> str:
     """An S3 endpoint as a URL without a path; without a scheme it means https."""
     full = text if "://" in text else f"https://{text}"
-    parts = urlsplit(full)
+    try:
+        parts = urlsplit(full)
+    except ValueError as error:
+        raise ConfigError(f"endpoint {shown_url(text)}: {_reason(error)}") from None
     if parts.scheme not in ("http", "https"):
-        raise ConfigError(f"endpoint {text!r}: unknown scheme {parts.scheme!r}; http and https are known")
+        raise ConfigError(f"endpoint {shown_url(text)}: unknown scheme {parts.scheme!r}; http and https are known")
     if "@" in parts.netloc:
         raise ConfigError("an endpoint holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     if not parts.hostname:
-        raise ConfigError(f"endpoint {text!r}: the host is missing")
+        raise ConfigError(f"endpoint {shown_url(text)}: the host is missing")
     try:
         _ = parts.port
-    except ValueError as error:
-        raise ConfigError(f"endpoint {text!r}: {error}") from error
+    except ValueError:  # which quotes it
+        raise ConfigError(f"endpoint {shown_url(text)}: the port is no number up to 65535") from None
     if parts.query or parts.fragment:
-        raise ConfigError(f"endpoint {text!r}: only a scheme, a host and a port belong in it")
+        raise ConfigError(f"endpoint {shown_url(text)}: only a scheme, a host and a port belong in it")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
 def _directory(text: str, host: str, path: str, query: str) -> DirectorySpec:
     if host not in ("", "localhost"):
-        raise ConfigError(f"archive URL {text!r}: write three slashes, file:///{host}{path}, for a local directory")
+        raise ConfigError(f"archive URL {shown_url(text)}: write three slashes, file:///…, for a local directory")
     if query:
-        raise ConfigError(f"archive URL {text!r}: a file URL takes no options")
+        raise ConfigError(f"archive URL {shown_url(text)}: a file URL takes no options")
     if not path.strip("/"):
-        raise ConfigError(f"archive URL {text!r}: the directory is missing")
+        raise ConfigError(f"archive URL {shown_url(text)}: the directory is missing")
     return DirectorySpec(Path(unquote(path)))
 
 
@@ -149,8 +161,10 @@ def _s3(text: str, host: str, path: str, query: str) -> S3Spec:
         raise ConfigError(
             "an archive URL holds no keys: set sse-customer-key in the configuration file, or WALCAST_SSE_CUSTOMER_KEY"
         )
+    if ":" in host and not host.startswith("arn:") and not host.rpartition(":")[2].isdigit():
+        raise ConfigError(f"archive URL {shown_url(text)}: what follows the colon in the host is no port")
     if not host:
-        raise ConfigError(f"archive URL {text!r}: the bucket is missing; write s3://bucket/prefix")
+        raise ConfigError(f"archive URL {shown_url(text)}: the bucket is missing; write s3://bucket/prefix")
     options = _options(text, query)
     endpoint = normal_endpoint(options["endpoint"]) if "endpoint" in options else None
     try:
@@ -169,7 +183,9 @@ def _s3(text: str, host: str, path: str, query: str) -> S3Spec:
             sse_customer_algorithm=options.get("sse-customer-algorithm"),
         )
     except ConfigError as error:
-        raise ConfigError(f"archive URL {text!r}: {error}") from error
+        # With a slash in a password, the host is a part of it.
+        why = "the bucket is none, and credentials do not belong there" if "@" in text else redact(str(error))
+        raise ConfigError(f"archive URL {shown_url(text)}: {why}") from None
 
 
 def _options(text: str, query: str) -> dict[str, str]:
@@ -179,14 +195,20 @@ def _options(text: str, query: str) -> dict[str, str]:
             continue
         if key not in _QUERY_KEYS:
             known = ", ".join(sorted(set(_QUERY_KEYS.values())))
-            raise ConfigError(f"archive URL {text!r}: unknown option {key!r}; known are {known}")
+            raise ConfigError(f"archive URL {shown_url(text)}: unknown option {key!r}; known are {known}")
         name = _QUERY_KEYS[key]
         if name in options:
-            raise ConfigError(f"archive URL {text!r}: {key!r} is given twice")
+            raise ConfigError(f"archive URL {shown_url(text)}: {key!r} is given twice")
         if not value:
-            raise ConfigError(f"archive URL {text!r}: {key!r} has no value")
+            raise ConfigError(f"archive URL {shown_url(text)}: {key!r} has no value")
         options[name] = value
     return options
+
+
+def _reason(error: ValueError) -> str:
+    """What `urllib` finds wrong, where it says so without quoting anything."""
+    text = str(error)
+    return text if text == "Invalid IPv6 URL" else "it cannot be taken apart"
 
 
 def _boolean(options: dict[str, str], name: str, default: bool) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from walcast.appurl import AppUrlPolicy
 from walcast.errors import ConfigError
+from walcast.secret import SecretBytes
 
 PRIMARY = "primary"
 UNAVAILABLE = "unavailable"
@@ -68,7 +69,7 @@ class Options:
     `max_connections`: to the primary's app, by process. `cookie`: how its name begins; the database's name follows.
     """
 
-    secrets: tuple[bytes, ...] = ()
+    secrets: tuple[SecretBytes, ...] = ()
     primary_url: str | None = None
     allowed_app_urls: tuple[str, ...] | None = None
     insecure_app_url: bool = False
@@ -119,7 +120,7 @@ class Options:
         given = [secret] if secret is None or isinstance(secret, str | bytes) else secret
         raw = [one.encode() if isinstance(one, str) else one for one in given if one]
         # Whatever else the app signs with the same secret is of no use here, nor the other way round.
-        derived = tuple(hashlib.sha256(b"walcast.web\0" + one).digest() for one in raw)
+        derived = tuple(SecretBytes(hashlib.sha256(b"walcast.web\0" + one).digest()) for one in raw)
         options = cls(secrets=derived, private=tuple(private), allowed_app_urls=allowed, **told)
         options._check()
         return options
