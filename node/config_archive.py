@@ -152,7 +152,8 @@ class ArchiveReader:
         if kind not in ("file", "s3"):
             where = own.get("url") or own["type"]
             raise self._yaml.error(
-                where, f"archives of type {self._yaml.shown(where)} are not supported; file and s3 are"
+                where,
+                f"archives of type {repr(kind) if scheme else self._yaml.shown(where)} are not supported; file and s3 are",
             )
         keys = self._shared | own
         if "age" in keys:
