@@ -151,10 +151,8 @@ class ArchiveReader:
         kind = scheme[1].lower() if scheme else "file" if url else self._yaml.optional(own, "type", text) or "file"
         if kind not in ("file", "s3"):
             where = own.get("url") or own["type"]
-            raise self._yaml.error(
-                where,
-                f"archives of type {repr(kind) if scheme else self._yaml.shown(where)} are not supported; file and s3 are",
-            )
+            named = repr(kind) if scheme else self._yaml.shown(where)
+            raise self._yaml.error(where, f"archives of type {named} are not supported; file and s3 are")
         keys = self._shared | own
         if "age" in keys:
             raise self._yaml.error(keys["age"], "'age' is not supported: the archive would not be encrypted so")

@@ -8,8 +8,10 @@ applies that on top, before showing anything, has the database at `end` or later
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TypeVar
 
 import lz4.block
 import numpy as np
@@ -24,6 +26,8 @@ PIECE_BYTES = 1 << 20
 MESSAGE_BYTES = 256 << 10
 PIN_SECONDS = 30.0
 LOOK_S = 0.1
+
+T = TypeVar("T")
 
 
 async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.CopyReply, None]:
@@ -45,8 +49,8 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.Cop
         step = max(1, PIECE_BYTES // database.page_size)
         for first in range(1, start.commit_pages + 1, step):
             count = min(step, start.commit_pages + 1 - first)
-            pages = await asyncio.to_thread(read, first, count)
-            for message in await asyncio.to_thread(_differing, database.page_size, first, pages, checksums):
+            pages = await _in_thread(partial(read, first, count))
+            for message in await _in_thread(partial(_differing, database.page_size, first, pages, checksums)):
                 yield pb.CopyReply(pages=message)
         end = await asyncio.wrap_future(database.loop.barrier())
         yield pb.CopyReply(end=pb.CopyEnd(position=wire.position_message(end.position, log.term)))
@@ -55,6 +59,20 @@ async def copy_pages(database: Database, theirs: bytes) -> AsyncGenerator[pb.Cop
             if database.leaving:
                 return
             await asyncio.sleep(LOOK_S)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """In a thread, which has ended when this ends: whoever hangs up in the middle of a piece does not have the
+    connection closed that is being read from, which would fail, and leave it open."""
+    working = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
+        working.exception()  # nobody is left to be told
+        raise
 
 
 def _differing(size: int, first: int, pages: memoryview, theirs: NDArray[np.uint64]) -> list[pb.CopyPages]:

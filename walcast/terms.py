@@ -97,7 +97,7 @@ def read_standing(state_dir: Path) -> Standing | None:
         with open_state_file(state_dir, _NAME) as file:
             facts: Any = json.loads(file.read())
         history = tuple(
-            TermStart(begun["term"], Position.parse(begun["start"]), int(begun["first_txid"], 16))
+            TermStart(int(begun["term"]), Position.parse(begun["start"]), int(begun["first_txid"], 16))
             for begun in facts["history"]
         )
         if facts["role"] not in (PRIMARY, FOLLOWER):
@@ -105,7 +105,7 @@ def read_standing(state_dir: Path) -> Standing | None:
         return Standing(facts["role"], int(facts["term"]), str(facts["primary"]), history, bool(facts["lease"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged ({error}); remove it, and start this node as a follower") from error
 
 

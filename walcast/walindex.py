@@ -13,10 +13,12 @@ import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import numpy as np
 
+from walcast.errors import Corrupt
 from walcast.wal import NATIVE_BIG_ENDIAN, checksum
 
 BLOCK_SIZE = 32768
@@ -134,14 +136,18 @@ class HashBlock:
         np.frombuffer(self.pgnos, np.uint32)[keep:] = 0
 
     def find(self, pgno: int, keep: int) -> int:
-        """Index + 1 of the newest of the first `keep` frames that is page `pgno`, or 0: a reader's lookup."""
-        slot = (pgno * _HASH_PRIME) % HASH_SLOTS
+        """Index + 1 of the newest of the first `keep` frames that is page `pgno`, or 0: a reader's lookup. Corrupt for
+        a table without a free slot, which a reader would search for ever."""
+        first = (pgno * _HASH_PRIME) % HASH_SLOTS
+        keep = min(keep, len(self.pgnos))
         found = 0
-        while entry := self.slots[slot]:
+        for slot in chain(range(first, HASH_SLOTS), range(first)):
+            entry = self.slots[slot]
+            if not entry:
+                return found
             if entry <= keep and self.pgnos[entry - 1] == pgno:
                 found = entry
-            slot = (slot + 1) % HASH_SLOTS
-        return found
+        raise Corrupt("the wal-index: a hash table without a free slot")
 
     def release(self) -> None:
         """Give the mapping back, so that it can be closed."""

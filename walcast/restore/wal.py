@@ -18,6 +18,8 @@ from walcast.shortage import check_free
 from walcast.wal import WAL_HEADER_SIZE, WalHeader, frame_dtype, record_checksums
 
 _VERIFY_BYTES = 1 << 20  # frames verified at a time: what fits into a core's cache
+# What a database can have grown by pages that were never written, as they were freed in the transaction that got them.
+_GROWTH, _GROWTH_BYTES = 16, 256 << 20
 _WRITE_BYTES = 4 << 20  # pages written at a time
 
 
@@ -95,6 +97,9 @@ class RestoredWal:
             return
         written = os.fstat(database).st_blocks * 512  # as stat(2) counts
         check_free(self._path, self._commit_pages * self._page_size - written)
+        there = os.fstat(database).st_size + self.frames * self._dtype.itemsize
+        if (size := self._commit_pages * self._page_size) > _GROWTH * there + _GROWTH_BYTES:
+            raise Corrupt(f"a WAL with {self.committed:,} frames makes a database of {size:,} bytes")
         pgnos = np.concatenate(self._pgnos)[: self.committed]
         changed, from_end = np.unique(pgnos[::-1], return_index=True)
         inside = changed <= self._commit_pages

@@ -11,6 +11,7 @@ on a local address.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class DirectorySpec:
 
     @property
     def url(self) -> str:
-        return "file://" + quote(str(self.path)) if self.path.is_absolute() else str(self.path)
+        return "file://" + quote(os.fsencode(self.path)) if self.path.is_absolute() else str(self.path)
 
 
 StoreSpec = DirectorySpec | S3Spec
@@ -84,6 +85,8 @@ def parse_url(text: str) -> StoreSpec:
     if not text:
         raise ConfigError("the archive URL is empty: give s3://bucket/prefix, file:///dir or a directory")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if "\0" in text or (scheme and not text.isprintable()):  # urllib would drop a line end, and go on
+        raise ConfigError(f"archive URL {shown_url(text)}: a character in it is none that a URL can have")
     if scheme is None:
         if re.match(r"(s3|file):", text, re.IGNORECASE):
             raise ConfigError(f"archive URL {shown_url(text)}: write two slashes after the scheme")
@@ -152,7 +155,9 @@ def _directory(text: str, host: str, path: str, query: str) -> DirectorySpec:
         raise ConfigError(f"archive URL {shown_url(text)}: a file URL takes no options")
     if not path.strip("/"):
         raise ConfigError(f"archive URL {shown_url(text)}: the directory is missing")
-    return DirectorySpec(Path(unquote(path)))
+    if "\0" in (folder := unquote(path, errors="surrogateescape")):
+        raise ConfigError(f"archive URL {shown_url(text)}: no path has a null byte in it")
+    return DirectorySpec(Path(folder))
 
 
 def _s3(text: str, host: str, path: str, query: str) -> S3Spec:
