@@ -6,7 +6,9 @@ import json
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 
 from walcast.identifiers import printable
 from walcast.rarely import Rarely
@@ -77,6 +79,7 @@ def configure(level: str, *, as_json: bool, again: Callable[[], str] | None = No
     _again = again
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if as_json else Human())
+    sys.excepthook = _show
     root = logging.getLogger("walcast")
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -98,6 +101,11 @@ def level_again() -> str | None:
     level = _again()
     logging.getLogger("walcast").setLevel(level.upper())
     return level
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What ends the process unforeseen may come from a library, which quotes what it likes."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _rare(root: logging.Logger) -> Callable[[logging.LogRecord], bool]:

@@ -237,6 +237,7 @@ def test_config_check_shows_that_there_are_secrets_and_none_of_them(tmp_path: Pa
     [
         f"Invalid header value b'AWS4-HMAC-SHA256 Credential=AKIA/2026, Signature={SECRET}\\n'",
         f"Invalid header value b'{SECRET}\\n'",
+        f"illegal header line: bytearray(b'Set-Cookie sid={SECRET}')",
         f"Authorization: AWS4-HMAC-SHA256 Credential=x, Signature={SECRET}",
         f"custom-process: {{'SecretAccessKey': '{SECRET}'}}",
         f'custom-process: {{"SessionToken": "{SECRET}", "Version": 1}}',

@@ -53,7 +53,9 @@ _HEADER = re.compile(
     r"((?:authorization|x-amz-security-token|x-amz-server-side-encryption-customer-key|cookie)\b['\"]?\s*[:=]\s*).+",
     re.IGNORECASE,
 )
-_HEADER_VALUE = re.compile(r"(header (?:name|value) )b?(['\"]).*\2", re.IGNORECASE | re.DOTALL)
+_HEADER_VALUE = re.compile(
+    r"((?:header|status) (?:name|value|line|block)\S* )(?:bytearray\()?b?(['\"]).*\2\)?", re.IGNORECASE | re.DOTALL
+)
 _SIGNED = re.compile(r"(AWS4-HMAC-SHA256)\s.+", re.DOTALL)
 _QUOTED = re.compile(
     r"(['\"][\w.-]{0,40}(?:secret|token|passw|signature|credential)[\w.-]{0,40}['\"]\s*:\s*)(['\"]).*?\2", re.IGNORECASE
@@ -94,7 +96,7 @@ def redact(text: str, secrets: Iterable[Secret | None] = ()) -> str:
     if _SCHEME.search(text) or any(mark in text for mark in "=@%"):
         text = _IN_TEXT.sub(_hidden_word, text)
     lowered = text.lower()
-    if "header" in lowered:
+    if "header" in lowered or "status line" in lowered:
         text = _HEADER_VALUE.sub(rf"\1{HIDDEN}", text)
     if "aws4" in lowered:
         text = _SIGNED.sub(rf"\1 {HIDDEN}", text)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import httpcore
 
+from walcast.redaction import redact
 from walcast.web.deadline import DeadlineBackend, no_longer_than
 from walcast.web.forwarding import (
     FAILED,
@@ -114,7 +115,7 @@ class Sender:
         except NOT_SENT as error:
             raise NotSent(f"{url}: {error}") from error
         except FAILED as error:
-            raise MaybeSent(f"{url}: {type(error).__name__} {error}") from error
+            raise MaybeSent(f"{url}: {type(error).__name__} {redact(str(error))}") from error
         if not is_answer(response.status):
             response.close()
             raise MaybeSent(f"{url}: it answers with status {response.status}")

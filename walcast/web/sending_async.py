@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import httpcore
 
+from walcast.redaction import redact
 from walcast.web.forwarding import (
     FAILED,
     KEEP_ALIVE_S,
@@ -190,7 +191,7 @@ class AsyncSender:
         except NOT_SENT as error:
             raise NotSent(f"{url}: {error}") from error
         except (*FAILED, TimeoutError) as error:
-            raise MaybeSent(f"{url}: {type(error).__name__} {error}") from error
+            raise MaybeSent(f"{url}: {type(error).__name__} {redact(str(error))}") from error
         if not is_answer(response.status):
             await response.aclose()
             raise MaybeSent(f"{url}: it answers with status {response.status}")
