@@ -73,6 +73,9 @@ def seeds() -> list[bytes]:
         packed = lz4.frame.compress(database, content_checksum=True), lz4.frame.compress(wal, content_checksum=True)
         for kind, (first, second) in ((1, (database, wal)), (2, (database, wal)), (3, packed)):
             found.append(bytes([kind]) + len(first).to_bytes(2, "big") + first + second)
+        huge = bytearray(wal)
+        huge[36:40] = b"\xff" * 4  # the database's pages after the first frame
+        found.append(bytes([2]) + len(database).to_bytes(2, "big") + database + bytes(huge[: 32 + 24 + size]))
     return found
 
 

@@ -45,7 +45,11 @@ def seeds() -> list[bytes]:
         role = (Path(folder) / "role").read_bytes()
         write_standing(Path(folder), Standing(FOLLOWER, 1))
         other = (Path(folder) / "role").read_bytes()
-    return [b"\0" + status.encode(), b"\1" + status.encode(), b"\2" + role, b"\2" + other, b"\3" + b"9f0c" * 8 + b"\n"]
+    found = [b"\0" + status.encode(), b"\1" + status.encode(), b"\2" + role, b"\2" + other, b"\3" + b"9f0c" * 8 + b"\n"]
+    unknown, long = bytearray(status.encode()), bytearray(status.encode())
+    unknown[12] = 200  # a state that there is not
+    long[-600:] = b"\xff" * 600  # texts that go on behind the end
+    return [*found, b"\1" + unknown, b"\1" + long[:96] + b"\xff" * 928, b"\2" + b"[" * 100_000]
 
 
 def target(data: bytes) -> None:

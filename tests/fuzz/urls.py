@@ -30,6 +30,9 @@ def seeds() -> list[bytes]:
         b"https://hc-ping.com/7a1f?x=y",
         b"10.0.0.1:7420",
         b"[::1]:7420, host:1",
+        b"s3://bucket/\xff",
+        b"file:///a%ff%00b",
+        b"s3://buck\net/p",
     ]
 
 
