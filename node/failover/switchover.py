@@ -136,7 +136,9 @@ async def _caught_up(served: Served, follower: Follower, until_s: float) -> None
         async with asyncio.timeout(until_s - time.monotonic()):
             await _durable(served, follower, served.log.position.txid)
     except TimeoutError:
-        detail = f"the follower {follower.id!r} does not confirm what it has; nothing happened"
+        detail = (
+            f"the follower {follower.id!r} did not confirm in time that it has everything on disk; nothing happened"
+        )
         raise Refused(pb.REFUSAL_KIND_STOPPING, detail) from None
     except WalcastError as error:
         raise Refused(pb.REFUSAL_KIND_STOPPING, f"{error}; nothing happened") from error
