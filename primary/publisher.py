@@ -55,6 +55,7 @@ KNOWN_MOST = 20
 HELLO_S = 10.0
 REFUSED_HELLO_S = 1.0  # an answer before the hello would end the call under whoever is writing it
 BURST = 5  # lines of one follower that comes and goes, before they become rare
+BURST_OF_ONE = 200  # of all followers of one identity
 
 _LEVELS = {pb.BARRIER_LEVEL_DURABLE: Level.DURABLE, pb.BARRIER_LEVEL_APPLIED: Level.APPLIED}
 
@@ -83,6 +84,7 @@ class Publisher(rpc.ReplicationServicer):
         self._quotas = Quotas()
         self._changes: set[asyncio.Task[Any]] = set()
         self._rarely = Rarely(log)
+        self._crowds = Rarely(log)  # of its own, or many ids would make it forget who sent them
 
     def stop(self) -> None:
         """End the streams; new ones are refused."""
@@ -152,7 +154,7 @@ class Publisher(rpc.ReplicationServicer):
     ) -> AsyncIterator[pb.PrimaryMessage]:
         """One follower's stream of one database."""
         try:
-            self._admit(context)
+            who = self._admit(context)
         except Refused as refused:
             if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
@@ -197,7 +199,9 @@ class Publisher(rpc.ReplicationServicer):
             served.followers.add(follower)
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
         reading.add_done_callback(partial(_reading_ended, served, follower))
-        level, name = logging.DEBUG if hello.observer else logging.INFO, served.database.name
+        # Also of one that calls itself something else each time.
+        quiet = hello.observer or self._crowds.due(who, burst=BURST_OF_ONE) is None
+        level, name = logging.DEBUG if quiet else logging.INFO, served.database.name
         key, facts = ("connected", name, follower.id), {"follower": follower.id, "at": str(position)}
         self._rarely.log(level, "follower connected", key, facts, burst=BURST)
         try:

@@ -248,3 +248,21 @@ def test_an_echo_of_what_was_never_sent_says_nothing(echo_us: int) -> None:
     assert follower.round_trip_us == 0
     assert (follower.received_txid, follower.applied_txid, follower.durable_txid) == (9, 9, 9)
     pb.Heartbeat(round_trip_us=follower.round_trip_us)
+
+
+def test_a_follower_that_calls_itself_something_else_each_time_does_not_fill_the_log(
+    app: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(publishing, "BURST_OF_ONE", 5)
+    caplog.set_level("INFO", "walcast.primary")
+
+    async def run() -> None:
+        async with publishing_of(app) as (stub, publisher, _):
+            for number in range(30):
+                call = stub.Stream()
+                assert (await opened(call, hello(app, follower_id=f"f{number}"))).HasField("welcome")
+                call.cancel()
+            await until(lambda: publisher._quotas.calls.taken == 0)
+
+    asyncio.run(run())
+    assert 0 < sum(line.message == "follower connected" for line in caplog.records) <= 5

@@ -232,6 +232,11 @@ async def take_over(member: Member, offer: pb.HandOver) -> pb.HandOverReply:
     """The primary has given everything, and its place."""
     if not member.settings.eligible:
         return pb.HandOverReply(term=offer.term, taken=False, detail="this follower is never to be promoted")
+    seen = max(member.standing.term, member.following.term if member.following is not None else 0)
+    if not (seen < offer.term and is_plausible_term(offer.term, seen)):
+        detail = f"term {offer.term} is not believed: the newest term that this follower has seen is {seen}"
+        log.error("a primary offers its place in an impossible term", extra={"term": offer.term, "newest_seen": seen})
+        return pb.HandOverReply(term=offer.term, taken=False, detail=detail)
     promotion = member.expect_promotion()
     if member.keeper is not None:
         member.leasing.feed(ended=True)  # look at the lease now
