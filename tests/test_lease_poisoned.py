@@ -184,3 +184,25 @@ def test_a_poisoned_lease_holds_writers_and_ends_no_process_and_a_mended_one_let
             assert not is_held(path)
         said = [line for line in node.events() if line["event"] == "the lease cannot be asked for, trying again"]
         assert 2 <= len(said) <= 6
+
+
+@pytest.mark.parametrize("flags", [("--auto-failover", "--lease-time", "1"), ()], ids=["with a lease", "without"])
+def test_a_node_that_starts_where_an_unreadable_lease_lies_stays_and_goes_on_when_it_is_gone(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """Also one that was not told of a lease: where one lies, another node may be the primary."""
+    path, url = tmp_path / "app.db", str(tmp_path / "archive")
+    create(path)
+    store = DirectoryStore(tmp_path / "archive")
+    poison(store, POISON["no address"])
+    arguments = ["primary", str(path), url, "--listen", "127.0.0.1:0", "--id", "p", "--log-format", "json", *flags]
+    node = Node(arguments, tmp_path, "primary").start()
+    try:
+        node.wait_event("the lease cannot be read", seconds=SOON_S)
+        assert waits(lambda: facts(path)["role"] == "fenced")
+        assert is_held(path)
+        poison(store, replace(GOOD, term=1, holder="p", lease_s=1.0).encode(time.time()))
+        assert waits(lambda: facts(path)["role"] == "primary")
+        assert node.running
+    finally:
+        node.end()
