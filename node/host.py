@@ -58,7 +58,12 @@ class Host:
         self.listening: wire.Address = settings.listen
         self.http_listening: wire.Address | None = None
         self.inodes = Inodes()
-        self._access = Gate(settings.access, listening=lambda: self.listening, trust_user=settings.trust_user)
+        self._access = Gate(
+            settings.access,
+            listening=lambda: self.listening,
+            credentials=self.credentials,
+            trust_user=settings.trust_user,
+        )
         self._serving: dict[str, Serving] = {}
         self._served = ServedByName()
         self._opening: set[str] = set()

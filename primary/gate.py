@@ -6,55 +6,61 @@ runs as if it is ours. Everybody else is nobody, and has no role unless a rule s
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
 from walcast import audit
 from walcast.access import NOBODY, Identity, Kind, Policy, Role
+from walcast.access.certificates import CertificateRefused
+from walcast.access.credentials import AUTHORIZATION, Credentials
 from walcast.access.neighbours import peer_user, user_of
-from walcast.wire import Address
+from walcast.rarely import Rarely
+from walcast.wire import Address, Tls
 
-AUTHORIZATION = "authorization"
-BEARER = "Bearer "
+log = logging.getLogger("walcast.audit")
 
-AuthContext: TypeAlias = Mapping[str, Iterable[bytes]]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Gate:
-    """`listening`: where peers connect to. `certificate` and `token` tell whose a verified certificate or a presented
-    token is; None when it is nobody's."""
+    """`listening`: where peers connect to. `credentials` tell whose a certificate or a token is. `trust_user`: processes
+    of our own user on this machine may do everything."""
 
     def __init__(
         self,
         policy: Policy | None = None,
         *,
         listening: Callable[[], Address],
-        certificate: Callable[[AuthContext], Identity | None] = lambda _: None,
-        token: Callable[[str], str | None] = lambda _: None,
+        credentials: Credentials | None = None,
         trust_user: bool = True,
     ) -> None:
         self._policy = policy if policy is not None else Policy()
         self._listening = listening
-        self._certificate = certificate
-        self._token = token
+        self._credentials = credentials if credentials is not None else Credentials(Tls())
         self._trust_user = trust_user
+        self._rarely = Rarely(log)
 
     def roles(self, identity: Identity, database: str) -> frozenset[Role]:
         """What it may do there; "" for what concerns all databases."""
         return self._policy.roles(identity, database)
 
     def identify(self, context: Context) -> Identity:
-        """Who makes this call."""
-        certified = self._certificate(context.auth_context())
+        """Who makes this call. Nobody, if it has shown a certificate or a token that is not accepted."""
+        try:
+            certified = self._credentials.certificate_identity(context.auth_context())
+        except CertificateRefused as refused:
+            facts = {"identity": refused.name, "peer": context.peer(), "error": str(refused), "outcome": "denied"}
+            self._rarely.log(logging.WARNING, "certificate refused", str(refused), facts, burst=audit.BURST)
+            return NOBODY
         if certified is not None:
-            return certified
+            return Identity(Kind(certified.kind), certified.name)
         presented = next((value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION), None)
         if presented is not None:
-            return self._of_token(presented if isinstance(presented, str) else "")
+            return self._of_token(presented)
         return self._of_user(peer_user(context.peer(), self._listening()))
 
     def identify_http(self, host: str, port: int, local: Address, authorization: str) -> Identity:
@@ -63,8 +69,8 @@ class Gate:
             return self._of_token(authorization)
         return self._of_user(user_of(host, port, local))
 
-    def _of_token(self, presented: str) -> Identity:
-        name = self._token(presented.removeprefix(BEARER)) if presented.startswith(BEARER) else None
+    def _of_token(self, presented: str | bytes) -> Identity:
+        name = self._credentials.token_identity(presented)
         return NOBODY if name is None else Identity(Kind.TOKEN, name)
 
     def _of_user(self, uid: int | None) -> Identity:
