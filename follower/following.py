@@ -54,6 +54,7 @@ from walcast.errors import (
     WalcastError,
 )
 from walcast.held import Held
+from walcast.identifiers import printable
 from walcast.identity import OtherDatabase
 from walcast.permissions import OWNER_ONLY
 from walcast.position import Position
@@ -300,7 +301,9 @@ class Following:
 
     def _not_taken(self, error: Exception) -> ProtocolViolation:
         """What the checks have missed."""
-        message = f"{self._client.primary}: what it sent cannot be taken: {type(error).__name__}: {error}"
+        message = (
+            f"{self._client.primary}: what it sent cannot be taken: {type(error).__name__}: {printable(str(error))}"
+        )
         log.debug("what a primary sent cannot be taken", extra={"database": str(self.path)}, exc_info=error)
         return ProtocolViolation(message)
 
