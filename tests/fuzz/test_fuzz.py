@@ -65,6 +65,12 @@ def test_an_input_that_takes_memory_out_of_proportion_is_found(seed: int) -> Non
         Run(_planted(lambda data: bytearray(8 << 20), b"abcd"), seed).go(1000)
 
 
+def test_a_target_that_keeps_what_it_is_given_is_found(seed: int) -> None:
+    kept: list[bytes] = []
+    with pytest.raises(Finding):
+        Run(_planted(lambda data: kept.append(b"x" * 100_000), b"abcd"), seed).go(800)
+
+
 def test_an_input_that_hangs_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert DEADLINE_S > 1
     monkeypatch.setattr("fuzz.engine.DEADLINE_S", 0.05)
