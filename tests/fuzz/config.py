@@ -95,4 +95,4 @@ def seeds() -> list[bytes]:
 
 def target(data: bytes) -> None:
     FILES[0].write_bytes(data)
-    repr(load_config(FILES[0], {"NAME": "a value: #x"}))
+    repr(load_config(FILES[0], {"NAME": "a-value"}))
