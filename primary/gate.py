@@ -27,8 +27,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Gate:
-    """`listening`: where peers connect to. `credentials` tell whose a certificate or a token is. `trust_user`: processes
-    of our own user on this machine may do everything."""
+    """`listening`: where peers connect to. `credentials` tell whose a certificate or a token is. `trust_user`:
+    processes of our own user on this machine may do everything."""
 
     def __init__(
         self,

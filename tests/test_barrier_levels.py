@@ -167,10 +167,10 @@ def test_what_was_durable_of_another_history_is_not_said_of_this_one() -> None:
 
 
 def test_a_follower_is_not_believed_more_than_can_be() -> None:
-    one = Follower("one", "peer", sent_txid=10)
+    one = Follower("one", "peer", member=True, sent_txid=10)
     one.acknowledged(1 << 63, 1 << 63, 1 << 63)
     assert (one.received_txid, one.applied_txid, one.durable_txid) == (10, 10, 10)
-    two = Follower("two", "peer", sent_txid=10)
+    two = Follower("two", "peer", member=True, sent_txid=10)
     two.acknowledged(5, 9, 9)
     assert (two.received_txid, two.applied_txid, two.durable_txid) == (5, 5, 5)
     two.acknowledged(8, 7, 1)
@@ -179,7 +179,7 @@ def test_a_follower_is_not_believed_more_than_can_be() -> None:
 
 def waiting(work: Callable[[Followers, Follower], Coroutine[Any, Any, None]]) -> None:
     async def run() -> None:
-        followers, one = Followers(), Follower("one", "peer", sent_txid=100)
+        followers, one = Followers(), Follower("one", "peer", member=True, sent_txid=100)
         one.acknowledged(100, 100)
         followers.add(one)
         async with asyncio.timeout(PATIENCE_S):
@@ -218,7 +218,7 @@ def test_followers_are_asked_to_sync_only_while_somebody_waits_for_it_and_behind
         assert followers.ask(one, 102) == (True, True)
         assert one.ask_from_txid == NEVER
         assert followers.ask(one, 103) == (True, True), "again with each heartbeat, until it is there"
-        again = Follower("one", "peer", sent_txid=103)
+        again = Follower("one", "peer", member=True, sent_txid=103)
         followers.add(again)
         assert again.ask_from_txid == 101, "a stream that begins meanwhile is asked, too"
         followers.remove(one)
@@ -236,7 +236,7 @@ def test_followers_are_asked_to_sync_only_while_somebody_waits_for_it_and_behind
 
 def test_who_takes_over_has_it_on_disk_and_has_answered_since() -> None:
     async def work(followers: Followers, one: Follower) -> None:
-        other = Follower("other", "peer", sent_txid=100)
+        other = Follower("other", "peer", member=True, sent_txid=100)
         followers.add(other)
         one.acknowledged(100, 100, 100)
         taking = asyncio.create_task(followers.until_durable(one, 100))

@@ -315,7 +315,7 @@ insecure-app-url: true
         ),
         (
             "allowed-app-urls:\n  - https://ok.example\n  - ftp://x\n",
-            "2: 'ftp://x' is no app URL that can be allowed: https://HOST[:PORT][/PREFIX] or HOST; "
+            "2: 'ftp://x' is no app URL that can be allowed: http or https with HOST[:PORT][/PREFIX], or HOST; "
             "HOST may begin with *.",
         ),
         ("allowed-app-urls: https://ok.example\n", "1: a list belongs here, not a single value"),

@@ -12,7 +12,7 @@ import pytest
 
 from walcast.archive import list_files
 from walcast.store import directory, directory_swap
-from walcast.store.base import WHOLE_MOST_BYTES, ListingTooLong
+from walcast.store.base import WHOLE_MOST_BYTES, ForeignObject, ListingTooLong
 from walcast.store.directory import DirectoryStore
 from walcast.store.regular import NotAnObject
 from walcast.store.swaps import MAX_SWAP_BYTES
@@ -70,12 +70,12 @@ def test_only_a_regular_file_is_an_object(tmp_path: Path, kind: str, monkeypatch
         with pytest.raises(NotAnObject):
             store.get(KEY)
         return
-    assert kinds_of_errors(tmp_path, KEY) == ["NotAnObject"] * 4
+    assert kinds_of_errors(tmp_path, KEY) == ["NotAnObject", "NotAnObject", "NotAnObject", "ForeignObject"]
 
 
 def test_nothing_waits_for_the_writer_of_a_fifo_that_takes_a_versions_place(tmp_path: Path) -> None:
     make(tmp_path / "walcast-lease" / f"{1:016x}", "fifo")
-    assert kinds_of_errors(tmp_path, "walcast-lease")[-1] == "NotAnObject"
+    assert kinds_of_errors(tmp_path, "walcast-lease")[-1] == "ForeignObject"
 
 
 def test_no_memory_is_taken_for_what_a_file_claims_to_have(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_no_memory_is_taken_for_what_a_file_claims_to_have(tmp_path: Path) -> No
     store = DirectoryStore(tmp_path)
     with pytest.raises(NotAnObject):
         store.get("walcast-claims/x")
-    with pytest.raises(NotAnObject):
+    with pytest.raises(ForeignObject):
         store.read("walcast-lease")
     assert WHOLE_MOST_BYTES <= 1 << 28
     with (tmp_path / "small").open("wb") as file:
@@ -174,7 +174,7 @@ def test_a_listing_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / "lease" / f"x{number}").touch()
     with pytest.raises(ListingTooLong):
         list(store.list("ltx/0/"))
-    with pytest.raises(directory_swap.ConfigError):
+    with pytest.raises(ForeignObject):
         store.read("lease")
 
 

@@ -144,7 +144,7 @@ def test_aws_may_send_a_request_on_to_the_bucket_s_region() -> None:
         ("s3://[::1]:9000/bucket/p", "write s3://bucket/p?endpoint=http://[::1]:9000"),
         ("s3://s3.example.net:9000/bucket/p", "write s3://bucket/p?endpoint=http://s3.example.net:9000"),
         ("s3://minio.example.com:9000/bucket/p", "write s3://bucket/p?endpoint=https://minio.example.com:9000"),
-        ("s3://bucket.minio:port/p", "is not a bucket name"),
+        ("s3://bucket.minio:port/p", "what follows the colon in the host is no port"),
         ("s3://buck$et/p", "is not a bucket name"),
         ("s3://bucket/p?endpoint=https://minio_server:9000", "letters, digits, dots and dashes"),
     ],

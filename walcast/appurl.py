@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from urllib.parse import urlsplit
 
 from walcast.errors import ConfigError
+from walcast.redaction import shown_url
 
 MOST_BYTES = 230  # as much as the status file holds
 PORTS = {"http": 80, "https": 443}
@@ -29,7 +30,6 @@ _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")  # what resolvers take for a part of an IPv4 address
 _PATH = re.compile(r"(/[A-Za-z0-9._~%!$&'()*+,;=:@-]+)*/?")
 _DOUBTFUL = re.compile(r"/(\.|%2[eE]){1,2}(/|;|\Z)|%2[fF]|%5[cC]")  # segments with dots, slashes that do not look so
-_USER_INFO = re.compile(r"//[^/?#]*@")
 _SHOWN = 80
 
 _NEVER = (
@@ -101,8 +101,8 @@ def known_app_url(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """For a message: printable, short, and without the user and the password that it may hold."""
-    return repr(_USER_INFO.sub("//…@", text[: 4 * _SHOWN])[:_SHOWN])
+    """For a message: printable, short, and without what may be secret in it."""
+    return shown_url(text[:_SHOWN])
 
 
 def is_never_used(host: str) -> bool:
@@ -185,7 +185,8 @@ ANY_APP_URL = AppUrlPolicy()
 
 def _entry(text: str) -> _Allowed:
     error = ConfigError(
-        f"{shown(text)} is no app URL that can be allowed: https://HOST[:PORT][/PREFIX] or HOST; HOST may begin with *."
+        f"{shown(text)} is no app URL that can be allowed: http or https with HOST[:PORT][/PREFIX], or HOST; "
+        "HOST may begin with *."
     )
     scheme, there, rest = text.partition("://")
     rest = rest if there else text

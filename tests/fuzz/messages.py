@@ -73,7 +73,7 @@ def target(data: bytes) -> None:
     kind = message.WhichOneof("kind")
     if kind == "chunk":
         for start in (Position(), Position(1, 0)):
-            receiver = Receiver(_Pages(start), start)
+            receiver = Receiver(_Pages(start), start, pages=0, term=1)
             try:
                 receiver.feed(message.chunk.data, message.chunk.ends)
             except WalcastError:

@@ -17,10 +17,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from primary.database import Database
+from primary.gate import Gate
 from primary.publisher import Publisher
 from primary.served import Served
 from walcast import wire
+from walcast.access import ALL, Policy, Rule
 from walcast.rpc import replication_pb2 as pb
+from walcast.wire import Address
 
 SHORT = 300
 MOST_ANSWERS = 8
@@ -34,6 +37,9 @@ REQUESTS: tuple[Any, ...] = (
     pb.SwitchoverRequest,
     pb.StepDownRequest,
 )
+
+
+EVERYBODY = Policy((Rule("anyone", ALL),))
 
 
 class Aborted(Exception):
@@ -57,6 +63,9 @@ class Context:
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
+
+    def add_done_callback(self, callback: object) -> None:
+        pass
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
         raise Aborted(code, details)
@@ -85,7 +94,9 @@ def running() -> Iterator[None]:
                     return Served(database)
 
                 served = loop.run_until_complete(made())
-                PLACE[:] = [(loop, Publisher({"app": served}, lambda: pb.StatusReply(role="primary")), served)]
+                gate = Gate(EVERYBODY, listening=lambda: Address("127.0.0.1", 1), trust_user=False)
+                publisher = Publisher({"app": served}, lambda: pb.StatusReply(role="primary"), gate)
+                PLACE[:] = [(loop, publisher, served)]
                 yield
             finally:
                 PLACE.clear()

@@ -116,6 +116,7 @@ class Credentials:
         if not own:
             return ()
         self.tls.is_encrypted_to(to)
+        self.check_neighbour(to)  # before it is given away
         return ((AUTHORIZATION, bearer(own)),)
 
     def channel(self, address: Address) -> grpc.ChannelCredentials | None:
@@ -130,8 +131,8 @@ class Credentials:
 
     def check_neighbour(self, address: Address) -> None:
         """Unavailable when nothing but the address says who answers there, and it is another user of this machine. With
-        TLS the certificate says it; and whoever shows a token in plain text has decided to trust that address."""
-        if not self.tls.is_encrypted_to(address) and not self.loaded.tokens.own:
+        TLS the certificate says it, and with --insecure whoever gave that has decided to trust the address."""
+        if not self.tls.is_encrypted_to(address) and not self.tls.insecure:
             check_neighbour(address)
 
     def server(self, address: Address) -> grpc.ServerCredentials | None:

@@ -34,6 +34,7 @@ from walcast.web.proof import (
     forwarded_name,
     newest_token,
     proof_of,
+    token_keys,
     token_text,
 )
 from walcast.web.routing import UNPROVEN_STATUS, Asked, Local, Route, heard_of, route
@@ -213,7 +214,7 @@ class Core:
         return token_keys((), self._database_id())
 
     def _database_id(self) -> str:
-        """ "" while the node has none, or it cannot be read."""
+        """As the state folder says; "" while the node has none, or it cannot be read."""
         folder = state_dir(self.path)
         try:
             found = (folder / ID_NAME).stat()
