@@ -54,7 +54,7 @@ class Gate:
             certified = self._credentials.certificate_identity(context.auth_context())
         except CertificateRefused as refused:
             facts = {"identity": refused.name, "peer": context.peer(), "error": str(refused), "outcome": "denied"}
-            self._rarely.log(logging.WARNING, "certificate refused", str(refused), facts, burst=audit.BURST)
+            self._rarely.log(logging.WARNING, "certificate refused", refused.name, facts, burst=audit.BURST)
             return NOBODY
         if certified is not None:
             return Identity(Kind(certified.kind), certified.name)

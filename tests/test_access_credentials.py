@@ -105,7 +105,7 @@ def test_a_certificate_that_names_two_is_nobody_also_for_the_user_of_the_node(no
     shown = ca.write("two", (builder.sign(key, hashes.SHA256()), own_key))
     credentials = Credentials(wire.Tls(ca.ca, *shown))
     assert {asked(node.address, credentials, call) for call in CALLS} == {UNKNOWN}
-    assert poll(lambda: node.events("a certificate was refused"))
+    assert poll(lambda: node.events("certificate refused"))
 
 
 def test_a_token_counts_until_it_is_taken_out_of_the_servers_file(ca: Authority, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_an_input_that_takes_memory_out_of_proportion_is_found(seed: int) -> Non
 def test_a_target_that_keeps_what_it_is_given_is_found(seed: int) -> None:
     kept: list[bytes] = []
     with pytest.raises(Finding):
-        Run(_planted(lambda data: kept.append(b"x" * 100_000), b"abcd"), seed).go(800)
+        Run(_planted(lambda data: kept.append(b"x" * 1_000_000), b"abcd"), seed).go(240)
 
 
 def test_an_input_that_hangs_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
