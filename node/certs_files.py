@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from walcast.access.certificates import (
     UNREADABLE,
     CertificateKind,
-    CertificateRefused,
     hosts_of,
     identity_of_certificate,
     parse_certificates,
@@ -26,7 +25,7 @@ from walcast.access.credentials import PEM_BYTES
 from walcast.access.issuing import Pair, certificate_pem, issue, key_pem, new_authority
 from walcast.access.names import check_name
 from walcast.access.secretfile import read_file, read_secret
-from walcast.errors import ConfigError
+from walcast.errors import CertificateRefused, ConfigError
 from walcast.filesystem import fsync_directory
 
 CA_CERTIFICATE = "ca.pem"

@@ -15,9 +15,9 @@ import grpc
 
 from walcast import audit
 from walcast.access import NOBODY, Identity, Kind, Policy, Role
-from walcast.access.certificates import CertificateRefused
 from walcast.access.credentials import AUTHORIZATION, Credentials
 from walcast.access.neighbours import peer_user, user_of
+from walcast.errors import CertificateRefused
 from walcast.rarely import Rarely
 from walcast.wire import Address, Tls
 

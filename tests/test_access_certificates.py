@@ -15,7 +15,6 @@ from support.certs import CLIENT, NODE, OPERATOR, Authority
 
 from walcast.access.certificates import (
     CertificateKind,
-    CertificateRefused,
     Trust,
     identity_of,
     identity_uri,

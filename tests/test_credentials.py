@@ -15,10 +15,9 @@ from support.certs import CLIENT, HOSTS, NODE, OPERATOR, Authority, token_file, 
 
 from follower.client import Client
 from walcast import wire
-from walcast.access.certificates import CertificateRefused
 from walcast.access.credentials import Credentials
 from walcast.access.issuing import issue
-from walcast.errors import ConfigError, Unavailable
+from walcast.errors import CertificateRefused, ConfigError, Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 

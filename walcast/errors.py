@@ -87,3 +87,11 @@ class Corrupt(WalcastError):
 
 class Stopped(WalcastError):
     """Going on would write or publish something wrong."""
+
+
+class CertificateRefused(WalcastError):
+    """A certificate was shown that this node does not take for anybody's; `name` is what it claims, where known."""
+
+    def __init__(self, why: str, name: str = "") -> None:
+        super().__init__(why)
+        self.name = name

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from walcast.access.names import is_name
-from walcast.errors import ConfigError, WalcastError
+from walcast.errors import CertificateRefused, ConfigError
 
 SCHEME = "walcast"
 PEM_BYTES = 1 << 16  # of one certificate that a peer shows
@@ -39,14 +39,6 @@ UNREADABLE = (  # what reading a certificate raises that is none; fields are par
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
-
-
-class CertificateRefused(WalcastError):
-    """A certificate was shown that this node does not take for anybody's; `name` is what it claims, where known."""
-
-    def __init__(self, why: str, name: str = "") -> None:
-        super().__init__(why)
-        self.name = name
 
 
 class CertificateKind(StrEnum):

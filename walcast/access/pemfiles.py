@@ -12,14 +12,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from walcast.access.certificates import (
     UNREADABLE,
     CertificateIdentity,
-    CertificateRefused,
     Trust,
     identity_of_certificate,
     issued_by,
     parse_certificates,
 )
 from walcast.access.credentials import Loaded, joined, read_pem
-from walcast.errors import ConfigError
+from walcast.errors import CertificateRefused, ConfigError
 from walcast.wire import Tls
 
 
