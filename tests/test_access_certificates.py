@@ -22,6 +22,7 @@ from walcast.access.certificates import (
 )
 from walcast.access.expiry import AGAIN, WARN_BEFORE, ExpiryWarnings
 from walcast.access.names import NAME_CHARACTERS, is_name
+from walcast.errors import CertificateRefused
 
 KINDS = (NODE, CLIENT, OPERATOR)
 
