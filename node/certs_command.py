@@ -52,8 +52,7 @@ def init(directory: Path, days: int, as_json: bool) -> None:
     cls=Command,
     epilog="\b\nExample:\n"
     "  walcast certs node certs origin --host 10.0.0.1 --host db.example.com\n"
-    "  walcast primary app.db --listen 10.0.0.1:7420 --tls-ca certs/origin/ca.pem \\\n"
-    "      --tls-cert certs/origin/origin.pem --tls-key certs/origin/origin.key",
+    "  walcast primary app.db --listen 10.0.0.1:7420 --tls certs/origin",
 )
 @click.argument("directory", metavar="DIR", type=PATH)
 @click.argument("node_id", metavar="ID")

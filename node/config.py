@@ -25,6 +25,7 @@ from node.logs import LEVELS
 from node.ping import check_url
 from primary.archiving.levels import ArchivePolicy
 from walcast.access import Policy
+from walcast.access.folder import files_of
 from walcast.errors import ConfigError
 from walcast.permissions import parse_mode
 from walcast.secret import Secret
@@ -187,6 +188,9 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode) and node.value.lower() in BOOLEANS:  # Litestream's, for NATS
             self._yaml.ignore(node, "tls")
             return Tls(insecure=insecure, token_file=token_file)
+        if isinstance(node, yaml.ScalarNode):
+            folder = self._yaml.file(node)
+            return self._yaml.parsed(node, lambda: Tls(**files_of(folder), token_file=token_file, insecure=insecure))
         files = self._yaml.mapping(node, "tls.", _TLS_FILES | {"client-auth"})
         if ("cert" in files) != ("key" in files):
             raise self._yaml.error(node, "tls: 'cert' and 'key' go together")

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from node.logs import LEVELS, configure
+from walcast.access.folder import files_of
 from walcast.errors import ConfigError, WalcastError
 from walcast.identifiers import printable
 from walcast.permissions import parse_mode
@@ -167,6 +169,7 @@ def mode_flag(function: F) -> F:
 
 
 TLS_FLAGS = (
+    "tls",
     "tls_cert",
     "tls_key",
     "tls_ca",
@@ -178,8 +181,11 @@ TLS_FLAGS = (
 )
 
 
+TLS_FOLDER = "A folder that `walcast certs node` or `client` made, instead of --tls-cert, --tls-key and --tls-ca."
+
+
 def tls_flags(function: F) -> F:
-    """--tls-cert, --tls-key, --tls-ca, --tls-peer-ca, --tls-client-ca, --tls-client-auth, --token-file, --insecure."""
+    """--tls, --tls-cert and its kin, --token-file, --insecure."""
     for option in (
         flag("--insecure", is_flag=True, help="Allow plain text beyond this machine."),
         flag("--token-file", type=PATH, default=None, help="The token to show, and the hashes of those to accept."),
@@ -194,6 +200,7 @@ def tls_flags(function: F) -> F:
         flag("--tls-ca", type=PATH, default=None, help="PEM: whom to trust on the other side."),
         flag("--tls-key", type=PATH, default=None, help="PEM: the key of --tls-cert."),
         flag("--tls-cert", type=PATH, default=None, help="PEM: what to show the other side."),
+        flag("--tls", type=PATH, default=None, metavar="DIR", help=TLS_FOLDER),
     ):
         function = option(function)
     return function
@@ -201,6 +208,7 @@ def tls_flags(function: F) -> F:
 
 def tls_of(
     *,
+    tls: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_ca: Path | None,
@@ -211,6 +219,12 @@ def tls_of(
     insecure: bool,
 ) -> Tls:
     """From the flags."""
+    if tls is not None:
+        if tls_cert or tls_key or tls_ca:
+            raise ConfigError(
+                "--tls has the certificate, its key and the CA: leave out --tls-cert, --tls-key, --tls-ca"
+            )
+        tls_cert, tls_key, tls_ca = itemgetter("cert", "key", "ca")(files_of(tls))
     return Tls(
         ca=tls_ca,
         cert=tls_cert,
@@ -226,6 +240,7 @@ def tls_of(
 def flags_of(tls: Tls) -> dict[str, Any]:
     """The flags that would say the same."""
     return {
+        "tls": None,
         "tls_cert": tls.cert,
         "tls_key": tls.key,
         "tls_ca": tls.ca,

@@ -88,7 +88,7 @@ class Gate:
         if identity == NOBODY:
             detail = (
                 f"{method} needs the role {role!s}, and who asks is not known: run it as the user of this node on its "
-                "machine, or show a certificate (--tls-cert, --tls-key) or a token (--token-file) that it accepts"
+                "machine, or show a certificate (--tls) or a token (--token-file) that it accepts"
             )
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, detail)
         where = f" at the database {database!r}" if database else ""

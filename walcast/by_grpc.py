@@ -33,13 +33,21 @@ T = TypeVar("T")
 
 
 class ByGrpc:
-    """`addresses` are HOST:PORT, with commas between; `tls` the files `ca`, `cert`, `key` and `token_file`."""
+    """`addresses` are HOST:PORT, with commas between; `tls` the files `ca`, `cert`, `key` and `token_file`, of which
+    `folder` gives the first three."""
 
     def __init__(
-        self, addresses: str, name: str, tls: Mapping[str, Path], insecure: bool = False, token: str = ""
+        self,
+        addresses: str,
+        name: str,
+        tls: Mapping[str, Path],
+        insecure: bool = False,
+        token: str = "",
+        folder: Path | None = None,
     ) -> None:
         self._name = name
         self._tls = tls
+        self._folder = folder
         self._insecure = insecure
         self._token = token
         self._credentials: tuple[int, Credentials] | None = None  # those of a process
@@ -161,9 +169,10 @@ class ByGrpc:
         """What this process shows."""
         from walcast import wire
         from walcast.access.credentials import Credentials
+        from walcast.access.folder import files_of
 
         if self._credentials is None or self._credentials[0] != os.getpid():
-            files: dict[str, Any] = dict(self._tls)
+            files: dict[str, Any] = {**self._tls, **(files_of(self._folder) if self._folder else {})}
             tls = wire.Tls(**files, insecure=self._insecure)
             self._credentials = os.getpid(), Credentials(tls, self._token)
         return self._credentials[1]

@@ -43,10 +43,10 @@ class Primary:
     be reached, or is not the primary, leads to the next. An app that writes to a database itself asks that one, by its
     path or its one address: a token of the primary that took its place says nothing of what was written here.
 
-    Beyond this machine an address takes TLS, given as PEM files (`tls_ca` to trust the primary by, `tls_cert` and
-    `tls_key` to show it), or `insecure=True` for plain text. `token`, or the one in `token_file`, tells who asks. The
-    files are read again when they change. Threads may share one. ConfigError, from the first call on, when the address
-    or a file is wrong.
+    Beyond this machine an address takes TLS: `tls` is a folder that `walcast certs` made, or else PEM files are
+    given (`tls_ca` to trust the primary by, `tls_cert` and `tls_key` to show it), or `insecure=True` for plain
+    text. `token`, or the one in `token_file`, tells who asks. The files are read again when they change. Threads
+    may share one. ConfigError, from the first call on, when the address or a file is wrong.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Primary:
         address: str | os.PathLike[str],
         name: str = "",
         *,
+        tls: str | os.PathLike[str] | None = None,
         tls_ca: str | os.PathLike[str] | None = None,
         tls_cert: str | os.PathLike[str] | None = None,
         tls_key: str | os.PathLike[str] | None = None,
@@ -72,8 +73,9 @@ class Primary:
             from walcast.by_grpc import ByGrpc
 
             files = {"ca": tls_ca, "cert": tls_cert, "key": tls_key, "token_file": token_file}
-            tls = {key: Path(file) for key, file in files.items() if file is not None}
-            self._way = ByGrpc(self.address, name, tls, insecure, token)
+            paths = {key: Path(file) for key, file in files.items() if file is not None}
+            folder = None if tls is None else Path(tls)
+            self._way = ByGrpc(self.address, name, paths, insecure, token, folder)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, {self.name!r})"

@@ -145,7 +145,7 @@ class Tls:
         if self.cert is None and self.key is None:
             if not address.is_loopback and not self.insecure:
                 raise ConfigError(
-                    f"listening on {address} lets others read the data: give --tls-cert and --tls-key, or --insecure"
+                    f"listening on {address} lets others read the data: give --tls DIR (walcast certs), or --insecure"
                 )
             return False
         if self.cert is None or self.key is None:
@@ -156,9 +156,7 @@ class Tls:
         """Is TLS spoken with the node at `address`? ConfigError as above."""
         if self.servers_ca is None and self.cert is None:
             if not address.is_loopback and not self.insecure:
-                raise ConfigError(
-                    f"{address} is not on this machine: give --tls-ca (and --tls-cert, --tls-key), or --insecure"
-                )
+                raise ConfigError(f"{address} is not on this machine: give --tls DIR (walcast certs), or --insecure")
             return False
         return True
 

@@ -21,7 +21,7 @@ def certificate_for(tls: Tls, address: Address, *, loopback: bool) -> Certificat
     if tls.cert is None and tls.key is None:
         if not tls.insecure:
             raise ConfigError(
-                f"HTTP on {address} is reached from other machines: give --tls-cert and --tls-key, or --insecure"
+                f"HTTP on {address} is reached from other machines: give --tls DIR (walcast certs), or --insecure"
             )
         return None
     if tls.cert is None or tls.key is None:
