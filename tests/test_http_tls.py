@@ -50,7 +50,7 @@ def test_a_primary_with_plain_http_for_everybody_does_not_start(tmp_path: Path) 
     before = sorted(tmp_path.iterdir())
     done = walcast("primary", database, "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0")
     assert done.returncode == 1
-    assert "--tls-cert" in done.stderr
+    assert "--tls DIR" in done.stderr
     assert sorted(tmp_path.iterdir()) == before  # refused before anything was changed
 
 
