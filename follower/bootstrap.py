@@ -26,7 +26,7 @@ from follower.receiver import Receiver, Target
 from follower.room import check_announced
 from walcast import ltx, wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
-from walcast.archive.damage import DamagedFile, check_size
+from walcast.archive.damage import DamagedFile, check_seen_term, check_size
 from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import announced_bytes
 from walcast.discarded import Circumstances
@@ -122,6 +122,7 @@ def _check_announced(header: ltx.Header, file: ArchiveFile, applier: Applier, pa
     """What a file announces, before anything of it is written: DamagedFile for what cannot be, DiskFull."""
     if header.page_size != applier.page_size:
         raise DamagedFile(file, f"has pages of {header.page_size} bytes, and the replica of {applier.page_size}")
+    check_seen_term(header.term, applier.term, file)
     check_size(header, file, pages_before)
     check_announced(applier.path, (header.commit_pages - pages_before) * header.page_size)
 

@@ -15,6 +15,7 @@ from walcast.checksum import lock_pgno
 from walcast.errors import ProtocolViolation
 from walcast.identifiers import check_identifier
 from walcast.ltx import HEADER_SIZE, PAGE_HEADER_SIZE, TRAILER_SIZE, Header, block_max_bytes
+from walcast.moment import TIMESTAMP_MAX_MS
 from walcast.position import CHECKSUM_FLAG, Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.terms import HISTORY_TERMS, TERM_STEP_MAX, TXID_MAX, TXID_STEP_MAX, TermStart, is_plausible_term
@@ -22,7 +23,6 @@ from walcast.terms import HISTORY_TERMS, TERM_STEP_MAX, TXID_MAX, TXID_STEP_MAX,
 PAGE_SIZES = frozenset(1 << power for power in range(9, 17))  # SQLite's: 512 to 65536
 COMMIT_PAGES_MAX = 0xFFFFFFFE  # SQLite's
 URL_MAX_CHARS = 1_000  # what is in it is for whoever uses it to check
-TIMESTAMP_MAX_MS = 253_402_300_799_999  # the end of the year 9999, the last that times can be formatted of
 COPY_BLOCKS_MAX_BYTES = 1 << 20  # of one message; a primary sends a quarter of that
 _LTX_LEAST_BYTES = HEADER_SIZE + PAGE_HEADER_SIZE + TRAILER_SIZE
 

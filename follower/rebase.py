@@ -15,6 +15,7 @@ from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import archived_since, keeping_of
 from follower.room import check_announced
 from walcast.archive import ArchiveFile, list_files, plan_restore
+from walcast.archive.damage import check_seen_term
 from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import announced_bytes, read_header
 from walcast.discarded import Circumstances
@@ -26,6 +27,7 @@ from walcast.restore.around import Around, Goal
 from walcast.shortage import disk_errors
 from walcast.statedir import state_dir
 from walcast.store import Store
+from walcast.terms import is_plausible_term
 
 log = logging.getLogger("walcast.follower")
 
@@ -51,15 +53,19 @@ def catch_up(store: Store, applier: Applier, keeping: Circumstances | None = Non
         done = False
     if done or keeping is None:
         return done
-    return newest_term(store) > applier.term and rebase(store, applier, keeping)
+    return newest_term(store, applier.term) > applier.term and rebase(store, applier, keeping)
 
 
-def newest_term(store: Store) -> int:
-    """Of the archive's newest file; 0 when there is none that can be told."""
+def newest_term(store: Store, seen: int) -> int:
+    """Of the archive's newest file; 0 when there is none that can be told, or one that is not believed where the
+    replica's is `seen`."""
     try:
-        return read_header(store, plan_restore(list_files(store))[-1]).term
+        newest = plan_restore(list_files(store))[-1]
+        term = read_header(store, newest).term
+        check_seen_term(term, seen, newest)
     except WalcastError:
         return 0
+    return term
 
 
 def rebase(store: Store, applier: Applier, keeping: Circumstances) -> bool:
@@ -73,7 +79,9 @@ def rebase(store: Store, applier: Applier, keeping: Circumstances) -> bool:
     try:
         with disk_errors(temporary):
             restored = Around(store, Goal(), list_files(store)).carry_out(attempt)
-        if restored.term <= applier.term or restored.page_size != applier.page_size:
+        if not applier.term < restored.term or not is_plausible_term(restored.term, max(applier.term, 1)):
+            return False
+        if restored.page_size != applier.page_size:
             return False
         target = keeping_of(applier, keeping)
         target.begin()

@@ -22,20 +22,23 @@ from support.writers import sql
 
 from follower.applier import Applier
 from follower.bootstrap import archived_since, from_archive
+from follower.rebase import newest_term
 from primary.archiving.compaction import compact, prove
 from walcast import shortage
 from walcast.archive import ArchiveFile, list_files, ltx_key
 from walcast.archive.damage import DamagedFile
-from walcast.archive.reading import file_events
+from walcast.archive.reading import file_events, read_header
 from walcast.errors import Corrupt, DiskFull
 from walcast.ltx import FLAG_NO_CHECKSUM, HEADER_SIZE, Encoder, Header
 from walcast.ltx.possible import end_max, pages_max
+from walcast.moment import TIMESTAMP_MAX_MS
 from walcast.position import CHECKSUM_FLAG
 from walcast.restore import RestoreReport, restore, restore_to
 from walcast.restore import generations as restore_generations
 from walcast.restore.verify import verify_archive
 from walcast.statedir import StateDir
 from walcast.store.directory import DirectoryStore
+from walcast.terms import TERM_MAX, TERM_STEP_MAX
 
 COMMIT = "UPDATE accounts SET balance = balance + 1"
 NEWER = 0xFF  # a TXID that the archive does not have
@@ -62,15 +65,18 @@ print(json.dumps([said, int(peak.split()[1]) << 10]))
 """
 
 
-def header(commit: int, low: int = 1, high: int = NEWER, *, size: int = 4096, checksum: int = 0) -> Header:
+def header(
+    commit: int, low: int = 1, high: int = NEWER, *, size: int = 4096, checksum: int = 0, term: int = 0, at_ms: int = 1
+) -> Header:
     return Header(
         page_size=size,
         commit_pages=commit,
         min_txid=low,
         max_txid=high,
-        timestamp_ms=1,
+        timestamp_ms=at_ms,
         flags=FLAG_NO_CHECKSUM,
         database_checksum=checksum,
+        term=term,
     )
 
 
@@ -215,6 +221,18 @@ def test_what_comes_after_a_whole_file_is_damage_that_is_found_at_once(store: Di
         compact(store, [file], lambda data: None)
     with pytest.raises(DamagedFile):
         restore(store, out)
+
+
+@pytest.mark.parametrize("lie", [{"term": TERM_MAX + 1}, {"at_ms": -1}, {"at_ms": TIMESTAMP_MAX_MS + 1}])
+def test_terms_and_times_that_cannot_be_are_damage(store: DirectoryStore, out: Path, lie: dict[str, int]) -> None:
+    file = put(store, 1, NEWER, zeros(header(2, **lie), 1, 2))
+    with pytest.raises(DamagedFile):
+        read_header(store, file)
+    with pytest.raises(DamagedFile):
+        list(file_events(store, file))
+    with pytest.raises(DamagedFile):
+        restore(store, out)
+    assert not out.parent.exists()
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -391,6 +409,8 @@ FORGED: dict[str, Callable[[int, int], bytes]] = {
     "other pages": lambda low, size: zeros(header(1, low, low, size=2 * size), 1),
     "a size without end": lambda low, size: zeros(header(0xFFFFFFFE, low, low, size=size), 1),
     "a checksum that is none": lambda low, size: zeros(header(1, low, low, size=size, checksum=CHECKSUM_FLAG), 1),
+    "a term far above": lambda low, size: zeros(header(1, low, low, size=size, term=TERM_STEP_MAX + 2), 1),
+    "a term above all": lambda low, size: zeros(header(1, low, low, size=size, term=2**32 - 1), 1),
 }
 
 
@@ -407,7 +427,9 @@ def test_a_replica_takes_nothing_of_a_file_that_cannot_be(app: Served, tmp_path:
             put(store, low, low, FORGED[how](low, applier.page_size), level=0)
             with pytest.raises((Corrupt, Exception)) as caught:
                 archived_since(store, applier)
-            assert type(caught.value).__name__ in ("DamagedFile", "ChecksumMismatch", "ProtocolViolation")
+            expected = ("DamagedFile",) if "term" in how else ("DamagedFile", "ChecksumMismatch", "ProtocolViolation")
+            assert type(caught.value).__name__ in expected
+            assert newest_term(store, applier.term) == 0
             assert applier.position == before
             applier.check_usable()
 
