@@ -20,6 +20,7 @@ from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
 from walcast.identifiers import check_identifier, printable
 from walcast.identity import OtherDatabase, parse_database_id
+from walcast.lasting import outlast
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -248,7 +249,7 @@ class Stream:
         self._reading_since_s = math.inf
         self._ended: str | WalcastError = ""
         self._tenure_until_s = math.inf
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = asyncio.create_task(outlast(self._watch, str(primary), "stream"))
 
     async def _watch(self) -> None:
         """End the call when nothing comes for too long: cheaper than a timeout around every read."""

@@ -56,6 +56,7 @@ from walcast.errors import (
 from walcast.held import Held
 from walcast.identifiers import printable
 from walcast.identity import OtherDatabase
+from walcast.lasting import outlast
 from walcast.permissions import OWNER_ONLY
 from walcast.position import Position
 from walcast.rarely import Rarely
@@ -196,11 +197,12 @@ class Following:
     async def run(self) -> None:
         """Follow until cancelled. ConfigError when the primary says that it can never work."""
         self._task = asyncio.current_task()
-        ticking = asyncio.create_task(self.showing.keep_showing())
+        ticking = asyncio.create_task(outlast(self.showing.keep_showing, self.path, "status"))
         try:
-            self._show(State.BOOTSTRAPPING if self._held is None else State.DISCONNECTED)
-            await self._retrying(self._begin)
-            await self._retrying(self._follow)
+            with contextlib.suppress(MemoryError):
+                self._show(State.BOOTSTRAPPING if self._held is None else State.DISCONNECTED)
+            await outlast(partial(self._retrying, self._begin), self.path, "follower")
+            await outlast(partial(self._retrying, self._follow), self.path, "follower")
         except HandedOver:
             pass
         finally:
@@ -626,7 +628,8 @@ class Following:
         if self._released:
             self.showing.close()
             return
-        self._show(State.STOPPED)
+        with contextlib.suppress(MemoryError):
+            self._show(State.STOPPED)
         if self._applier is not None:
             await self._sync(self._applier)
             await asyncio.to_thread(self._applier.close)

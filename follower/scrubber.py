@@ -17,6 +17,7 @@ import apsw
 from follower.applier import Applier
 from walcast.errors import Diverged, Unavailable, WalcastError
 from walcast.filewatch import FileWatch, Wrote
+from walcast.lasting import outlast
 from walcast.scrub import Mismatch, Scrubber, names_of, sample
 
 log = logging.getLogger("walcast.follower")
@@ -54,7 +55,7 @@ class ReplicaScrubber:
 
     def start(self) -> None:
         """Begin."""
-        self._looking = asyncio.create_task(self._look())
+        self._looking = asyncio.create_task(outlast(self._look, self._applier.path, "scrubber"))
         self.scrubber.start()
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from node.logs import level_again
@@ -31,8 +32,9 @@ async def keep_fresh(credentials: Credentials) -> None:
                 warn_of_open_key(credentials)
             warn_of_expiry(credentials, warnings)
         except Exception as error:  # noqa: BLE001 - whatever it is, the node goes on with what it has
-            facts = {"error": f"{type(error).__name__}: {error}"}
-            rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error).__name__, facts)
+            with suppress(MemoryError):
+                facts = {"error": f"{type(error).__name__}: {error}"}
+                rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error).__name__, facts)
         await asyncio.sleep(LOOK_S)
 
 

@@ -13,6 +13,7 @@ from typing import Self
 
 from node.ping import ping
 from walcast.errors import WalcastError
+from walcast.lasting import outlast_in_thread
 from walcast.secret import Secret
 
 log = logging.getLogger("walcast.heartbeat")
@@ -48,6 +49,9 @@ class Heartbeat:
         self._stop.set()
 
     def _run(self) -> None:
+        outlast_in_thread(self._beat_on, "heartbeat", "heartbeat", pause=self._stop.wait)
+
+    def _beat_on(self) -> None:
         wait_s = 0.0
         while not self._stop.wait(wait_s):
             wait_s = self._beat()

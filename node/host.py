@@ -35,6 +35,7 @@ from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
+from walcast.lasting import outlast
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
 from walcast.statusfile import State
@@ -124,7 +125,7 @@ class Host:
             for member in self.settings.members:  # whoever asks before its role is known must ask again
                 self._served.away[member.database.name] = not_served(member.database.name, "its role is not known yet")
             await server.start()
-            stack.callback(asyncio.create_task(self._keep_showing()).cancel)
+            stack.callback(asyncio.create_task(outlast(self._keep_showing, "status files", "status")).cancel)
             stack.callback(asyncio.create_task(keep_fresh(self.credentials)).cancel)
             log.info("listening", extra={"address": str(self.listening)})
             self._record_settings()

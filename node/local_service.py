@@ -23,6 +23,7 @@ from primary.served import Refused, Served
 from primary.tenure import Tenure
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.lasting import outlast
 from walcast.levels import Level
 from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
@@ -60,7 +61,7 @@ class LocalService:
         """Listen. A socket that cannot be made costs the local commands, not the service, and is tried again."""
         await self._listen()
         if self._server is None:
-            self._listening = asyncio.create_task(self._listen_later())
+            self._listening = asyncio.create_task(outlast(self._listen_later, self._path, "local socket"))
 
     async def stop(self) -> None:
         """Hang up and remove the socket."""

@@ -221,7 +221,10 @@ class CaptureLoop:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._try()
+                try:
+                    self._try()
+                except MemoryError:  # not even enough to say so
+                    self._wakeup.pause(RETRY_S)
         except WalcastError as error:
             self._fail(error)
         except BaseException as error:

@@ -16,9 +16,12 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from inotify_simple import INotify, flags
+
+from walcast.lasting import outlast_in_thread
 
 POLL_S = 0.002  # where there is no inotify
 OWN_INSTANCES = 16
@@ -154,7 +157,8 @@ class _Shared:
         self._inotify = INotify()
         self._lock = threading.Lock()
         self._told: dict[int, Callable[[], None]] = {}
-        threading.Thread(target=self._run, name="inotify", daemon=True).start()
+        work = partial(outlast_in_thread, self._run, "inotify", "inotify")
+        threading.Thread(target=work, name="inotify", daemon=True).start()
 
     def add(self, path: Path, mask: int, notify: Callable[[], None]) -> int:
         with self._lock:  # no event is passed on before it is known to whom

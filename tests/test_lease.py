@@ -149,10 +149,12 @@ def test_a_claim_of_an_impossible_term_delays_nobody() -> None:
 def test_of_what_lies_among_the_claims_little_is_read() -> None:
     big = [ObjectInfo(f"walcast-claims/{number}", 2 << 30, 9) for number in range(5)]
     many = [ObjectInfo(f"walcast-claims/{number:05d}", 100, number) for number in range(5000)]
-    keys = claims.worth_reading([*big, *many])
+    keys = [found.key for found in claims.worth_reading([*big, *many])]
     assert len(keys) == claims.MOST_CLAIMS
     assert keys[0] == "walcast-claims/04999"
     assert claims.worth_reading(big) == []
+    expected = [found.key for found in claims.worth_reading(many, ["00003"])]
+    assert expected[:2] == ["walcast-claims/00003", "walcast-claims/04999"]
 
 
 @pytest.mark.parametrize("name", ["walcast_lease", "term", "holder", "address", "lease_s", "nonce"])

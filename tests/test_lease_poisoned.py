@@ -24,7 +24,7 @@ from node.failover.lease import KEY, Lease
 from node.failover.state import HandOver, NotHandedOver, Role, State, Step
 from node.failover.state import Node as Told
 from walcast import local
-from walcast.errors import Unavailable, WalcastError
+from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.statedir import state_dir
 from walcast.store import ForeignObject, ObjectChanged, Store, open_store
 from walcast.store.directory import DirectoryStore
@@ -112,6 +112,31 @@ def test_what_lies_among_the_claims_and_is_none_counts_for_nothing(tmp_path: Pat
     with (tmp_path / PREFIX / "big").open("wb") as file:
         file.truncate(2 << 30)
     assert keeper_of(store)._read_claims() == (mine,)
+
+
+def test_no_claim_and_no_crowd_of_them_keeps_an_election_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that may not be read, not one that takes its time, not hundreds that are newer than those of the set."""
+    store = DirectoryStore(tmp_path)
+    known, get = Claim("member", "n", 3, 9), store.get
+    store.put(known.key, known.encode(), timestamp_ms=1)
+    for number in range(300):
+        store.put(f"{PREFIX}x{number}", Claim(f"x{number}", "n", 3, 1).encode(), timestamp_ms=2)
+
+    def slow(key: str, start: int = 0, length: int | None = None) -> bytes:
+        if key.endswith("x299"):
+            raise ConfigError("no permission")
+        time.sleep(0.05)
+        return get(key, start, length)
+
+    monkeypatch.setattr(store, "get", slow)
+    state = start(Told("me", "me:1", "run", 1.0), term=3, primary=False)
+    keeper = keeper_of(store, replace(state, lease=replace(GOOD, lease_s=1.0, followers=("member",))))
+    began_s = time.monotonic()
+    found = keeper._read_claims()
+    assert time.monotonic() - began_s < 0.25
+    assert found[0] == known
 
 
 @pytest.mark.parametrize(

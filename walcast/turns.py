@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import suppress
 from typing import Protocol
 
 REMOVE_S = 10.0
+AGAIN_S = 10.0
 
 
 class Work(Protocol):
@@ -52,7 +54,9 @@ class Turns:
     def _run(self) -> None:
         while True:
             work = self._next()
-            pause_s = work.step()
+            pause_s = AGAIN_S
+            with suppress(MemoryError):  # a piece that there is no memory for is taken later
+                pause_s = work.step()
             with self._changed:
                 self._working = None
                 if work in self._due_s:  # it may be due sooner than it says, because somebody asked meanwhile

@@ -13,7 +13,7 @@ from typing import Any
 from node.drill import sql
 from node.drill.ledger import Ledger, Writable
 from node.drill.nodes import Node
-from node.failover.claims import PREFIX, Claim
+from node.failover.claims import Claim, read_claims
 from node.failover.lease import KEY, Lease
 from walcast import local
 from walcast.errors import WalcastError
@@ -158,8 +158,7 @@ class Watch:
             if before is None or (before.term, before.holder) != (lease.term, lease.holder):
                 self.seen.leases.append((time.monotonic(), lease))
         known = {(claim.id, claim.nonce) for _, claim in self.seen.claims}
-        for listed in self._store.list(PREFIX):
-            claim = Claim.decode(self._store.get(listed.key))
+        for listed, claim in read_claims(self._store):
             if (claim.id, claim.nonce) not in known:
                 # S3 says only the second; and a look comes later than what it sees.
                 ago_s = time.time() - listed.timestamp_ms / 1000 if self._exact_times else 0.0

@@ -16,6 +16,7 @@ import shutil
 import sys
 import uuid
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,7 @@ async def on_air(member: Member) -> None:
         member.report = None
     if not member.archiving:
         member.archiving = True
-        member.spawn(_archive(member, serving))
+        member.spawn(partial(_archive, member, serving))
 
 
 async def _archive(member: Member, serving: Serving) -> None:
@@ -304,7 +305,7 @@ def fence(member: Member) -> None:
     member.shown.show()
     if member.name in member.host.names:
         serving.served.wake()  # streams end
-        member.spawn(member.host.set_fenced(member.name))
+        member.spawn(partial(member.host.set_fenced, member.name))
         log.error("fenced: writers are held until the lease can be renewed", extra={"database": member.name})
 
 
@@ -463,4 +464,4 @@ def forget_log(member: Member) -> None:
     with suppress(OSError):
         folder.rename(folder.with_name(f"log.old-{uuid.uuid4().hex[:8]}"))
     for old in folder.parent.glob("log.old-*"):
-        member.spawn(asyncio.to_thread(shutil.rmtree, old, ignore_errors=True))
+        member.spawn(partial(asyncio.to_thread, shutil.rmtree, old, ignore_errors=True))

@@ -10,15 +10,18 @@ candidates compare the same claims, also when they cannot reach each other: the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from walcast.errors import Corrupt, ProtocolViolation
+from walcast.errors import Corrupt, ProtocolViolation, WalcastError
 from walcast.identifiers import check_identifier, printable
 from walcast.identity import parse_database_id
-from walcast.store import ObjectInfo
+from walcast.store import ObjectInfo, Store
 from walcast.terms import TERM_MAX, is_plausible_term
 
 PREFIX = "walcast-claims/"
@@ -89,12 +92,28 @@ class Claim:
         return claim
 
 
-def worth_reading(listed: Iterable[ObjectInfo]) -> list[str]:
-    """The keys of what may be claims, the newest first: nothing bigger than a claim, and no more than a set has nodes.
-    What else lies there must neither fill the memory nor keep an election from its end."""
+def worth_reading(listed: Iterable[ObjectInfo], expected: Collection[str] = ()) -> list[ObjectInfo]:
+    """What may be claims: those of the nodes that are expected first, then the newest; nothing bigger than a claim, and
+    no more than a set has nodes. What else lies there must neither fill the memory nor keep an election from its
+    end."""
+    keys = {PREFIX + node for node in expected}
     small = [found for found in islice(listed, MOST_LISTED) if found.size <= MOST_BYTES]
-    small.sort(key=lambda found: found.timestamp_ms, reverse=True)
-    return [found.key for found in small[:MOST_CLAIMS]]
+    small.sort(key=lambda found: (found.key in keys, found.timestamp_ms), reverse=True)
+    return small[:MOST_CLAIMS]
+
+
+def read_claims(
+    store: Store, expected: Collection[str] = (), *, until_s: float = math.inf
+) -> Iterator[tuple[ObjectInfo, Claim]]:
+    """The claims that are in the store, as it lists them; what is none, or cannot be read, is left out. No more are
+    read from `until_s` on, by the monotonic clock. Raises what `list` raises."""
+    for found in worth_reading(store.list(PREFIX), expected):
+        if time.monotonic() > until_s:
+            return
+        with suppress(WalcastError):
+            claim = Claim.decode(store.get(found.key, 0, MOST_BYTES + 1))
+            if claim.key == found.key:  # a node speaks for itself alone
+                yield found, claim
 
 
 def rank(claims: Iterable[Claim], mine: Claim) -> int:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from node.failover import state as d
-from node.failover.claims import MOST_BYTES, PREFIX, Claim, worth_reading
+from node.failover.claims import Claim, read_claims
 from node.failover.decisions import step
 from node.failover.lease import KEY, Lease, is_other, other_words
 from node.threads import Threads
@@ -23,6 +23,7 @@ from primary.tenure import now_s
 from walcast import audit
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
+from walcast.lasting import AGAIN_S, is_passing, outlast
 from walcast.store import ObjectChanged, Store
 from walcast.terms import is_plausible_term
 
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 THREADS = 4  # of which all but one may hang
 PATIENCE = 4  # requests, in the time of a lease
+READING = 0.75  # of the time of a request: what was read of the claims by then is what there is
 MEND = "no node goes by it: look at it and mend it with `walcast repair`"
 
 
@@ -62,38 +64,74 @@ class Keeper:
         self._take_over = take_over
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
+        self._due: list[d.Action] = []  # what was decided and is not begun yet
+        self._told = True  # does `changed` know the state?
         self._threads = Threads(THREADS, thread_name_prefix="lease")
 
     def feed(self, event: d.Event) -> None:
-        """Something happened."""
-        self.state, actions = step(self.state, event)
-        self._changed(self.state)
-        for action in actions:
-            if isinstance(action, d.Read | d.Swap | d.MakeClaim | d.ReadClaims):
-                asking = asyncio.create_task(self._ask(action))
-                self._asking.add(asking)
-                asking.add_done_callback(self._asking.discard)
-            else:
-                log.debug("decided", extra={"action": type(action).__name__})
-                self._act(action)
+        """Something happened. A MemoryError says that it was not taken in; what follows from an event that was is done,
+        at once or a little later."""
+        state, actions = step(self.state, event)
+        due = [*self._due, *actions]
+        self.state, self._due, self._told = state, due, False
         self._wake.set()
+        self._follow_up()
+
+    def _follow_up(self) -> None:
+        """Tell the state, and begin the actions that are due. What there is no memory for stays due."""
+        try:
+            if not self._told:
+                self._changed(self.state)
+                self._told = True
+            while self._due:
+                action = self._due.pop(0)
+                try:
+                    self._begin(action)
+                except MemoryError:
+                    self._due.insert(0, action)  # where it was: that takes no memory
+                    raise
+        except MemoryError as error:
+            is_passing(error, self._store.url, "lease")
+
+    def _begin(self, action: d.Action) -> None:
+        if isinstance(action, d.Read | d.Swap | d.MakeClaim | d.ReadClaims):
+            asking = asyncio.create_task(self._ask(action))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
+        else:
+            log.debug("decided", extra={"action": type(action).__name__})
+            self._act(action)
 
     async def run(self) -> None:
         """Until cancelled."""
         try:
-            while True:
-                self.feed(d.Tick(now_s()))
-                self._wake.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, min(self.state.tick_s - now_s(), 3600.0))):
-                        await self._wake.wait()
+            await outlast(self._turn_by_turn, self._store.url, "lease")
         finally:
             for asking in list(self._asking):
                 asking.cancel()
             self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _turn_by_turn(self) -> None:
+        while True:
+            self.feed(d.Tick(now_s()))
+            self._wake.clear()
+            most_s = 3600.0 if self._told and not self._due else AGAIN_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(self.state.tick_s - now_s(), most_s))):
+                    await self._wake.wait()
+
     async def _ask(self, action: d.Read | d.Swap | d.MakeClaim | d.ReadClaims) -> None:
-        """Carry out one request, and feed its answer: one, whatever happens."""
+        """Carry out one request, and feed its answer: one, whatever happens. The decisions wait for it."""
+        event: d.Event | None = None
+        with suppress(MemoryError):
+            event = await self._event_of(action)
+
+        async def feed() -> None:
+            self.feed(event or d.Failed(now_s()))
+
+        await outlast(feed, self._store.url, "lease")
+
+    async def _event_of(self, action: d.Read | d.Swap | d.MakeClaim | d.ReadClaims) -> d.Event:
         try:
             event = await self._answer(action)
         except ObjectChanged:
@@ -101,6 +139,8 @@ class Keeper:
         except (WalcastError, OSError, TimeoutError) as error:
             self._failed(str(error) or "the store does not answer in time")
             event = d.Failed(now_s())
+        except MemoryError:
+            raise
         except Exception:
             log.exception("the lease cannot be asked for")
             event = d.Failed(now_s())
@@ -108,7 +148,7 @@ class Keeper:
             if self.error is not None:
                 log.info("the lease can be asked for again")
             self.error = None
-        self.feed(event)
+        return event
 
     def _failed(self, error: str) -> None:
         if error != self.error:
@@ -183,10 +223,8 @@ class Keeper:
         self._store.put(claim.key, claim.encode(), timestamp_ms=time.time_ns() // 1_000_000)
 
     def _read_claims(self) -> tuple[Claim, ...]:
-        claims: list[Claim] = []
-        for key in worth_reading(self._store.list(PREFIX)):
-            with suppress(Corrupt, Unavailable):
-                claim = Claim.decode(self._store.get(key, 0, MOST_BYTES + 1))
-                if claim.key == key:  # a node speaks for itself alone
-                    claims.append(claim)
-        return tuple(claims)
+        """In the time that is waited for them: one that is not read is as good as none."""
+        lease = self.state.lease
+        until_s = time.monotonic() + self._lease_s / PATIENCE * READING
+        expected = (self.state.node.id, *(lease.followers if lease is not None else ()))
+        return tuple(claim for _, claim in read_claims(self._store, expected, until_s=until_s))

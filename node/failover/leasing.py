@@ -164,8 +164,8 @@ class Leasing:
         )
         if settings.force and primary:
             self.keeper.feed(d.Wanted(now_s()))
-        self._member.spawn(self.keeper.run())
-        self._member.spawn(self._look_at_stream())
+        self._member.spawn(self._look_at_stream)
+        self._member.spawn(self.keeper.run)  # last: should the one before fail, this is called again
 
     @property
     def lease_s(self) -> float:

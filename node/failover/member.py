@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -37,6 +38,7 @@ from walcast.discarded import list_discarded
 from walcast.errors import ConfigError, DiskFull, Exhausted, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.identity import id_of_database
+from walcast.lasting import RUN_OUT, is_passing, outlast
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
@@ -82,6 +84,7 @@ class Member:
         self.report: Facts | None = None
         self._promotion: asyncio.Future[Facts] | None = None
         self._promotion_after = 0
+        self._with_lease = False
         self._new = False
         self._error: WalcastError | None = None
         self._rarely = Rarely(log)
@@ -98,10 +101,15 @@ class Member:
     def start(self, on_failure: Callable[[WalcastError], object]) -> None:
         """Find the role, in the background; `on_failure` when it cannot be kept."""
         self._on_failure = on_failure
-        self.spawn(self._run())
+        self._spawned(self._run())
 
-    def spawn(self, work: Awaitable[object]) -> asyncio.Task[Any]:
-        """Work that ends with the member; what it raises is the member's failure."""
+    def spawn(self, work: Callable[[], Awaitable[object]]) -> asyncio.Task[Any]:
+        """Work that ends with the member, begun again when something runs out in it; what else it raises is the
+        member's failure."""
+        name = getattr(work, "__qualname__", "") or "work"
+        return self._spawned(outlast(work, state_dir(self.path), name))
+
+    def _spawned(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -130,8 +138,12 @@ class Member:
 
     def _changed(self, task: asyncio.Task[Any]) -> None:
         self._changes.discard(task)
-        if task.cancelled() or not isinstance(task.exception(), Refused):
-            self._ended(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Refused):
+            return
+        if isinstance(error, RUN_OUT) and not self.tenure.ended and is_passing(error, state_dir(self.path), "role"):
+            return  # nothing was given away yet, and whoever asked is told
+        self._ended(task)
 
     async def close(self) -> None:
         """Let go of the database. The lease is not given up: whoever starts again soon is still the primary."""
@@ -167,14 +179,15 @@ class Member:
         self.standing = standing or Standing(role, 0, history=())
         self._new = not folder.exists()
         await self._have_role(role)
-        await self._listen()
+        await outlast(self._listen, folder, "local socket")
         while True:
-            action = await self._actions.get()
-            await self._see_through(self._change(action))
+            change = partial(self._change, await self._actions.get())
+            await outlast(lambda change=change: self._see_through(change()), folder, "role")  # type: ignore[misc]
 
     async def _change(self, action: d.Action) -> None:
+        """What ran out on the way does not end it: the action is begun again, which finds what of it was done."""
         async with self.changing:
-            await self._carry_out(action)
+            await outlast(partial(self._carry_out, action), state_dir(self.path), type(action).__name__)
 
     async def _have_role(self, role: str) -> None:
         """Find the role. While the disk is full, or descriptors or threads are exhausted, wait and try again, as a node
@@ -185,13 +198,14 @@ class Member:
                 await self._find_role(role)
             except (DiskFull, Exhausted, OSError, RuntimeError, MemoryError) as error:
                 known = error if isinstance(error, WalcastError) else shortage(error, state_dir(self.path))
-                if known is None or self.serving is not None or self.following is not None:
+                if known is None:
                     raise
             else:
                 return
             facts = {"database": self.name, "error": str(known)}
             self._rarely.log(logging.ERROR, "cannot begin, trying again", "begin", facts)
-            self.leasing.close()
+            if not self._is_open:
+                self.leasing.close()
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, BEGIN_MOST_S)
 
@@ -199,12 +213,14 @@ class Member:
         if self.settings.auto and self.settings.eligible and self.unreachable:
             raise ConfigError(self.unreachable)
         self.id = self.settings.follower_id or self.host.credentials.node_id or changes.persistent_id(self.path)
-        with_lease = await self.leasing.find()
-        if role == PRIMARY:
+        if not self._is_open:  # else it is begun again where something ran out
+            self._with_lease = await self.leasing.find()
+        with_lease = self._with_lease
+        if role == PRIMARY and self.following is None:
             if with_lease:
                 self.tenure.set(-math.inf, -math.inf)
             try:
-                self.serving = await changes.open_primary(self)
+                self.serving = self.serving or await changes.open_primary(self)
             except Damaged as error:
                 if not with_lease:
                     raise
@@ -218,14 +234,14 @@ class Member:
                 if self.standing.history:  # nobody else would tell one that was away when this node was promoted
                     term, name = self.serving.served.log.term, self.database_name
                     before = [wire.Address.parse(self.standing.primary)] if self.standing.primary else []
-                    self.spawn(telling.tell(self, [*self.settings.primaries, *before], term, name))
+                    self.spawn(partial(telling.tell, self, [*self.settings.primaries, *before], term, name))
                 return
             changes.fence(self)
-        else:
+        elif self.following is None:
             await asyncio.to_thread(changes.finish_log, self.path)
             changes.follow(self, self.settings.primaries)
         if with_lease:
-            self.leasing.keep(role == PRIMARY)
+            self.leasing.keep(self.serving is not None)
 
     async def _listen(self) -> None:
         answers = {
@@ -236,7 +252,12 @@ class Member:
         }
         self._local = LocalService(self.path, answers, lambda: self.serving.database if self.serving else None)
         await self._local.start()
-        self.spawn(self.shown.run())
+        self.spawn(self.shown.run)
+
+    @property
+    def _is_open(self) -> bool:
+        """Has it a database, as the primary or as a follower?"""
+        return self.serving is not None or self.following is not None
 
     # What was decided
 
@@ -377,8 +398,8 @@ class Member:
 
     def run_follower(self, following: Following) -> None:
         """Have it live."""
+        self._follower_task = self._spawned(following.run())  # outlasts what runs out by itself
         self.following = following
-        self._follower_task = self.spawn(following.run())
 
     def whereabouts(self, addresses: Sequence[wire.Address]) -> Whereabouts:
         """Where the primary may be."""

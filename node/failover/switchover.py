@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,6 +30,7 @@ from primary.tenure import now_s
 from walcast import wire
 from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
 from walcast.identifiers import check_identifier, printable
+from walcast.lasting import outlast
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.terms import FOLLOWER, Standing, gaps_between, is_plausible_term
@@ -81,7 +83,7 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
         member.handed_over = last, now_s() + LAST_WORD_S
         reply = await _offered(served, offer, term, captured)
         pause_us = int((time.monotonic() - began_s) * 1e6)
-        await changes.demote(member, follower.address)
+        await outlast(partial(changes.demote, member, follower.address), member.path, "role")
     if not (reply is not None and reply.taken) and await _streams(member, term):
         pause_us = int((time.monotonic() - began_s) * 1e6)  # it found the lease before the offer
         reply = pb.HandOverReply(term=term, taken=True)
@@ -272,7 +274,7 @@ async def promote(member: Member, *, force: bool) -> dict[str, Any]:
         database = following.database or member.database_name
         term = max(following.applier.term, known, member.standing.term, 1) + 1
         member.act(d.Promote(term))
-        member.spawn(telling.tell(member, before, term, database))
+        member.spawn(partial(telling.tell, member, before, term, database))
     try:
         async with asyncio.timeout(PROMOTE_S):
             return await asyncio.shield(promotion)
@@ -360,5 +362,5 @@ async def step_down(member: Member, request: pb.StepDownRequest) -> pb.StepDownR
             detail = f"the term began at {start}, which is not on this node's history: another database's?"
             raise Refused(pb.REFUSAL_KIND_DIVERGED, detail)
         await proof.check_primary(member, serving.served, address, request.term)
-        await changes.demote(member, request.primary)
+        await outlast(partial(changes.demote, member, request.primary), member.path, "role")
     return pb.StepDownReply(term=request.term)

@@ -23,6 +23,7 @@ from node.http.protocol import OneRequest, config_for
 from node.http.routes import near
 from node.http.tls import certificate_for
 from walcast.errors import ConfigError, Unavailable
+from walcast.lasting import outlast
 from walcast.rarely import Rarely
 from walcast.shortage import EXHAUSTED, reason
 from walcast.wire import Address, Tls
@@ -117,7 +118,7 @@ class HttpServer:
 
     async def _serve(self) -> None:
         self._loop.set_exception_handler(self._unexpected)
-        accepting = asyncio.create_task(self._accept())
+        accepting = asyncio.create_task(outlast(self._accept, "HTTP", "accept"))
         await self._stop.wait()
         tasks = [accepting, *(one.task for one in self._connections if one.task is not None)]
         for task in tasks:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -162,7 +163,8 @@ class Archiver:
                 if not stopping and self._upkeep is not None:
                     self._upkeep.start_when_due()
             except Exception as error:  # noqa: BLE001 - logged, with its traceback when nobody expects it
-                self._failed(error)
+                with suppress(MemoryError):
+                    self._failed(error)
                 wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
                 failures += 1
                 if stopping:

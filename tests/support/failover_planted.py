@@ -5,16 +5,27 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from typing import Any
 
 from follower.applier import Applier
 from follower.client import Stream
+from follower.following import Following
 from follower.keeping import Keeping
+from follower.showing import Showing
 from node.cli import main
-from node.failover import changes, claims, decisions, leasing
+from node.failover import changes, claims, decisions, keeper, leasing
+from node.failover.keeper import Keeper
+from node.failover.leasing import Leasing
+from node.failover.member import Member
+from node.failover.reports import Shown
+from node.http.server import HttpServer
+from primary.archiving.archiver import Archiver
+from primary.loop import CaptureLoop
 from primary.served import Served
 from primary.tenure import Tenure
+from walcast.scrub import Scrubber
 from walcast.store.directory import DirectoryStore
 
 swap = DirectoryStore.swap
@@ -46,6 +57,44 @@ def open_slowly(cls: type[Applier], *arguments: Any) -> Applier:
     return open_replica(cls, *arguments)
 
 
+def lacking(owner: Any, name: str, chance: float) -> None:
+    """Let what is called so raise MemoryError, before and after it has done its work, now and then."""
+    work = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+
+    def planted(*arguments: Any, **more: Any) -> Any:
+        if random.random() < chance / 2:
+            raise MemoryError
+        result = work(*arguments, **more)
+        if random.random() < chance / 2:
+            if hasattr(result, "close"):
+                result.close()  # of a coroutine
+            raise MemoryError
+        return result
+
+    setattr(owner, name, planted)
+
+
+def plant_memory_errors() -> None:
+    """In every loop of a node."""
+    random.seed(int(os.environ.get("PLANTED_SEED", "1")))
+    for owner, names, chance in (
+        (keeper, ["step"], 0.05),
+        (Keeper, ["_begin", "_read", "_failed", "_put", "_read_claims"], 0.05),
+        (changes, ["promote", "on_air", "go_to", "fence", "resume", "stand"], 0.15),
+        (Leasing, ["_set_tenure", "feed"], 0.05),
+        (Shown, ["show"], 0.2),
+        (Member, ["_change", "_listen"], 0.1),
+        (Archiver, ["_take_a_turn", "_failed"], 0.3),
+        (CaptureLoop, ["_work", "_in_trouble"], 0.1),
+        (Following, ["_lost", "_turn_away", "_begin", "_connected"], 0.2),
+        (Showing, ["show", "hear"], 0.02),
+        (Scrubber, ["step"], 0.3),
+        (HttpServer, ["_take", "_ended"], 0.3),
+    ):
+        for name in names:
+            lacking(owner, name, chance)
+
+
 def plant(bug: str) -> None:
     if bug == "swap":
         DirectoryStore.swap = swap_whatever_is_there  # type: ignore[method-assign]
@@ -65,6 +114,8 @@ def plant(bug: str) -> None:
         Applier.open = classmethod(open_slowly)  # type: ignore[assignment, method-assign]
     elif bug == "silence":  # notices a primary's silence when others have taken its place
         leasing.SILENT = math.inf
+    elif bug == "memory":
+        plant_memory_errors()
     else:
         raise SystemExit(f"no such bug: {bug!r}")
 
