@@ -266,7 +266,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str]) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_primary_and_follower_with_exit_code_0(db: Path, tmp_path: Path, number: signal.Signals) -> None:
-    with primary(db) as node, follower(tmp_path / "replica" / "app.db", node.address) as copy:
+    with primary(db, fresh=True) as node, follower(tmp_path / "r" / "app.db", node.address, fresh=True) as copy:
         for one in (copy, node):
             one.signal(number)
             assert one.wait(10.0) == 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from support.crash_images import newest_row
 from support.forks import Forks, forks
+from support.nodes import ENVIRONMENT
 from support.power_cut import disk, own_mounts, why_not
 from support.power_cut_campaign import campaign
 from support.writers import child
@@ -39,7 +40,7 @@ def power(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def forked() -> Iterator[Forks]:
-    with forks() as made:
+    with forks(ENVIRONMENT) as made:
         yield made
 
 
@@ -103,7 +104,7 @@ def test_a_follower_that_comes_back_alone_takes_over(power: Path, forked: Forks,
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", ["redo", "barrier", "log", "names"])
 def test_a_planted_bug_is_found(power: Path, seed: int, bug: str) -> None:
-    with forks(bug) as planted:
+    with forks(ENVIRONMENT | {"PLANTED_BUG": bug}) as planted:
         for offset in range(40):
             counts = campaign(planted, power, seed + 50 * offset, cuts=20, seconds=60.0, synchronous="NORMAL")
             if counts.faults:

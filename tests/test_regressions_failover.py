@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from support.archiving import CALM
-from support.nodes import ENVIRONMENT, poll
+from support.nodes import Node, poll
 from support.replica_set import ReplicaSet, SetNode, create_database, replica_set
 from support.writers import seen_from_outside, sql
 
@@ -443,28 +441,23 @@ def test_a_database_of_its_own_is_not_led_into_a_set_by_its_archive(with_lease: 
     """Whether it is to take part in failover or not: it would be made a copy of the set's."""
     it = with_lease.get()
     archive = str(it.directory / "shared")
-    processes: list[tuple[Path, bytes, subprocess.Popen[str]]] = []
+    processes: list[tuple[Path, bytes, Node]] = []
     try:
         for name, flags in (("auto.db", ["--auto-failover"]), ("manual.db", [])):
             path = tmp_path / name
             create_database(path)
             arguments = ["primary", str(path), archive, "--listen", "127.0.0.1:0", *flags]
-            made = subprocess.Popen(
-                [sys.executable, "-m", "node.cli", *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-            )
-            processes.append((path, path.read_bytes(), made))
+            processes.append((path, path.read_bytes(), Node(arguments, tmp_path, name).start()))
         for path, before, process in processes:
-            _, said = process.communicate(timeout=15.0)
-            assert process.returncode == 1
-            [error] = [line for line in said.splitlines() if " info " not in line]
+            assert process.wait(15.0) == 1
+            [error] = [line for line in process.err.read_text().splitlines() if " info " not in line]
             assert error.startswith(f"error: {path}: ")
             assert "has a primary already" in error
             assert path.read_bytes() == before
             assert not state_dir(path).exists()
     finally:
         for _, _, process in processes:
-            process.kill()
-            process.communicate()
+            process.end()
 
 
 def test_a_target_that_finds_the_lease_before_it_is_offered_the_place_has_taken_it(with_lease: Shared) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.nodes import ENVIRONMENT, Node, poll, walcast
+from support.nodes import Node, poll, walcast
 from support.replica_set import create_database
 
 from node.failover.lease import KEY, Lease
@@ -37,11 +35,8 @@ def stopped(tmp_path: Path) -> Path:
     return db
 
 
-def repair(db: Path, *arguments: str, answer: str | None = None) -> Any:
-    if answer is None:
-        return walcast("repair", db, *arguments)
-    run = [sys.executable, "-m", "node.cli", "repair", str(db), *arguments]
-    return subprocess.run(run, input=answer, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=60)
+def repair(db: Path, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+    return walcast("repair", db, *arguments, answer=answer)
 
 
 def test_it_shows_role_file_log_and_lease_and_changes_nothing(stopped: Path) -> None:

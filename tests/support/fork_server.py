@@ -1,70 +1,148 @@
 """Forks processes that have everything imported: a real `walcast` starts in milliseconds instead of half a second.
 
-    fork_server.py          reads a line of JSON for each process, writes its pid; until its standard input ends
+    fork_server.py FD       takes orders from the socket FD, one packet each, until the other side is closed
 
-    {"run": "walcast" or a script of `support`, "arguments": […], "out": PATH, "err": PATH}
+An order is JSON, with four file descriptors: standard input, output and error, and where to report.
 
-It has one thread and has used neither gRPC nor SQLite, so that a child is as good as a process of its own.
+    {"run": "walcast" or a script of `support`, "arguments": […], "environment": {…}, "directory": PATH, "umask": N}
+
+The report is two lines: the process id when it runs; when it has ended, the exit code as `subprocess` has it and the
+seconds of processor time.
+
+The server has one thread and has used neither gRPC nor SQLite, so that a child is as good as a process of its own.
 Children end with it.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import sys
+import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-PRELOADED = ("node.cli", "node.primary_command", "node.follower_command", "node.failover_commands")
+PRELOADED = (
+    "node.cli",
+    "node.failover_commands",
+    "node.follower_command",
+    "node.primary_command",
+    "node.repair_command",
+    "node.restore_command",
+    "node.snapshot_command",
+    "node.status_command",
+    "node.verify_command",
+    "walcast.store.s3_client",
+)
 SUPPORT = Path(__file__).parent
+ORDER_MAX_BYTES = 1 << 18
+running: dict[int, int] = {}  # process id → where to report
 
 
-def become(order: dict[str, Any]) -> int:
+def become(order: dict[str, Any], fds: list[int]) -> int:
     """In the child: do what the process is to do; its exit code."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number, path in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
-        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        fd = os.open(path, flags, 0o644)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, fd in enumerate(fds):
         os.dup2(fd, number)
-        os.close(fd)
+    os.closerange(3, 1024)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(order["directory"])
+    os.umask(order["umask"])
     sys.argv = [order["run"], *order["arguments"]]
+    code = run(order["run"])
+    threading._shutdown()  # type: ignore[attr-defined] # as the end of an interpreter does: wait for threads,
+    atexit._run_exitfuncs()  # do what is left to do, and write what is left to write
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def run(what: str) -> int:
     try:
-        if order["run"] == "walcast":
+        if what == "walcast":
             if os.environ.get("PLANTED_BUG"):
                 import_module("support.power_cut_planted").plant(os.environ["PLANTED_BUG"])
             import_module("node.cli").main(prog_name="walcast")
         else:
-            runpy.run_path(str(SUPPORT / order["run"]), run_name="__main__")
+            runpy.run_path(str(SUPPORT / what), run_name="__main__")
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
         return ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
     except BaseException:  # noqa: BLE001 - it is the whole process
         traceback.print_exc()
-        return 70
+        return 1
     return 0
+
+
+def reap() -> None:
+    """Report of those that have ended."""
+    while running:
+        pid, status, used = os.wait4(-1, os.WNOHANG)
+        if not pid:
+            break
+        report(running[pid], f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime}")
+        os.close(running.pop(pid))
+
+
+def report(fd: int, line: str) -> None:
+    try:
+        os.write(fd, f"{line}\n".encode())
+    except BrokenPipeError:  # nobody asks any more
+        pass
+
+
+def serve(orders: socket.socket) -> None:
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; whoever started it ends it
+    while True:
+        ready, _, _ = select.select([orders, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            reap()
+        if orders not in ready:
+            continue
+        data, fds, _, _ = socket.recv_fds(orders, ORDER_MAX_BYTES, 4)
+        if not data:
+            return
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                signal.set_wakeup_fd(-1)
+                code = become(json.loads(data), fds[:3])
+            finally:
+                os._exit(code)
+        running[pid] = fds.pop()
+        report(running[pid], str(pid))
+        for fd in fds:
+            os.close(fd)
 
 
 def main() -> None:
     for module in PRELOADED:
         import_module(module)
     sys.path.insert(0, str(SUPPORT.parent))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for exit codes: no zombies
-    print("ready", flush=True)
-    while line := sys.stdin.readline():
-        pid = os.fork()
-        if pid == 0:
-            code = become(json.loads(line))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        print(pid, flush=True)
+    gc.collect()
+    gc.freeze()  # children share these objects, and look at none of them when they collect
+    serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 main()

@@ -1,6 +1,7 @@
 """Real primaries and followers for tests: started on ports that the system chooses, ended with the test.
 
-Only processes started here are ever signalled, each by its own handle.
+Only processes started here are ever signalled, each by its own handle. They are forked from a process that has
+everything imported, unless `fresh` asks for an interpreter of their own, as users have.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import grpc
+from support.forks import NOTHING, Forked, shared_forks
 
 from walcast import wire
 from walcast.errors import Unavailable
@@ -44,16 +47,22 @@ def poll(what: Callable[[], Any], seconds: float = PATIENCE_S, every_s: float = 
     return answer
 
 
-def walcast(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = PATIENCE_S) -> Any:
-    """Run a command to its end: returncode, stdout, stderr."""
-    return subprocess.run(
-        [sys.executable, "-m", "node.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=ENVIRONMENT | (env or {}),
-        check=False,
-    )
+def walcast(
+    *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = PATIENCE_S, answer: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end: returncode, stdout, stderr. `answer` is its standard input."""
+    with TemporaryFile("w+") as asked, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        asked.write(answer)
+        asked.seek(0)
+        fds = asked.fileno(), out.fileno(), err.fileno()
+        process = shared_forks(ENVIRONMENT).start("walcast", arguments, fds, ENVIRONMENT | (env or {}))
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(["walcast", *map(str, arguments)], code, out.read(), err.read())
 
 
 @dataclass
@@ -66,19 +75,25 @@ class Node:
     env: dict[str, str] = field(default_factory=dict)
     script: str | None = None
     address: str = ""
+    fresh: bool = False
     starts: int = 0
-    _process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self) -> Node:
         """Start it, or start it again; what it said before stays in the files."""
         assert self._process is None
         self.starts += 1
-        run = [str(TESTS / "support" / self.script)] if self.script else ["-m", "node.cli"]
-        with self.out.open("ab") as out, self.err.open("ab") as err:
+        environment = ENVIRONMENT | self.env
+        with NOTHING.open("rb") as none, self.out.open("ab") as out, self.err.open("ab") as err:
             self._said = out.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, *run, *self.arguments], stdout=out, stderr=err, env=ENVIRONMENT | self.env
-            )
+            if self.fresh:
+                run = [str(TESTS / "support" / self.script)] if self.script else ["-m", "node.cli"]
+                command = [sys.executable, *run, *self.arguments]
+                self._process = subprocess.Popen(command, stdin=none, stdout=out, stderr=err, env=environment)
+            else:
+                fds = none.fileno(), out.fileno(), err.fileno()
+                what = self.script or "walcast"
+                self._process = shared_forks(ENVIRONMENT).start(what, self.arguments, fds, environment)
         return self
 
     @property
@@ -161,10 +176,12 @@ class Node:
 
 
 @contextmanager
-def primary(db: Path, *flags: str | Path, listen: str = LOOPBACK, env: dict[str, str] | None = None) -> Iterator[Node]:
+def primary(
+    db: Path, *flags: str | Path, listen: str = LOOPBACK, env: dict[str, str] | None = None, fresh: bool = False
+) -> Iterator[Node]:
     """`walcast primary DB …`, ready; started again it takes the same port."""
     arguments = ["primary", str(db), *map(str, flags), "--listen", listen, "--json", "--log-format", "json"]
-    node = Node(arguments, db.parent, f"primary-{db.stem}", env or {})
+    node = Node(arguments, db.parent, f"primary-{db.stem}", env or {}, fresh=fresh)
     node.start()
     try:
         node.address = node.ready()["listen"]
@@ -182,11 +199,12 @@ def follower(
     script: str | None = None,
     wait: bool = True,
     env: dict[str, str] | None = None,
+    fresh: bool = False,
 ) -> Iterator[Node]:
     """`walcast follower DB --primary …`, connected unless `wait` is false."""
     db.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["follower", str(db), "--primary", address, *map(str, flags), "--json", "--log-format", "json"]
-    node = Node(arguments, db.parent, f"follower-{db.stem}", env or {}, script=script, address=address)
+    node = Node(arguments, db.parent, f"follower-{db.stem}", env or {}, script=script, address=address, fresh=fresh)
     node.start()
     try:
         if wait:
