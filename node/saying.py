@@ -11,9 +11,9 @@ from walcast.identifiers import printable
 LINE_MAX_CHARS = 4000
 
 
-def say(text: str) -> None:
-    """Print lines; what cannot be printed in them is escaped."""
-    click.echo("\n".join(printable(line, LINE_MAX_CHARS) for line in text.split("\n")))
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines, on standard error with `err`; what cannot be printed in them is escaped."""
+    click.echo("\n".join(printable(line, LINE_MAX_CHARS) for line in text.split("\n")), err=err)
 
 
 def plain(text: str, style: str = "") -> Text:

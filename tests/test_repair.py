@@ -45,7 +45,9 @@ def test_it_shows_role_file_log_and_lease_and_changes_nothing(stopped: Path) -> 
     facts = json.loads(repair(stopped, "--archive", str(stopped.parent / "archive"), "--json").stdout)
     assert facts["role_file"] == {"role": "primary", "term": 3, "primary": "", "lease": False, "terms_known": 0}
     assert facts["log"]["term"] == 1
-    assert (facts["in_use"], facts["journal"], facts["lease"]) == (False, None, None)
+    assert (facts["in_use"], facts["journal"]) == (False, None)
+    assert "error" in facts["lease"]  # there is no such archive
+    assert not (stopped.parent / "archive").exists()
     assert {file: file.read_bytes() for file in state_dir(stopped).rglob("*") if file.is_file()} == before
 
 
@@ -87,6 +89,15 @@ def test_what_is_incomplete_is_wrong_usage(stopped: Path, arguments: list[str]) 
     assert repair(stopped, *arguments).returncode == 2
 
 
+def test_what_a_followers_environment_says_makes_a_look_no_change(stopped: Path) -> None:
+    before = read_standing(state_dir(stopped))
+    env = {"WALCAST_PRIMARY": "192.0.2.9:1", "WALCAST_LEASE_TIME": "3", "WALCAST_ARCHIVE": str(stopped.parent / "no")}
+    said = walcast("repair", stopped, "--json", env=env)
+    assert said.returncode == 0, said.stderr
+    assert "error" in json.loads(said.stdout)["lease"]  # no such archive
+    assert read_standing(state_dir(stopped)) == before
+
+
 def test_where_no_process_ever_ran_there_is_nothing_to_repair(tmp_path: Path) -> None:
     create_database(tmp_path / "app.db")
     assert repair(tmp_path / "app.db").returncode == 1
@@ -112,7 +123,7 @@ def test_a_lease_that_no_node_can_read_is_replaced_and_the_set_goes_on(tmp_path:
             assert poll(spoil)
             shown = json.loads(repair(db, "--archive", str(archive), "--json").stdout)
             assert "error" in shown["lease"]
-            to = ["--archive", str(archive), "--lease-term", "2", "--yes"]
+            to = ["--archive", str(archive), "--lease-term", "2", "--lease-time", "1", "--yes"]
             assert repair(db, *to).returncode == 1  # whom shall it name
             said = repair(db, *to, "--holder", "a", "--address", address)
             assert said.returncode == 0, said.stderr

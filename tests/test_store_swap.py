@@ -21,8 +21,8 @@ import pytest
 from support.s3 import S3Server, counted, moto_s3
 from support.s3_answers import HANG_UP, Answer, Request, answering, captured, friendly, s3_error
 
-from walcast.errors import ConfigError, Unavailable
-from walcast.store import ObjectChanged, S3Spec, Versioned, directory_swap, open_store
+from walcast.errors import Unavailable
+from walcast.store import ForeignObject, ObjectChanged, S3Spec, UnsettledObject, Versioned, directory_swap, open_store
 from walcast.store.directory import DirectoryStore
 from walcast.store.directory_swap import VersionFolder
 from walcast.store.s3 import S3Store
@@ -215,9 +215,9 @@ def test_what_came_too_late_is_not_read_even_where_the_listing_shows_nothing_els
         version = store.swap("lease", b"%d" % number, version)
     for number in (2, 3):  # one that seems to have the one before it
         leave(tmp_path / "lease", number, b"too late")
-    listings = iter([[2], [3], [2, 3]])
-    numbers = VersionFolder._numbers
-    monkeypatch.setattr(VersionFolder, "_numbers", lambda folder: next(listings, None) or numbers(folder))
+    listings = iter([[f"{number:016x}" for number in numbers] for numbers in ([2], [3], [2, 3])])
+    names = VersionFolder._names
+    monkeypatch.setattr(VersionFolder, "_names", lambda folder: next(listings, None) or names(folder))
     assert store.read("lease") == Versioned(b"5", version)
     assert next(listings, None) is None
 
@@ -331,10 +331,20 @@ def test_what_is_no_version_or_without_the_one_before_it_is_said(tmp_path: Path)
     version = store.swap("lease", b"one", None)
     store.swap("lease", b"two", version)
     (tmp_path / "lease" / f"{1:016x}").unlink()
-    with pytest.raises(Unavailable, match="remove it when no node is running"):
+    with pytest.raises(UnsettledObject):
         store.read("lease")
     (tmp_path / "lease" / f"{3:016x}").write_bytes(b"{}")
-    with pytest.raises(ConfigError, match="damaged"):
+    with pytest.raises(ForeignObject):
+        store.read("lease")
+
+
+def test_a_folder_without_a_version_is_no_object_and_not_taken_for_a_free_place(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "README").write_bytes(b"mine")
+    store = DirectoryStore(tmp_path)
+    with pytest.raises(ObjectChanged):
+        store.swap("lease", b"one", None)
+    with pytest.raises(ForeignObject):
         store.read("lease")
 
 
@@ -462,7 +472,7 @@ def test_a_swap_is_left_open_where_the_object_that_stands_in_its_way_cannot_be_r
 
 def test_what_is_too_big_for_a_lease_is_not_read_to_its_end() -> None:
     big = Answer(200, bytes(1 << 20), {"ETag": '"big"'})
-    with served(lambda _: big) as (store, _), pytest.raises(ConfigError, match="another prefix"):
+    with served(lambda _: big) as (store, _), pytest.raises(ForeignObject):
         store.read("lease")
     cut = Answer(200, b"half", {"ETag": '"cut"', "Content-Length": "8"})
     with served(lambda _: cut, replace(QUICK, read_s=0.2)) as (store, _), pytest.raises(Unavailable):

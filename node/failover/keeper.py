@@ -24,7 +24,7 @@ from walcast import audit
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.lasting import AGAIN_S, is_passing, outlast
-from walcast.store import ObjectChanged, Store
+from walcast.store import ForeignObject, ObjectChanged, Store, UnsettledObject
 from walcast.terms import is_plausible_term
 
 log = logging.getLogger("walcast.failover")
@@ -191,7 +191,10 @@ class Keeper:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _read(self) -> tuple[Lease | None, str | None]:
-        found = self._store.read(KEY)
+        try:
+            found = self._store.read(KEY)
+        except (ForeignObject, UnsettledObject) as error:
+            raise Unavailable(f"{self._store.url}: {error}; {MEND}") from error
         if found is None:
             self._check_archive()
             return None, None

@@ -93,8 +93,10 @@ class Lease:
             raise Corrupt(f"{KEY}: {len(data):,} bytes, more than {MOST_BYTES:,}")
         try:
             facts: Any = json.loads(data)
-            if not isinstance(facts, dict) or facts.get("walcast_lease") != FORMAT:
-                raise ValueError("not a lease of this version")
+            if not isinstance(facts, dict) or "walcast_lease" not in facts:
+                raise ValueError("not a lease of walcast's")
+            if facts["walcast_lease"] != FORMAT:
+                raise ValueError(f"a lease of version {facts['walcast_lease']!r}, and this walcast reads {FORMAT}")
             lease = cls(
                 term=int(facts["term"]),
                 holder=str(facts["holder"]),
@@ -104,7 +106,9 @@ class Lease:
                 followers=tuple(str(follower) for follower in facts.get("followers", ())),
                 database=parse_database_id(facts["database"]) if "database" in facts else "",
             )
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except KeyError as error:
+            raise Corrupt(f"{KEY}: it has no {error.args[0]!r}") from error
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise Corrupt(f"{KEY}: {printable(str(error))}") from error
         lease.check()
         return lease

@@ -1,6 +1,16 @@
 """Archive stores: one small interface, a directory and S3 behind it."""
 
-from walcast.store.base import ForeignObject, ObjectChanged, ObjectExists, ObjectInfo, ObjectMissing, Store, Versioned
+from walcast.store.base import (
+    ForeignObject,
+    ObjectChanged,
+    ObjectExists,
+    ObjectInfo,
+    ObjectMissing,
+    SetAside,
+    Store,
+    UnsettledObject,
+    Versioned,
+)
 from walcast.store.url import DirectorySpec, S3Spec, StoreSpec, open_store, parse_url
 
 __all__ = [
@@ -11,8 +21,10 @@ __all__ = [
     "ObjectInfo",
     "ObjectMissing",
     "S3Spec",
+    "SetAside",
     "Store",
     "StoreSpec",
+    "UnsettledObject",
     "Versioned",
     "open_store",
     "parse_url",

@@ -60,6 +60,10 @@ class ForeignObject(ConfigError):
     """What lies under a key that `swap` writes was not written by it: it is damaged, too big, or another program's."""
 
 
+class UnsettledObject(Unavailable):
+    """An object that `swap` writes could not be read: it changes all the time, or parts of it are missing."""
+
+
 class ListingTooLong(ConfigError):
     """There are more objects than an archive can have, or a listing has no end."""
 
@@ -77,6 +81,14 @@ class Versioned:
 
     data: bytes
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """What made way for a `swap`: `kept` is where it is now, and `version` what to swap over, None for nothing."""
+
+    kept: str
+    version: str | None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -127,6 +139,11 @@ class Store(Protocol):
         Unavailable leaves open whether it was written, or still will be: who reads finds out. Content must never come
         again (put a nonce in): an attempt whose answer was lost is repeated, and is told by it from others' writes.
         """
+
+    def set_aside(self, key: str) -> SetAside:
+        """Keep what lies under a key of `swap`'s under another name, where `read` raises ForeignObject or
+        UnsettledObject, so that a `swap` can write the object. ObjectChanged where `read` does not raise it any more;
+        then nothing was moved."""
 
     def honours_swaps(self) -> bool:
         """Does the store refuse a swap over a wrong version, and a creation where there is an object, and accept the

@@ -29,6 +29,7 @@ from walcast.store.base import (
     ObjectExists,
     ObjectInfo,
     ObjectMissing,
+    SetAside,
     Versioned,
 )
 from walcast.store.directory_modes import create_folder, create_object
@@ -150,6 +151,13 @@ class DirectoryStore:
         if written is None:
             raise ObjectChanged(key, self.url)
         return written
+
+    def set_aside(self, key: str) -> SetAside:
+        with self._errors(key):
+            aside = VersionFolder(self._path(key), self.root).set_aside()
+        if aside is None:
+            raise ObjectChanged(key, self.url)
+        return SetAside(str(aside), None)
 
     def honours_swaps(self) -> bool:
         """Nearly always: only a few file systems have no hard links."""

@@ -34,9 +34,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
-from walcast.store.base import ForeignObject, Versioned
+from walcast.store.base import ForeignObject, UnsettledObject, Versioned
 from walcast.store.directory_modes import create_folder, create_object
 from walcast.store.regular import NotAnObject, opened_file, opened_folder, read_small
 from walcast.store.swaps import MAX_SWAP_BYTES
@@ -71,18 +70,43 @@ class VersionFolder:
     root: Path
 
     def read(self) -> Versioned | None:
-        """The object now; None where there is none. Unavailable when it changes faster than it can be read."""
+        """The object now; None where there is none. UnsettledObject when it changes faster than it can be read."""
         for _ in range(_TRIES):
-            numbers = self._numbers()
-            if not numbers:
+            names = self._names()
+            if not names:
                 return None
-            last = self._load(numbers[-1])
+            numbers = _numbers_in(names)
+            last = self._load(numbers[-1]) if numbers else None
             if last is not None and (last.number == 1 or self._has(last.number - 1, last.before)):
                 return Versioned(last.data, last.name)
-        raise Unavailable(
+        if not numbers:  # nothing can be created there either
+            raise ForeignObject(f"{self.path} holds files, and none of them is a version of an object of walcast's")
+        raise UnsettledObject(
             f"{self.path} changes faster than it can be read; if it stays so while nobody writes, files are missing "
-            "in it: remove it when no node is running"
+            "in it"
         )
+
+    def set_aside(self) -> Path | None:
+        """Rename it, where it cannot be read, and say what its name is now; None where it can be read after all, or is
+        gone.
+
+        What was moved is looked at again after the rename, when nobody writes to it any more: it may have become an
+        object in between. Then it gets its name back, unless somebody has made another one meanwhile.
+        """
+        aside = self.path.with_name(f"{self.path.name}.foreign-{secrets.token_hex(4)}")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return None
+        fsync_directory(self.path.parent)
+        try:
+            VersionFolder(aside, self.root).read()
+        except (ForeignObject, UnsettledObject):
+            return aside
+        with suppress(OSError):
+            aside.rename(self.path)  # a folder with anything in it is not replaced
+            fsync_directory(self.path.parent)
+        return None
 
     def create(self, data: bytes) -> str | None:
         """The new version, or None: there is one already. The folder above exists."""
@@ -154,7 +178,7 @@ class VersionFolder:
         token, space, before = head[:-1].decode("latin-1").partition(" ")
         whole = len(head) == _HEAD_BYTES and head.endswith(b"\n") and space and len(token) == _DIGITS
         if not whole or len(body) > _HEAD_BYTES + MAX_SWAP_BYTES or number > _NUMBER_MOST:
-            raise ForeignObject(f"{path} is damaged, or another program's: remove {self.path} when no node is running")
+            raise ForeignObject(f"{path} is damaged, or another program's")
         return _Version(number, token, before, body[_HEAD_BYTES:])
 
     def _has(self, number: int, token: str) -> bool:
@@ -162,6 +186,9 @@ class VersionFolder:
         return found is not None and found.token == token
 
     def _numbers(self) -> list[int]:
+        return _numbers_in(self._names())
+
+    def _names(self) -> list[str]:
         try:
             with opened_folder(self.path.parent, [self.path.name]) as folder, os.scandir(folder) as entries:
                 names = [entry.name for entry in islice(entries, _NAMES_MOST + 1)]
@@ -170,8 +197,8 @@ class VersionFolder:
         except NotAnObject as error:
             raise ForeignObject(str(error)) from error
         if len(names) > _NAMES_MOST:
-            raise ForeignObject(f"{self.path} holds more than {_NAMES_MOST:,} files: remove it when no node is running")
-        return sorted(int(name, 16) for name in names if _is_number(name))
+            raise ForeignObject(f"{self.path} holds more than {_NAMES_MOST:,} files")
+        return names
 
     def _remove_old(self, numbers: list[int]) -> None:
         """Oldest first, and none after one that stays. The swap counts already, so nothing here may fail it."""
@@ -187,6 +214,11 @@ class VersionFolder:
 
 def _file_name(number: int) -> str:
     return f"{number:016x}"
+
+
+def _numbers_in(names: list[str]) -> list[int]:
+    """The versions', in order."""
+    return sorted(int(name, 16) for name in names if _is_number(name))
 
 
 def _is_number(name: str) -> bool:

@@ -28,6 +28,7 @@ from walcast.store.base import (
     ObjectExists,
     ObjectInfo,
     ObjectMissing,
+    SetAside,
     Versioned,
 )
 from walcast.store.regular import NotAnObject
@@ -125,6 +126,13 @@ class S3Store:
         if written is None:
             raise ObjectChanged(key, self.url)
         return written
+
+    def set_aside(self, key: str) -> SetAside:
+        with self._errors(key, "write"):
+            aside = s3_swap.set_aside(self._client(), self.spec, self._prefix + key)
+        if aside is None:
+            raise ObjectChanged(key, self.url)
+        return aside
 
     def honours_swaps(self) -> bool:
         if self._swaps is None:

@@ -7,10 +7,11 @@ If-Match), so it is repeated as `s3_retry` repeats it, and what is left of it in
 
 from __future__ import annotations
 
+import secrets
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from walcast.store.base import ForeignObject, Versioned
+from walcast.store.base import ForeignObject, SetAside, Versioned
 from walcast.store.s3_errors import no_s3
 from walcast.store.s3_spec import S3Spec, customer_key, put_encryption
 from walcast.store.swaps import MAX_SWAP_BYTES
@@ -26,7 +27,9 @@ def read(client: S3Client, spec: S3Spec, key: str) -> Versioned:
         # To its end, and then once more: only so a body is noticed that is shorter than announced.
         data = body.read(MAX_SWAP_BYTES + 1)
         if len(data) > MAX_SWAP_BYTES or body.read(1):
-            raise ForeignObject(f"{key} in bucket {spec.bucket!r} is not an object of walcast's: choose another prefix")
+            raise ForeignObject(
+                f"{key} in bucket {spec.bucket!r} has more than {MAX_SWAP_BYTES:,} bytes: no object of walcast's"
+            )
     return Versioned(data, _etag(spec, answer))
 
 
@@ -55,6 +58,28 @@ def swap(client: S3Client, spec: S3Spec, key: str, data: bytes, version: str | N
             return None
         raise
     return found.version if found.data == data else None
+
+
+def set_aside(client: S3Client, spec: S3Spec, key: str) -> SetAside | None:
+    """Copy it, where it cannot be read, to another name; None where it can be read after all. It stays until it is
+    swapped, over this very version, so that nothing that somebody writes meanwhile is lost. Raises what botocore
+    raises."""
+    etag = _etag(spec, client.head_object(Bucket=spec.bucket, Key=key, **customer_key(spec)))
+    try:
+        read(client, spec, key)
+    except ForeignObject:
+        kept = f"{key}.foreign-{secrets.token_hex(4)}"
+        source: dict[str, Any] = {f"CopySource{name}": value for name, value in customer_key(spec).items()}
+        client.copy_object(
+            Bucket=spec.bucket,
+            Key=kept,
+            CopySource={"Bucket": spec.bucket, "Key": key},
+            CopySourceIfMatch=etag,
+            **source,
+            **put_encryption(spec),
+        )
+        return SetAside(f"{kept} in bucket {spec.bucket}", etag)
+    return None
 
 
 def _etag(spec: S3Spec, answer: Any) -> str:
