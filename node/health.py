@@ -21,10 +21,12 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`text` is for operators: it may name paths, databases and hosts."""
+    """`text` is for operators: it may name paths, databases and hosts. `database` is the name of the one that it is
+    about; "" when it is about all of them."""
 
     kind: FailureKind
     text: str
+    database: str
 
 
 def serving_failure(serving: Serving) -> Failure | None:
@@ -33,7 +35,7 @@ def serving_failure(serving: Serving) -> Failure | None:
     if text is None:
         return None
     damaged = text == serving.database.scrubber.trouble
-    return Failure(FailureKind.DAMAGED if damaged else FailureKind.NOT_CAPTURED, text)
+    return Failure(FailureKind.DAMAGED if damaged else FailureKind.NOT_CAPTURED, text, serving.settings.name)
 
 
 def member_failure(member: Member) -> Failure | None:
@@ -42,6 +44,6 @@ def member_failure(member: Member) -> Failure | None:
     if text is None:
         return None
     if serving is None:
-        return Failure(FailureKind.STALE, text)
+        return Failure(FailureKind.STALE, text, member.name)
     failure = serving_failure(serving)
-    return failure or Failure(FailureKind.FENCED, text)
+    return failure or Failure(FailureKind.FENCED, text, member.name)

@@ -29,6 +29,7 @@ from primary.gate import Gate
 from primary.opening import check_readable
 from primary.publisher import Publisher
 from primary.served import Refused, Served
+from primary.visible import Sees, visible
 from walcast import audit, wire
 from walcast.access import Role
 from walcast.access.credentials import Credentials
@@ -228,17 +229,18 @@ class Host:
 
         loop = asyncio.get_running_loop()
 
-        async def collect() -> dict[str, Any]:
-            return primary_facts(self.status())
+        async def collect(sees: Sees) -> dict[str, Any] | None:
+            shown = visible(self.status(), sees)
+            return primary_facts(shown) if shown is not None else None
 
-        async def status() -> dict[str, Any]:  # called in the HTTP server's event loop
-            collecting = asyncio.run_coroutine_threadsafe(collect(), loop)
+        async def status(sees: Sees) -> dict[str, Any] | None:  # called in the HTTP server's event loop
+            collecting = asyncio.run_coroutine_threadsafe(collect(sees), loop)
             return await asyncio.wait_for(asyncio.wrap_future(collecting), STATUS_S)
 
         http = HttpServer(
             self.settings.http,
-            routes(self.failure, status, self._may_see),
-            self._may_see,
+            routes(self.failures, status),
+            self._admits,
             connections=limits.http_connections(),
             tls=self.settings.tls,
             names=self.settings.http_hosts,
@@ -246,16 +248,23 @@ class Host:
         self.http_listening = http.listening
         stack.push_async_callback(asyncio.to_thread, http.close)
 
-    def _may_see(self, request: Request) -> bool:
-        """May who makes this HTTP request see the status of all databases? Called in the HTTP server's thread."""
+    def _admits(self, request: Request) -> Sees | None:
+        """Of which databases who makes this HTTP request may see the status; None: of none. Called in the HTTP server's
+        thread."""
         local = wire.Address(request.local, request.local_port)
         identity = self._access.identify_http(request.peer, request.peer_port, local, request.authorization or "")
-        if Role.STATUS in self._access.roles(identity, ""):
-            return True
+        sees = self._access.sees(identity)
+        if sees("") or any(map(sees, self._all_names())):
+            return sees
         if request.path == STATUS_PATH:
             peer = f"{request.peer}:{request.peer_port}"
             audit.record_denied(str(identity), peer, request.path, "", str(Role.STATUS))
-        return False
+        return None
+
+    def _all_names(self) -> list[str]:
+        """Of the databases that the status has. For any thread."""
+        failed = [name for watching in self._watching for name in watching.failed_names()]
+        return [*list(self._serving), *(member.name for member in self.members), *failed]
 
     # Databases come and go
 
@@ -399,24 +408,22 @@ class Host:
 
     # What others ask
 
-    def failure(self) -> Failure | None:
+    def failures(self) -> list[Failure]:
         """Why not every commit of every database is captured now. For any thread."""
-        for member in self.members:
-            if failure := member_failure(member):
-                return failure
-        for serving in list(self._serving.values()):
-            if failure := serving_failure(serving):
-                return failure
+        found = [member_failure(member) for member in self.members]
+        found += [serving_failure(serving) for serving in list(self._serving.values())]
         for watching in self._watching:
-            for text in list(watching.trouble.values()):
-                return Failure(FailureKind.NOT_SERVED, text)
-        return None
+            found += [
+                Failure(FailureKind.NOT_SERVED, text, watching.name_of(where))
+                for where, text in list(watching.trouble.items())
+            ]
+        return [failure for failure in found if failure is not None]
 
     def heartbeat_trouble(self) -> str | None:
         """Why not every database is captured, and archived in time. For any thread."""
         archives = (serving.archive_trouble(ARCHIVED_WITHIN_S) for serving in list(self._serving.values()))
-        failure = self.failure()
-        return failure.text if failure else next((trouble for trouble in archives if trouble), None)
+        failures = self.failures()
+        return failures[0].text if failures else next((trouble for trouble in archives if trouble), None)
 
     def status(self) -> pb.StatusReply:
         """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""

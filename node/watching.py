@@ -255,6 +255,15 @@ class Watching:
             log.warning("cannot serve, trying again", extra={"where": where, "error": why})
             self.trouble[where] = why
 
+    def name_of(self, where: str) -> str:
+        """Of the database whose trouble is under that key of `trouble`; "" where it is no database's. Any thread."""
+        failed = self._failed.get(Path(where))
+        return failed.name if failed is not None else ""
+
+    def failed_names(self) -> list[str]:
+        """Of the databases that cannot be served. Any thread."""
+        return [failed.name for failed in list(self._failed.values())]
+
     def status(self) -> list[pb.DatabaseStatus]:
         """Of those that cannot be served; that is also why their archives get nothing."""
         return [

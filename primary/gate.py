@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
+from primary.visible import Sees
 from walcast import audit
 from walcast.access import NOBODY, Identity, Kind, Policy, Role
 from walcast.access.credentials import AUTHORIZATION, Credentials
@@ -48,6 +49,10 @@ class Gate:
         """What it may do there; "" for what concerns all databases."""
         return self._policy.roles(identity, database)
 
+    def sees(self, identity: Identity) -> Sees:
+        """Which databases it may see the status of."""
+        return lambda database: Role.STATUS in self.roles(identity, database)
+
     def identify(self, context: Context) -> Identity:
         """Who makes this call. Nobody, if it has shown a certificate or a token that is not accepted."""
         try:
@@ -76,14 +81,32 @@ class Gate:
     def _of_user(self, uid: int | None) -> Identity:
         return Identity(Kind.USER, str(uid)) if self._trust_user and uid == os.geteuid() else NOBODY
 
-    async def require(self, context: Context, role: Role, database: str, method: str) -> Identity:
-        """The identity of a call, which has this role at this database; the call is ended if it has not."""
+    def knows(self, identity: Identity) -> Sees:
+        """Which databases it has any role at."""
+        return lambda database: bool(self.roles(identity, database))
+
+    async def require(
+        self, context: Context, role: Role, database: str, method: str, *, asked: str | None = None
+    ) -> Identity:
+        """The identity of a call, which has this role at this database; the call is ended if it has not. `asked`: the
+        name that was asked for, where that stands for this database."""
         identity = self.identify(context)
         if role not in self.roles(identity, database):
-            await self._deny(context, identity, role, database, method)
+            await self.deny(context, identity, role, database, method, asked=asked)
         return identity
 
-    async def _deny(self, context: Context, identity: Identity, role: Role, database: str, method: str) -> NoReturn:
+    async def deny(
+        self,
+        context: Context,
+        identity: Identity,
+        role: Role,
+        database: str,
+        method: str,
+        *,
+        asked: str | None = None,
+    ) -> NoReturn:
+        """End the call of an identity that does not have this role at this database, of which it is told no more than
+        it asked for."""
         audit.record_denied(str(identity), context.peer(), method, database, str(role))
         if identity == NOBODY:
             detail = (
@@ -91,7 +114,8 @@ class Gate:
                 "machine, or show a certificate (--tls) or a token (--token-file) that it accepts"
             )
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, detail)
-        where = f" at the database {database!r}" if database else ""
+        named = database if asked is None else asked
+        where = f" at the database {named!r}" if named else ""
         detail = (
             f"{method} needs the role {role!s}{where}, which {identity} does not have: see access in the configuration"
         )

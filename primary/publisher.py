@@ -36,6 +36,7 @@ from primary.served import (
     named,
 )
 from primary.stalling import unless_stalled
+from primary.visible import visible, visible_names
 from walcast import audit, wire
 from walcast.access import Identity, Kind, Role
 from walcast.errors import Corrupt
@@ -107,7 +108,7 @@ class Publisher(rpc.ReplicationServicer):
         database = self._name(name, guess=guess)
         if also is not None and also in self._gate.roles(self._gate.identify(context), database):
             role = also
-        return await self._gate.require(context, role, database, method)
+        return await self._gate.require(context, role, database, method, asked=name)
 
     def _is_member(self, served: Served, identity: Identity, hello: pb.Hello) -> bool:
         """Do the acknowledgements of this follower count? Refused for an id that is another's, or in use by another."""
@@ -131,7 +132,7 @@ class Publisher(rpc.ReplicationServicer):
         context.add_done_callback(lambda _: place.close())  # type: ignore[arg-type]  # the stubs ask for a call's
         return who
 
-    def _find(self, protocol: int, name: str, *, guess: bool = False) -> Served:
+    def _find(self, protocol: int, name: str, identity: Identity, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
             detail = f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older"
             raise Refused(pb.REFUSAL_KIND_PROTOCOL_VERSION, detail)
@@ -142,8 +143,9 @@ class Publisher(rpc.ReplicationServicer):
         if served is None:
             if name in self._away:
                 raise self._away[name]
-            known = ", ".join(sorted(self._databases or self._away)[:KNOWN_MOST]) or "none"
-            raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here; there is: {known}")
+            known = ", ".join(visible_names(self._databases or self._away, self._gate.knows(identity))[:KNOWN_MOST])
+            there = f"; there is: {known}" if known else ""
+            raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here{there}")
         served.check_tenure()
         return served
 
@@ -172,7 +174,7 @@ class Publisher(rpc.ReplicationServicer):
             return
         identity = await self._require(context, Role.REPLICATE, hello.database, "Stream", guess=hello.database_is_guess)
         try:
-            served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
+            served = self._find(hello.protocol, hello.database, identity, guess=hello.database_is_guess)
             member = self._is_member(served, identity, hello)
             check_same_database(served, hello.database_id)
             position = wire.position_of(hello.position)
@@ -305,7 +307,7 @@ class Publisher(rpc.ReplicationServicer):
     async def _copied(
         self, hello: pb.CopyHello, requests: AsyncIterator[pb.CopyRequest], identity: Identity, who: str
     ) -> AsyncGenerator[pb.CopyReply]:
-        served = self._find(hello.protocol, hello.database, guess=hello.database_is_guess)
+        served = self._find(hello.protocol, hello.database, identity, guess=hello.database_is_guess)
         check_same_database(served, hello.database_id)
         size = served.database.page_size
         if hello.page_size not in (0, size):
@@ -331,13 +333,10 @@ class Publisher(rpc.ReplicationServicer):
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: N802
         """What `walcast status` shows, of the databases that the caller may see."""
         identity = self._gate.identify(context)
-        reply: pb.StatusReply = self._status()
-        shown = [one for one in reply.databases if Role.STATUS in self._gate.roles(identity, one.name)]
-        if not shown:
-            await self._gate.require(context, Role.STATUS, "", "Status")
-        if len(shown) < len(reply.databases):
-            return pb.StatusReply(role=reply.role, term=reply.term, protocol=reply.protocol, databases=shown)
-        return reply
+        shown = visible(self._status(), self._gate.sees(identity))
+        if shown is None:
+            await self._gate.deny(context, identity, Role.STATUS, "", "Status")
+        return shown
 
     async def Barrier(self, request: pb.BarrierRequest, context: Context) -> pb.BarrierReply:  # noqa: N802
         """A position that covers every commit made before the call, and how many followers have it."""
@@ -348,7 +347,7 @@ class Publisher(rpc.ReplicationServicer):
         identity = await self._require(context, Role.STATUS, request.database, "Barrier")
         member = Role.MEMBER in self._gate.roles(identity, self._name(request.database))
         try:
-            served = self._find(wire.PROTOCOL_VERSION, request.database)
+            served = self._find(wire.PROTOCOL_VERSION, request.database, identity)
             level = _level(request.level)
             with self._quotas.barriers.take(_who(identity, context), member=member):
                 reached = await barrier(served, request.followers, request.timeout_ms / 1000, level)
@@ -370,7 +369,7 @@ class Publisher(rpc.ReplicationServicer):
         facts = {"peer": context.peer(), "database": request.database, "to": request.to}
         audit.record("switchover asked for", str(identity), **facts)
         try:
-            served = self._find(wire.PROTOCOL_VERSION, request.database)
+            served = self._find(wire.PROTOCOL_VERSION, request.database, identity)
             return await self._within_budget(served, request, identity)
         except Refused as refused:
             return pb.SwitchoverReply(refusal=refused.refusal)
@@ -405,7 +404,7 @@ class Publisher(rpc.ReplicationServicer):
         asked = {"database": request.database, "term": request.term, "primary": request.primary}
         audit.record("step-down asked for", str(identity), peer=context.peer(), **asked)
         try:
-            served = self._find(wire.PROTOCOL_VERSION, request.database)
+            served = self._find(wire.PROTOCOL_VERSION, request.database, identity)
             return await served.step_down(request)
         except Refused as refused:
             return pb.StepDownReply(refusal=refused.refusal)

@@ -7,14 +7,20 @@ import os
 import sqlite3
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from support.nodes import ENVIRONMENT, TESTS, Node, barrier, poll, walcast
 
+from walcast.access.credentials import AUTHORIZATION
+from walcast.access.tokens import bearer, new_token, token_line
+from walcast.facts import primary_facts
 from walcast.primary import Primary
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -141,6 +147,88 @@ def test_who_has_not_proven_who_it_is_may_read_by_a_rule_but_never_counts(tmp_pa
             assert "needs the role operate" in said.stderr
         finally:
             follower.end()
+
+
+def test_status_has_the_databases_of_whoever_asks_and_no_others_by_grpc_and_by_http_alike(tmp_path: Path) -> None:
+    tokens = {name: new_token() for name in ("a", "all", "elsewhere", "reader")}
+    file = tmp_path / "tokens"
+    file.write_text("".join(token_line(name, token) + "\n" for name, token in tokens.items()))
+    file.chmod(0o600)
+    rules = (
+        "access:\n"
+        "  - who: a\n    databases: [alpha, gamma]\n    roles: [status]\n"
+        "  - who: reader\n    databases: [alpha]\n    roles: [replicate]\n"
+        "  - who: all\n    roles: [status]\n"
+        "  - who: anyone\n    roles: []\n"
+    )
+    dbs = "".join(f"  - path: {create(tmp_path / f'{name}.db')}\n" for name in ("alpha", "beta"))
+    (tmp_path / "walcast.yml").write_text(f"dbs:\n{dbs}{rules}")
+    arguments = [
+        "primary",
+        "--config",
+        str(tmp_path / "walcast.yml"),
+        "--listen",
+        "127.0.0.1:0",
+        "--token-file",
+        str(file),
+    ]
+    node = Node([*arguments, "--http", "127.0.0.1:0", "--json", "--log-format", "json"], tmp_path, "primary").start()
+    try:
+        ready = node.ready()
+        for name, seen in {
+            "a": ["alpha"],
+            "all": ["alpha", "beta"],
+            "elsewhere": None,
+            "reader": None,
+            "": None,
+        }.items():
+            token = bearer(tokens[name]) if name else ""
+            over_http, code = http_status(ready["http"], token)
+            over_grpc = grpc_status(ready["listen"], token)
+            assert (code, over_http) == (200 if seen else 403, over_grpc), name
+            assert (seen is None) == (over_grpc is None)
+            if seen is not None:
+                assert [database["name"] for database in over_grpc["databases"]] == seen
+        detail = barrier_detail(ready["listen"], bearer(tokens["a"]), "gamma")  # which is none
+        assert "alpha" in detail
+        assert "beta" not in detail
+    finally:
+        node.end()
+
+
+def grpc_status(address: str, token: str) -> Any:
+    metadata = ((AUTHORIZATION, token),) if token else ()
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = rpc.ReplicationStub(channel).Status(pb.StatusRequest(), timeout=CALL_S, metadata=metadata)
+        except grpc.RpcError:
+            return None
+    return timeless(primary_facts(reply))
+
+
+def timeless(facts: Any) -> Any:
+    """Without what is another at every look."""
+    return facts | {"databases": [database | {"look_age_ms": 0} for database in facts["databases"]]}
+
+
+def http_status(address: str, token: str) -> tuple[Any, int]:
+    asked = urllib.request.Request(f"http://{address}/status", headers={"Authorization": token} if token else {})
+    try:
+        with urllib.request.urlopen(asked, timeout=CALL_S) as answer:
+            return timeless(json.load(answer)), answer.status
+    except urllib.error.HTTPError as error:
+        return None, error.code
+
+
+def barrier_detail(address: str, token: str, database: str) -> str:
+    metadata = ((AUTHORIZATION, token),) if token else ()
+    with grpc.insecure_channel(address) as channel:
+        request = pb.BarrierRequest(database=database)
+        try:
+            reply = rpc.ReplicationStub(channel).Barrier(request, timeout=CALL_S, metadata=metadata)
+        except grpc.RpcError as error:
+            return str(error.details())
+    return reply.refusal.detail
 
 
 # Taking over needs proof

@@ -238,10 +238,10 @@ def test_a_socket_that_cannot_be_made_is_tried_again(tmp_path: Path, monkeypatch
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
     monkeypatch.setattr(http_module, "TOTAL_S", 1.5)
 
-    async def facts() -> dict[str, object]:
+    async def facts(_: object) -> dict[str, object]:
         return {"role": "primary"}
 
-    made = HttpServer(Address("127.0.0.1", 0), routes(lambda: None, facts, near), connections=4)
+    made = HttpServer(Address("127.0.0.1", 0), routes(list, facts), near, connections=4)
     yield made
     made.close()
 

@@ -15,6 +15,7 @@ from support.http_asked import (
     body_of,
     code_of,
     connect,
+    everything,
     get,
     headers_of,
     say,
@@ -24,7 +25,7 @@ from support.nodes import Node, poll
 
 from node.config import load_config
 from node.health import Failure, FailureKind, member_failure
-from node.http.app import MAX_HEADER_BYTES, MAX_HEADERS, Route
+from node.http.app import MAX_HEADER_BYTES, MAX_HEADERS, Route, Sees
 from node.http.hosts import check_host_name, is_known
 from node.http.near import is_loopback
 from node.http.request import Answer, Request
@@ -98,17 +99,17 @@ def test_only_get_and_head_are_answered() -> None:
 
 
 def test_every_answer_forbids_storing_and_guessing_and_names_no_server() -> None:
-    async def broken(_: Request) -> Answer:
+    async def broken(_: Request, __: Sees) -> Answer:
         raise RuntimeError("secret")
 
-    async def late(_: Request) -> Answer:
+    async def late(_: Request, __: Sees) -> Answer:
         raise TimeoutError
 
-    def allows(request: Request) -> bool:
-        return request.path != "/status"
+    def admits(request: Request) -> Sees | None:
+        return None if request.path == "/status" else everything(request)
 
     more = {"/broken": Route(broken), "/late": Route(late)}
-    with serving(allows, more=more) as server:
+    with serving(admits, more=more) as server:
         answers = {
             200: get(server, "/healthz"),
             400: say(server, b"\x16\x03\x01\x00\x00\r\n\r\n"),
@@ -150,13 +151,30 @@ def test_a_connection_is_for_one_request() -> None:
 
 
 def test_a_stranger_is_told_the_kind_of_failure_and_no_more() -> None:
-    failure = Failure(FailureKind.NOT_SERVED, "/srv/secret/app.db: locked by billing")
-    with serving(lambda request: False, failure) as server:
+    failure = Failure(FailureKind.NOT_SERVED, "/srv/secret/app.db: locked by billing", "app")
+    with serving(lambda _: None, failure) as server:
         answer = get(server, "/healthz")
         assert (code_of(answer), body_of(answer)) == (503, {"status": "failing", "failure": "not-served"})
-    with serving(lambda request: True, failure) as server:
+    with serving(everything, failure) as server:
         assert body_of(get(server, "/healthz"))["error"] == failure.text
-    with serving(lambda request: False) as server:
+    with serving(lambda _: None) as server:
+        assert body_of(get(server, "/healthz")) == {"status": "ok"}
+
+
+def test_the_words_of_a_failure_are_for_those_who_may_see_its_database() -> None:
+    failures = [Failure(FailureKind.NOT_SERVED, "/srv/secret/a.db: locked", "a"),
+                Failure(FailureKind.STALE, "/srv/b.db is 12 s old", "b")]  # fmt: skip
+    for seen, said in [("a", failures[0]), ("b", failures[1])]:
+        with serving(lambda _, seen=seen: lambda name: name == seen, *failures) as server:  # type: ignore[misc]
+            answer = body_of(get(server, "/healthz"))
+            assert answer == {"status": "failing", "failure": str(said.kind), "error": said.text}
+
+
+def test_the_health_is_told_where_nobody_can_tell_who_asks() -> None:
+    def admits(request: Request) -> Sees | None:
+        raise OSError("no such user")
+
+    with serving(admits) as server:
         assert body_of(get(server, "/healthz")) == {"status": "ok"}
 
 
@@ -176,21 +194,21 @@ def test_the_kind_of_failure_is_what_is_wrong_first(
     trouble: str | None, scrubbed: str | None, served: bool, holds: bool, kind: FailureKind | None
 ) -> None:
     database = SimpleNamespace(scrubber=SimpleNamespace(trouble=scrubbed))
-    serving = SimpleNamespace(trouble=trouble, database=database) if served else None
+    settings = SimpleNamespace(name="app")
+    serving = SimpleNamespace(trouble=trouble, database=database, settings=settings) if served else None
     said = trouble or ("fenced" if served and not holds else None)
-    failure = member_failure(SimpleNamespace(serving=serving, trouble=said))  # type: ignore[arg-type]
-    assert (failure and failure.kind) == kind
-    assert (failure and failure.text) == said
+    failure = member_failure(SimpleNamespace(serving=serving, trouble=said, name="app"))  # type: ignore[arg-type]
+    assert failure == (Failure(kind, said, "app") if kind and said else None)
 
 
 def test_status_is_for_those_whom_the_server_is_told_to_let_through() -> None:
     asked: list[Request] = []
 
-    def allows(request: Request) -> bool:
+    def admits(request: Request) -> Sees | None:
         asked.append(request)
-        return request.authorization == "Bearer s3cret"
+        return everything(request) if request.authorization == "Bearer s3cret" else None
 
-    with serving(allows) as server:
+    with serving(admits) as server:
         assert code_of(get(server, "/status")) == 403
         with connect(server) as one:
             one.sendall(b"GET /status?q HTTP/1.1\r\nauthorization: Bearer s3cret" + LOCAL)
@@ -206,10 +224,10 @@ def test_status_is_for_those_whom_the_server_is_told_to_let_through() -> None:
 
 
 def test_a_permission_that_cannot_be_found_out_is_none() -> None:
-    def allows(request: Request) -> bool:
+    def admits(request: Request) -> Sees | None:
         raise OSError("no such user")
 
-    with serving(allows) as server:
+    with serving(admits) as server:
         answer = get(server, "/status")
         assert code_of(answer) == 500
         assert b"role" not in answer

@@ -26,7 +26,7 @@ from support.nodes import poll
 
 from node import limits
 from node.http import server as http_server
-from node.http.app import Route
+from node.http.app import Route, Sees
 from node.http.request import Answer, Request
 from node.http.server import Connection, whom_to_drop
 
@@ -49,7 +49,7 @@ def test_bytes_now_and_then_extend_no_request(monkeypatch: pytest.MonkeyPatch) -
 def test_who_does_not_read_his_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "TOTAL_S", 0.8)
 
-    async def large(_: Request) -> Answer:
+    async def large(_: Request, __: Sees) -> Answer:
         return Answer(HTTPStatus.OK, b"x" * (32 << 20))
 
     with serving(more={"/large": Route(large)}, connections=1) as server, connect(server) as one:
@@ -62,7 +62,7 @@ def test_who_does_not_read_his_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPa
 def test_an_answer_that_hangs_costs_its_client_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "TOTAL_S", 0.8)
 
-    async def never(_: Request) -> Answer:
+    async def never(_: Request, __: Sees) -> Answer:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -129,7 +129,7 @@ def test_the_oldest_idle_connection_of_the_peer_with_most_is_dropped() -> None:
 def test_while_all_are_being_answered_a_newcomer_is_hung_up_on() -> None:
     going = threading.Event()
 
-    async def slow(_: Request) -> Answer:
+    async def slow(_: Request, __: Sees) -> Answer:
         while not going.is_set():
             await asyncio.sleep(0.01)
         return Answer(HTTPStatus.OK, b"done")

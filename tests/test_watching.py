@@ -183,7 +183,7 @@ def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pyt
         role = Host(HostSettings([], wire.Address("127.0.0.1", 0), folders=config.folders))
 
         def ready(role: Host) -> None:
-            seen.update(names=role.names, failure=role.failure(), heartbeat=role.heartbeat_trouble())
+            seen.update(names=role.names, failure=role.failures(), heartbeat=role.heartbeat_trouble())
             (tmp_path / "data" / "a.db").unlink()
 
         running = asyncio.create_task(role.run(stop, ready))
@@ -195,7 +195,7 @@ def test_more_than_fit_wait_until_there_is_room(tmp_path: Path, monkeypatch: pyt
 
     asyncio.run(run())
     more = "2 databases more than one primary serves"
-    assert seen == {"names": ["a", "b"], "failure": Failure(FailureKind.NOT_SERVED, more), "heartbeat": more}
+    assert seen == {"names": ["a", "b"], "failure": [Failure(FailureKind.NOT_SERVED, more, "")], "heartbeat": more}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ MAX_HEADERS = 100
 METHODS = ("GET", "HEAD")
 ALWAYS = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("Connection", "close"))
 
-Allows = Callable[[Request], bool]
+Sees = Callable[[str], bool]  # a database's name, or "" for what concerns all
+Admits = Callable[[Request], Sees | None]
 Scope = Mapping[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -27,9 +28,10 @@ log = logging.getLogger("walcast.http")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path. What is not `public` is answered only to those whom the server's `allows` lets through."""
+    """One path. `answer` is told which databases whoever asks may see. What is not `public` is answered only to those
+    who may see something."""
 
-    answer: Callable[[Request], Awaitable[Answer]]
+    answer: Callable[[Request, Sees], Awaitable[Answer]]
     public: bool = False
 
 
@@ -57,11 +59,12 @@ def refusal(request: Request, hosts: Hosts) -> Answer | None:
 
 
 class App:
-    """An ASGI application over a table of routes. Used in the server's event loop only."""
+    """An ASGI application over a table of routes. `admits` says which databases whoever asks may see, None for none of
+    them. Used in the server's event loop only."""
 
-    def __init__(self, routes: Mapping[str, Route], allows: Allows, hosts: Hosts) -> None:
+    def __init__(self, routes: Mapping[str, Route], admits: Admits, hosts: Hosts) -> None:
         self._routes = routes
-        self._allows = allows
+        self._admits = admits
         self._hosts = hosts
         self._rarely = Rarely(log)
 
@@ -74,9 +77,10 @@ class App:
         if route is None:
             return json_answer(HTTPStatus.NOT_FOUND, {"error": "not found"})
         try:
-            if not route.public and not self._allows(request):
+            sees = self._seen_by(request, route)
+            if sees is None and not route.public:
                 return json_answer(HTTPStatus.FORBIDDEN, {"error": "not allowed"})
-            return await route.answer(request)
+            return await route.answer(request, sees or _nothing)
         except TimeoutError:
             return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "no answer in time"})
         except Exception as error:  # noqa: BLE001 - a request must not end the server
@@ -84,9 +88,22 @@ class App:
             self._rarely.log(logging.WARNING, "cannot answer over HTTP", type(error).__name__, facts)
             return json_answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal error"})
 
+    def _seen_by(self, request: Request, route: Route) -> Sees | None:
+        """What who asks may see. The health does not depend on whether that can be found out."""
+        try:
+            return self._admits(request)
+        except Exception:
+            if not route.public:
+                raise
+            return None
+
     async def __call__(self, scope: Scope, receive: object, send: Send) -> None:
         """As ASGI says. The request's body is never asked for."""
         await reply(await self.answer(request_of(scope)), send)
+
+
+def _nothing(_: str) -> bool:
+    return False
 
 
 async def reply(answer: Answer, send: Send) -> None:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from node.health import Failure
-from node.http.app import Allows, Route
+from node.http.app import Route, Sees
 from node.http.near import is_loopback
 from node.http.request import Answer, Request, json_answer
 
 
-def near(request: Request) -> bool:
-    """Does the request come from this machine, by the address that the kernel tells?"""
-    return is_loopback(request.peer)
+def near(request: Request) -> Sees | None:
+    """All databases for who asks from this machine, by the address that the kernel tells."""
+    return (lambda _: True) if is_loopback(request.peer) else None
 
 
 def routes(
-    failure: Callable[[], Failure | None], status: Callable[[], Awaitable[Mapping[str, Any]]], allows: Allows
+    failures: Callable[[], Sequence[Failure]], status: Callable[[Sees], Awaitable[Mapping[str, Any] | None]]
 ) -> dict[str, Route]:
-    """`failure` says what is wrong now, `status` what `walcast status` prints; both are called in the HTTP server's
-    event loop and must not block it."""
+    """`failures` says what is wrong now, `status` what `walcast status` prints to who sees these databases, None for
+    nothing; both are called in the HTTP server's event loop and must not block it."""
 
-    async def health(request: Request) -> Answer:
-        wrong = failure()
-        if wrong is None:
+    async def health(_: Request, sees: Sees) -> Answer:
+        wrong = failures()
+        if not wrong:
             return json_answer(HTTPStatus.OK, {"status": "ok"})
-        facts = {"status": "failing", "failure": str(wrong.kind)}
-        if allows(request):
-            facts["error"] = wrong.text
+        facts = {"status": "failing", "failure": str(wrong[0].kind)}
+        said = next((one for one in wrong if sees(one.database)), None)
+        if said is not None:
+            facts |= {"failure": str(said.kind), "error": said.text}
         return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, facts)
 
-    async def tell_status(_: Request) -> Answer:
-        return json_answer(HTTPStatus.OK, await status())
+    async def tell_status(_: Request, sees: Sees) -> Answer:
+        facts = await status(sees)
+        if facts is None:
+            return json_answer(HTTPStatus.FORBIDDEN, {"error": "not allowed"})
+        return json_answer(HTTPStatus.OK, facts)
 
     return {"/healthz": Route(health, public=True), "/status": Route(tell_status)}

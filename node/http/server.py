@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from uvicorn.server import ServerState
 
-from node.http.app import Allows, App, Hosts, Route
+from node.http.app import Admits, App, Hosts, Route
 from node.http.near import ip_of, is_loopback
 from node.http.protocol import OneRequest, config_for
 from node.http.routes import near
@@ -67,13 +67,13 @@ def whom_to_drop(connections: Collection[Connection]) -> Connection | None:
 
 
 class HttpServer:
-    """Answers `routes`, those that are not public only to whom `allows` says; from construction to `close`."""
+    """Answers `routes`, each to those whom `admits` says; from construction to `close`."""
 
     def __init__(
         self,
         address: Address,
         routes: Mapping[str, Route],
-        allows: Allows = near,
+        admits: Admits = near,
         *,
         connections: int,
         tls: Tls | None = None,
@@ -84,7 +84,7 @@ class HttpServer:
         self._rarely = Rarely(log)
         self._state = ServerState()
         self._stop = asyncio.Event()
-        self._config = config_for(App(routes, allows, Hosts(address.host.strip("[]"), frozenset(names))))
+        self._config = config_for(App(routes, admits, Hosts(address.host.strip("[]"), frozenset(names))))
         self._socket = bind(address)
         try:
             own, port = self._socket.getsockname()[:2]

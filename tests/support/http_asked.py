@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from node.health import Failure
-from node.http.app import Allows, Route
+from node.http.app import Admits, Route, Sees
+from node.http.request import Request
 from node.http.routes import near, routes
 from node.http.server import HttpServer
 from walcast.wire import Address
@@ -19,19 +20,23 @@ LOCAL = b"\r\nHost: localhost\r\n\r\n"
 SOON_S = 5.0
 
 
-async def facts() -> dict[str, Any]:
+async def facts(_: Sees) -> dict[str, Any]:
     return {"role": "primary"}
+
+
+def everything(_: Request) -> Sees:
+    return lambda _: True
 
 
 @contextmanager
 def serving(
-    allows: Allows = near,
-    failure: Failure | None = None,
+    admits: Admits = near,
+    *failures: Failure,
     more: dict[str, Route] | None = None,
     **named: Any,
 ) -> Iterator[HttpServer]:
     named.setdefault("connections", 8)
-    made = HttpServer(LOOPBACK, routes(lambda: failure, facts, allows) | (more or {}), allows, **named)
+    made = HttpServer(LOOPBACK, routes(lambda: failures, facts) | (more or {}), admits, **named)
     try:
         yield made
     finally:
