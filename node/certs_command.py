@@ -65,9 +65,9 @@ def node(directory: Path, node_id: str, hosts: tuple[str, ...], output: Path | N
     others reach it under the hosts alone. Nothing is overwritten: to renew one, write to another folder and move the
     files over; running nodes take them by themselves."""
     from node.certs_files import make_certificate
-    from walcast.access.certificates import CertificateKind
+    from walcast.access import Kind
 
-    files = make_certificate(directory, CertificateKind.NODE, node_id, hosts, output, days)
+    files = make_certificate(directory, Kind.NODE, node_id, hosts, output, days)
     _written(f"a certificate of the node {node_id}", files, as_json, identity=f"node/{node_id}")
 
 
@@ -86,9 +86,9 @@ def client(directory: Path, name: str, operate: bool, output: Path | None, days:
     """Make a certificate for an app or a person, by the CA in DIR: NAME.pem, NAME.key and ca.pem in a folder. It is
     none that a server can have. Nothing is overwritten."""
     from node.certs_files import make_certificate
-    from walcast.access.certificates import CertificateKind
+    from walcast.access import Kind
 
-    kind = CertificateKind.OPERATOR if operate else CertificateKind.CLIENT
+    kind = Kind.OPERATOR if operate else Kind.CLIENT
     files = make_certificate(directory, kind, name, (), output, days)
     _written(f"a certificate of the {kind} {name}", files, as_json, identity=f"{kind}/{name}")
 

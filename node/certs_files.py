@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from walcast.access import Kind
 from walcast.access.certificates import (
     UNREADABLE,
-    CertificateKind,
     hosts_of,
     identity_of_certificate,
     parse_certificates,
@@ -58,7 +58,7 @@ def make_authority(directory: Path, days: int) -> list[Path]:
 
 
 def make_certificate(
-    directory: Path, kind: CertificateKind, name: str, hosts: Sequence[str], output: Path | None, days: int
+    directory: Path, kind: Kind, name: str, hosts: Sequence[str], output: Path | None, days: int
 ) -> list[Path]:
     """By the CA in `directory`: certificate, key and the CA's certificate in `output`, or in a folder of that name."""
     check_name(name, f"the name of a {kind}")

@@ -62,7 +62,7 @@ class Gate:
             self._rarely.log(logging.WARNING, "certificate refused", refused.name, facts, burst=audit.BURST)
             return NOBODY
         if certified is not None:
-            return Identity(Kind(certified.kind), certified.name)
+            return Identity(certified.kind, certified.name)
         presented = next((value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION), None)
         if presented is not None:
             return self._of_token(presented)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.certs import CLIENT, NODE, OPERATOR, Authority
 
+from walcast.access import Kind
 from walcast.access.certificates import (
-    CertificateKind,
     Trust,
     identity_of,
     identity_uri,
@@ -43,14 +43,14 @@ def context(pem: bytes | Path) -> dict[str, list[bytes]]:
 
 
 @given(st.sampled_from(KINDS), st.text(min_size=1, max_size=NAME_CHARACTERS).filter(is_name))
-def test_every_name_comes_back_from_its_uri(kind: CertificateKind, name: str) -> None:
+def test_every_name_comes_back_from_its_uri(kind: Kind, name: str) -> None:
     uri = identity_uri(kind, name)
     assert uri.isascii()
     assert parse_identity_uri(uri) == (kind, name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_certificate_says_its_kind_and_name(peers: Authority, kind: CertificateKind) -> None:
+def test_a_certificate_says_its_kind_and_name(peers: Authority, kind: Kind) -> None:
     found = identity_of(context(peers.files("one", kind)[0]))
     assert found is not None
     assert (found.kind, found.name) == (kind, "one")
@@ -71,7 +71,7 @@ def test_others_certificates_have_a_name_of_a_kind_of_its_own(
 ) -> None:
     found = identity_of(context(peers.foreign(common, dns)))
     assert found is not None
-    assert (found.kind, found.name) == (CertificateKind.OTHER, name)
+    assert (found.kind, found.name) == (Kind.OTHER, name)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,9 @@ def test_others_certificates_have_a_name_of_a_kind_of_its_own(
     [
         ("walcast://king/x",),
         ("walcast://other/x",),
+        ("walcast://user/0",),
+        ("walcast://token/x",),
+        ("walcast://nobody/x",),
         ("walcast://node/",),
         ("walcast://node",),
         ("walcast://node/a/b",),
@@ -125,7 +128,7 @@ def trust_of(peers: Authority, clients: Authority) -> Trust:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_peers", [True, False])
 def test_where_trust_is_separate_each_authority_speaks_for_its_own_alone(
-    peers: Authority, clients: Authority, kind: CertificateKind, by_peers: bool
+    peers: Authority, clients: Authority, kind: Kind, by_peers: bool
 ) -> None:
     shown = context((peers if by_peers else clients).files("x", kind)[0])
     if (kind is NODE) is by_peers:

@@ -10,12 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from walcast.access.certificates import CertificateKind
+from walcast.access import Kind
 from walcast.access.issuing import Pair, certificate_pem, issue, key_pem, new_authority
 from walcast.access.tokens import new_token, token_line
 
 HOSTS = ("127.0.0.1", "localhost")
-NODE, CLIENT, OPERATOR = CertificateKind.NODE, CertificateKind.CLIENT, CertificateKind.OPERATOR
+NODE, CLIENT, OPERATOR = Kind.NODE, Kind.CLIENT, Kind.OPERATOR
 
 
 class Authority:
@@ -28,7 +28,7 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(certificate_pem(self.pair[0]))
 
-    def files(self, name: str, kind: CertificateKind = NODE, hosts: Sequence[str] = HOSTS) -> tuple[Path, Path]:
+    def files(self, name: str, kind: Kind = NODE, hosts: Sequence[str] = HOSTS) -> tuple[Path, Path]:
         """Certificate and key; made anew they take the place of those that are there."""
         return self.write(name, issue(self.pair, kind, name, hosts if kind is NODE else ()))
 
@@ -78,7 +78,7 @@ class Authority:
             fresh.replace(path)
         return cert, key
 
-    def flags(self, name: str, kind: CertificateKind = NODE) -> tuple[str | Path, ...]:
+    def flags(self, name: str, kind: Kind = NODE) -> tuple[str | Path, ...]:
         """Of a command that shows a certificate of this name."""
         cert, key = self.files(name, kind)
         return ("--tls-ca", self.ca, "--tls-cert", cert, "--tls-key", key)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from walcast.access.names import is_name
+from walcast.access.roles import CLAIMED_IN_CERTIFICATES, Kind
 from walcast.errors import CertificateRefused, ConfigError
 
 SCHEME = "walcast"
@@ -41,21 +41,12 @@ UNREADABLE = (  # what reading a certificate raises that is none; fields are par
 )
 
 
-class CertificateKind(StrEnum):
-    """What a certificate was made for."""
-
-    NODE = "node"
-    CLIENT = "client"
-    OPERATOR = "operator"
-    OTHER = "other"
-
-
 @dataclass(frozen=True, slots=True)
 class CertificateIdentity:
     """Whose certificate it is. `by_peers` and `by_clients`: which of the two trusted sets of authorities vouched; both
     where they are one. Times are in UTC."""
 
-    kind: CertificateKind
+    kind: Kind
     name: str
     not_before: datetime
     not_after: datetime
@@ -68,12 +59,14 @@ class CertificateIdentity:
         return f"{self.kind}/{self.name}"
 
 
-def identity_uri(kind: CertificateKind, name: str) -> str:
-    """As `walcast certs` writes it."""
+def identity_uri(kind: Kind, name: str) -> str:
+    """As `walcast certs` writes it. ValueError for a kind that no certificate can claim."""
+    if kind not in CLAIMED_IN_CERTIFICATES:
+        raise ValueError(f"{kind!s} is not what a certificate can say of who shows it")
     return f"{SCHEME}://{kind}/{quote(name, safe='')}"
 
 
-def parse_identity_uri(uri: str) -> tuple[CertificateKind, str]:
+def parse_identity_uri(uri: str) -> tuple[Kind, str]:
     """ValueError for what `identity_uri` cannot have written."""
     if not (uri.isascii() and uri.isprintable()):  # which `urlsplit` would in part leave out
         raise ValueError(f"{uri[:300]!a} is no identity")
@@ -82,8 +75,8 @@ def parse_identity_uri(uri: str) -> tuple[CertificateKind, str]:
     if "/" in encoded or parts.query or parts.fragment:
         raise ValueError(f"{uri[:300]!r} is no identity")
     name = unquote(encoded, errors="strict")
-    kind = CertificateKind(parts.netloc)
-    if kind is CertificateKind.OTHER or not is_name(name):
+    kind = Kind(parts.netloc)
+    if kind not in CLAIMED_IN_CERTIFICATES or not is_name(name):
         raise ValueError(f"{uri[:300]!r} is no identity")
     return kind, name
 
@@ -104,7 +97,7 @@ def identity_of_certificate(certificate: x509.Certificate) -> CertificateIdentit
         raise CertificateRefused(f"the certificate names nobody: {error}") from error
 
 
-def _kind_and_name(certificate: x509.Certificate) -> tuple[CertificateKind, str]:
+def _kind_and_name(certificate: x509.Certificate) -> tuple[Kind, str]:
     names = _alternative_names(certificate)
     uris = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if _is_ours(uri)] if names else []
     if len(uris) > 1:
@@ -115,7 +108,7 @@ def _kind_and_name(certificate: x509.Certificate) -> tuple[CertificateKind, str]
     found = common or (names.get_values_for_type(x509.DNSName) if names else [])
     if not found or not is_name(found[0]):
         raise ValueError("it has no identity, no common name and no DNS name that could be one")
-    return CertificateKind.OTHER, found[0]
+    return Kind.OTHER, found[0]
 
 
 def _is_ours(uri: str) -> bool:
@@ -180,9 +173,9 @@ class Trust:
             raise CertificateRefused(why, identity.name)
         if not self.separate:
             return identity
-        wanted = {CertificateKind.NODE: by_peers, CertificateKind.OTHER: by_peers or by_clients}
+        wanted = {Kind.NODE: by_peers, Kind.OTHER: by_peers or by_clients}
         if not wanted.get(identity.kind, by_clients):
-            side = "peers" if identity.kind is CertificateKind.NODE else "clients"
+            side = "peers" if identity.kind is Kind.NODE else "clients"
             why = f"the certificate of {identity} was not issued by an authority that is trusted for {side}"
             raise CertificateRefused(why, identity.name)
         return CertificateIdentity(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from walcast.access.neighbours import check_neighbour
+from walcast.access.roles import Kind
 from walcast.access.secretfile import read_file
 from walcast.access.tokens import Tokens, bearer, is_token, read_tokens, token_in
 from walcast.errors import ConfigError
@@ -197,7 +198,7 @@ class Credentials:
     def node_id(self) -> str | None:
         """The id of the node that the certificate was made for."""
         own = self.loaded.own
-        return own.name if own is not None and own.kind == "node" else None
+        return own.name if own is not None and own.kind is Kind.NODE else None
 
     # Files that change
 

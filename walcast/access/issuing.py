@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from walcast.access.certificates import CertificateKind, identity_uri
+from walcast.access import Kind
+from walcast.access.certificates import identity_uri
 from walcast.access.names import check_name
 from walcast.errors import ConfigError
 
@@ -43,9 +44,7 @@ def new_authority(days: int = AUTHORITY_DAYS) -> Pair:
     return builder.sign(key, hashes.SHA256()), key
 
 
-def issue(
-    authority: Pair, kind: CertificateKind, name: str, hosts: Sequence[str] = (), *, days: int = LEAF_DAYS
-) -> Pair:
+def issue(authority: Pair, kind: Kind, name: str, hosts: Sequence[str] = (), *, days: int = LEAF_DAYS) -> Pair:
     """A certificate and its key. ConfigError for what is no name or no host, or an authority that ends before."""
     check_name(name, f"the name of a {kind}")
     issuer, issuer_key = authority
@@ -58,7 +57,7 @@ def issue(
         raise ConfigError(f"the CA is valid until {ends}, not for {days} days: give fewer --days, or make a new CA")
     names = [x509.UniformResourceIdentifier(identity_uri(kind, name)), *map(parse_host, hosts)]
     purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if kind is CertificateKind.NODE:
+    if kind is Kind.NODE:
         purposes.insert(0, ExtendedKeyUsageOID.SERVER_AUTH)
     builder = (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -37,6 +37,10 @@ class Kind(StrEnum):
     NOBODY = "nobody"
 
 
+CLAIMED_IN_CERTIFICATES = frozenset((Kind.NODE, Kind.CLIENT, Kind.OPERATOR))
+"""What a certificate of `walcast certs` can say that it is for. Nobody becomes a user or a token by a certificate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who asks. `name` is the node's id, the client's or the token's name, or the user's id; empty for nobody."""
