@@ -47,7 +47,7 @@ log = logging.getLogger("walcast.primary")
 
 GRACE_S = 1.0
 STATUS_S = 5.0
-STATUS_PATH = "/status"
+GUARDED_PATHS = ("/status", "/metrics")
 AT_ONCE = 4  # that are opened or closed
 
 
@@ -237,9 +237,14 @@ class Host:
             collecting = asyncio.run_coroutine_threadsafe(collect(sees), loop)
             return await asyncio.wait_for(asyncio.wrap_future(collecting), STATUS_S)
 
+        def metrics() -> bytes:
+            from node.metrics import exposition  # loaded by the first who asks
+
+            return exposition(self.credentials)
+
         http = HttpServer(
             self.settings.http,
-            routes(self.failures, status),
+            routes(self.failures, status, metrics),
             self._admits,
             connections=limits.http_connections(),
             tls=self.settings.tls,
@@ -256,7 +261,7 @@ class Host:
         sees = self._access.sees(identity)
         if sees("") or any(map(sees, self._all_names())):
             return sees
-        if request.path == STATUS_PATH:
+        if request.path in GUARDED_PATHS:
             peer = f"{request.peer}:{request.peer_port}"
             audit.record_denied(str(identity), peer, request.path, "", str(Role.STATUS))
         return None

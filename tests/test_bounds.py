@@ -241,7 +241,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
     async def facts(_: object) -> dict[str, object]:
         return {"role": "primary"}
 
-    made = HttpServer(Address("127.0.0.1", 0), routes(list, facts), near, connections=4)
+    made = HttpServer(Address("127.0.0.1", 0), routes(list, facts, bytes), near, connections=4)
     yield made
     made.close()
 

@@ -210,6 +210,7 @@ def test_status_is_for_those_whom_the_server_is_told_to_let_through() -> None:
 
     with serving(admits) as server:
         assert code_of(get(server, "/status")) == 403
+        assert code_of(get(server, "/metrics")) == 403
         with connect(server) as one:
             one.sendall(b"GET /status?q HTTP/1.1\r\nauthorization: Bearer s3cret" + LOCAL)
             assert poll(lambda: code_of(one.recv(1 << 16)) == 200, SOON_S)
@@ -252,14 +253,15 @@ def test_a_primary_answers_by_the_names_that_it_was_given(tmp_path: Path) -> Non
     try:
         address = Address.parse(node.ready()["http"])
         codes = {}
-        for host in (str(address), "a.example", "b.example", "evil.test"):
-            connection = http.client.HTTPConnection(address.host, address.port, timeout=SOON_S)
-            connection.request("GET", "/status", headers={"Host": host})
-            answer = connection.getresponse()
-            codes[host] = answer.status
-            assert (b"app.db" in answer.read()) is (answer.status == 200)
-            connection.close()
-        assert list(codes.values()) == [200, 200, 200, 421]
+        for path, word in ("/status", b"app.db"), ("/metrics", b"walcast_build_info"):
+            for host in (str(address), "a.example", "b.example", "evil.test"):
+                connection = http.client.HTTPConnection(address.host, address.port, timeout=SOON_S)
+                connection.request("GET", path, headers={"Host": host})
+                answer = connection.getresponse()
+                codes[host] = answer.status
+                assert (word in answer.read()) is (answer.status == 200)
+                connection.close()
+            assert list(codes.values()) == [200, 200, 200, 421]
     finally:
         node.end()
 

@@ -11,6 +11,8 @@ from node.http.app import Route, Sees
 from node.http.near import is_loopback
 from node.http.request import Answer, Request, json_answer
 
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
 
 def near(request: Request) -> Sees | None:
     """All databases for who asks from this machine, by the address that the kernel tells."""
@@ -18,10 +20,13 @@ def near(request: Request) -> Sees | None:
 
 
 def routes(
-    failures: Callable[[], Sequence[Failure]], status: Callable[[Sees], Awaitable[Mapping[str, Any] | None]]
+    failures: Callable[[], Sequence[Failure]],
+    status: Callable[[Sees], Awaitable[Mapping[str, Any] | None]],
+    metrics: Callable[[], bytes],
 ) -> dict[str, Route]:
     """`failures` says what is wrong now, `status` what `walcast status` prints to who sees these databases, None for
-    nothing; both are called in the HTTP server's event loop and must not block it."""
+    nothing, and `metrics` the same for Prometheus; all are called in the HTTP server's event loop and must not block
+    it."""
 
     async def health(_: Request, sees: Sees) -> Answer:
         wrong = failures()
@@ -39,4 +44,7 @@ def routes(
             return json_answer(HTTPStatus.FORBIDDEN, {"error": "not allowed"})
         return json_answer(HTTPStatus.OK, facts)
 
-    return {"/healthz": Route(health, public=True), "/status": Route(tell_status)}
+    async def tell_metrics(_: Request, __: Sees) -> Answer:
+        return Answer(HTTPStatus.OK, metrics(), content_type=PROMETHEUS)
+
+    return {"/healthz": Route(health, public=True), "/status": Route(tell_status), "/metrics": Route(tell_metrics)}

@@ -36,7 +36,7 @@ def serving(
     **named: Any,
 ) -> Iterator[HttpServer]:
     named.setdefault("connections", 8)
-    made = HttpServer(LOOPBACK, routes(lambda: failures, facts) | (more or {}), admits, **named)
+    made = HttpServer(LOOPBACK, routes(lambda: failures, facts, bytes) | (more or {}), admits, **named)
     try:
         yield made
     finally:
