@@ -356,25 +356,33 @@ class Following:
         self._show(state)
 
     async def _begin(self) -> None:
-        """Have a replica, and become its writer."""
-        fresh = None
+        """Have a replica, and become its writer. What was done already, should this be called again, stays."""
+        adopted = self._held is not None
+        if self._applier is None:
+            await self._open()
+        applier = self._applier
+        assert applier is not None
+        self._held = None
+        self._keeper = self._keeper or WalKeeper(applier)
+        if self.scrubbing is None:
+            self._scrub(applier)
+        if adopted:
+            return
+        self._show(State.CATCHING_UP)
+        if not applier.position:
+            log.warning("the replica's state has no name here", extra={"database": str(self.path)})
+
+    async def _open(self) -> None:
         if self._held is not None:
             self._applier = await self._threads.run(Applier.adopt, self._held)
-            self._held = None
-            self._keeper = WalKeeper(self._applier)
-            self._scrub(self._applier)
             return
+        fresh = None
         if not has_database(self.path):
             fresh = await self._from_archive()
             if fresh is None:
                 await self._copy()
             self._identity.made()
         self._applier = await self._threads.run(Applier.open, self.path, self._state.path, fresh)
-        self._keeper = WalKeeper(self._applier)
-        self._scrub(self._applier)
-        self._show(State.CATCHING_UP)
-        if not self._applier.position:
-            log.warning("the replica's state has no name here", extra={"database": str(self.path)})
 
     def _scrub(self, applier: Applier) -> None:
         """Pages are examined only while there is a stream: then nobody uses the applier in another thread, and there is
@@ -384,8 +392,9 @@ class Following:
             if self._stream is not None:
                 self._stream.leave(error)
 
-        self.scrubbing = ReplicaScrubber(applier, lambda: self._stream is not None, rotten, self._scrub_bytes_per_s)
-        self.scrubbing.start()
+        scrubbing = ReplicaScrubber(applier, lambda: self._stream is not None, rotten, self._scrub_bytes_per_s)
+        scrubbing.start()
+        self.scrubbing = scrubbing
 
     async def _stop_scrubbing(self) -> None:
         scrubbing, self.scrubbing = self.scrubbing, None

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,27 @@ def test_folders_in_folders_end_somewhere(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     (deep / "object").touch()
     assert list(DirectoryStore(tmp_path).list()) == []
+
+
+def test_tidying_removes_nothing_that_a_link_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may write to an archive's folder must not have others' files removed by whoever archives there."""
+    theirs = tmp_path / "theirs"
+    for folder in (theirs / "0", theirs / "0" / ".folder.tmp"):
+        folder.mkdir(parents=True)
+        (folder / ".file.tmp").touch()
+    before = sorted(theirs.rglob("*"))
+    archive = tmp_path / "archive"
+    (archive / "ltx").mkdir(parents=True)
+    (archive / "ltx" / "0").symlink_to(theirs / "0")
+    (archive / "ltx" / "1").mkdir()
+    (archive / "ltx" / "1" / ".left.tmp").touch()
+    (archive / ".linked.tmp").symlink_to(theirs)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86_500)
+    DirectoryStore(archive).tidy()
+    assert sorted(theirs.rglob("*")) == before
+    assert list((archive / "ltx" / "1").iterdir()) == []
+    (archive / "ltx").rename(archive / "moved")
+    (archive / "ltx").symlink_to(theirs)
+    DirectoryStore(archive).tidy()
+    assert sorted(theirs.rglob("*")) == before

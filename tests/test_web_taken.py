@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import multiprocessing
 import os
 import random
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from walcast.web.forwarding import REPLAY_BYTES
+from walcast.web.sending_async import Kept
 from walcast.web.spool import EMPTY_SHA256, MEMORY_BYTES, Budget, NoRoom, Spool
 from walcast.web.taken import ALONE_MOST, NAME, PLACES, TRIED, Full, Taken
 
@@ -89,6 +94,33 @@ def test_where_the_file_cannot_be_every_process_remembers_for_itself_and_says_so
     assert elsewhere.read_bytes() == b"of somebody else", "no link is followed"
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOSPC])
+def test_a_want_that_passes_refuses_a_request_and_lets_none_be_repeated_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whoever uses a worker's descriptors up must not have it forget what the others took."""
+    workers = Taken(tmp_path), Taken(tmp_path)
+
+    def lacking(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lacking)
+        for worker in workers:
+            with pytest.raises(Full):
+                worker.take(nonce(1), NOW_S + 60, NOW_S)
+    assert [worker.take(nonce(2), NOW_S + 60, NOW_S) for worker in workers] == [True, False]
+
+
+def test_workers_share_again_once_the_file_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "app.db-walcast"
+    workers = Taken(folder), Taken(folder)
+    assert workers[0].take(nonce(1), NOW_S + 60, NOW_S)
+    folder.mkdir()
+    assert not workers[0].take(nonce(1), NOW_S + 60, NOW_S)
+    assert [worker.take(nonce(2), NOW_S + 60, NOW_S) for worker in workers] == [True, False]
+
+
 def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that is full takes no more, rather than forget."""
     taken = Taken(tmp_path)
@@ -121,6 +153,35 @@ def test_a_file_that_is_damaged_is_no_error(tmp_path_factory: pytest.TempPathFac
 
 
 # Bodies
+
+
+def test_a_body_in_tiny_pieces_takes_no_more_memory_than_one_in_large_ones() -> None:
+    spool = Spool(Budget(1 << 30))
+    spool.add(bytes(MEMORY_BYTES + 1))
+    tracemalloc.start()
+    try:
+        for _ in range(50_000):
+            spool.add(b"x")
+        assert tracemalloc.get_traced_memory()[0] < 50_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_messages_that_bring_little_few_are_kept() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def memory() -> int:
+        kept = Kept(receive)
+        tracemalloc.start()
+        try:
+            for _ in range(REPLAY_BYTES):
+                await kept.receive()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert asyncio.run(memory()) < 4 * REPLAY_BYTES
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [MEMORY_BYTES], [MEMORY_BYTES, 1], [1, MEMORY_BYTES], [200_000, 5]])

@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from walcast.errors import ConfigError, Unavailable
+from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.filesystem import fsync_directory, make_directory
 from walcast.store.base import (
     LISTED_MOST,
@@ -200,16 +201,30 @@ class DirectoryStore:
                 raise ConfigError(f"the archive directory {self.root} does not exist: correct the path")
 
     def tidy(self) -> None:
+        with suppress(OSError, Corrupt):
+            self._tidy([])
+            with opened_folder(self.root, ["ltx"]) as folder:
+                levels = [name for name in _names_in(folder) if not name.startswith(".")]
+            for level in levels:
+                with suppress(OSError, Corrupt):
+                    self._tidy(["ltx", level])
+
+    def _tidy(self, parts: Sequence[str]) -> None:
+        """One folder, which no link leads to: what a link stands for is nobody's to remove."""
         before_s = time.time() - _LEFTOVER_S
-        for path in (*self.root.glob(".*.tmp"), *self.root.glob("ltx/*/.*.tmp")):
-            with suppress(OSError):
-                # Not its modification time, which is that of a transaction.
-                if path.stat().st_ctime >= before_s:
+        with opened_folder(self.root, parts) as folder:
+            for name in _names_in(folder):
+                if not (name.startswith(".") and name.endswith(".tmp")):
                     continue
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
+                with suppress(OSError):
+                    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    # Not its modification time, which is that of a transaction.
+                    if found.st_ctime >= before_s:
+                        continue
+                    if stat.S_ISDIR(found.st_mode):
+                        shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+                    else:
+                        os.unlink(name, dir_fd=folder)
 
     def close(self) -> None:
         pass
@@ -306,3 +321,8 @@ class DirectoryStore:
             if error.errno in _WRONG_PLACE:
                 raise ConfigError(f"{what}: correct the path or its permissions") from error
             raise Unavailable(what) from error
+
+
+def _names_in(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in islice(entries, LISTED_MOST)]

@@ -35,6 +35,8 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 T = TypeVar("T")
 
+MESSAGE_BYTES = 256  # of memory, at least, for one that is kept, whatever it brings
+
 
 class Kept:
     """What an app receives, kept while it is short, so that it can be sent on once the app has received it."""
@@ -47,7 +49,7 @@ class Kept:
     async def receive(self) -> Message:
         """For the app."""
         message = await self._receive()
-        self._taken += len(message.get("body", b""))
+        self._taken += len(message.get("body", b"")) + MESSAGE_BYTES
         if self._taken > REPLAY_BYTES or message["type"] != "http.request":
             self._messages.clear()
             self._taken = REPLAY_BYTES + 1  # for good

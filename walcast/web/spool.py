@@ -12,6 +12,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO
 
 MEMORY_BYTES = 64 << 10
@@ -21,6 +22,13 @@ EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 class NoRoom(Exception):
     """The temporary files have no more room, or may take no more."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What one body has taken of a budget: a number, however small the pieces were that it came in."""
+
+    bytes: int = 0
 
 
 class Budget:
@@ -36,18 +44,19 @@ class Budget:
         """Now."""
         return self._taken
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, share: Share) -> None:
         """NoRoom when there are not so many left."""
         with self._lock:
             if self._taken + size > self._most:
                 raise NoRoom(f"the bodies that are kept would take more than {self._most} bytes (max_spooled)")
             self._taken += size
+            share.bytes += size
 
-    def give_back(self, sizes: list[int]) -> None:
+    def give_back(self, share: Share) -> None:
         """What `take` took."""
         with self._lock:
-            self._taken -= sum(sizes)
-            sizes.clear()
+            self._taken -= share.bytes
+            share.bytes = 0
 
 
 class Spool:
@@ -56,7 +65,7 @@ class Spool:
     def __init__(self, budget: Budget) -> None:
         self.size = 0
         self._budget = budget
-        self._taken: list[int] = []
+        self._taken = Share()
         self._digest = hashlib.sha256()
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 - closed by its end
         weakref.finalize(self, _end, self._file, budget, self._taken)
@@ -69,7 +78,7 @@ class Spool:
     @property
     def is_on_disk(self) -> bool:
         """Does reading and writing it take its time?"""
-        return bool(self._taken)
+        return bool(self._taken.bytes)
 
     def will_be_on_disk(self, chunk: bytes) -> bool:
         """Once this is added, too."""
@@ -77,10 +86,9 @@ class Spool:
 
     def add(self, chunk: bytes) -> None:
         """NoRoom."""
-        more = len(chunk) if self._taken else self.size + len(chunk) if self.will_be_on_disk(chunk) else 0
+        more = len(chunk) if self._taken.bytes else self.size + len(chunk) if self.will_be_on_disk(chunk) else 0
         if more:
-            self._budget.take(more)
-            self._taken.append(more)
+            self._budget.take(more, self._taken)
         try:
             self._file.write(chunk)
         except OSError as error:
@@ -100,7 +108,7 @@ class Spool:
         return _Reading(self, self._file)  # type: ignore[return-value]
 
 
-def _end(file: IO[bytes], budget: Budget, taken: list[int]) -> None:
+def _end(file: IO[bytes], budget: Budget, taken: Share) -> None:
     file.close()
     budget.give_back(taken)
 

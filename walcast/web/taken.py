@@ -3,7 +3,7 @@
 All worker processes share a file in the state folder, `forwarded`: a table of nonces and until when each is remembered,
 in places that the nonce itself chooses, behind one lock. Only who knows the secret can put anything in. Where that file
 cannot be written, as by a worker of another user, each process remembers for itself, and says so: then a request could
-be taken once by each.
+be taken once by each. That is looked at anew each time, and what only passes, as a want of descriptors, is no reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import os
 import struct
 import threading
 from pathlib import Path
+
+from walcast.shortage import EXHAUSTED, FULL
 
 log = logging.getLogger("walcast.web")
 
@@ -28,7 +30,8 @@ _LONGEST_S = 3600  # what says that it is remembered for longer is damaged
 
 
 class Full(Exception):
-    """There is no place left to remember a nonce: more requests came than can be told apart."""
+    """There is no place left to remember a nonce, or nothing to write it with: more requests came than can be told
+    apart."""
 
 
 class Taken:
@@ -37,22 +40,30 @@ class Taken:
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
         self._lock = threading.Lock()
-        self._alone: dict[bytes, int] | None = None
+        self._alone: dict[bytes, int] = {}
+        self._said = False
 
     def take(self, nonce: bytes, until_s: int, now_s: int) -> bool:
         """True for the first who takes it; it is remembered until then, in seconds since the epoch. Full."""
         assert len(nonce) == _NONCE_BYTES
         with self._lock:
-            if self._alone is None:
-                try:
-                    return self._take_shared(nonce, until_s, now_s)
-                except OSError as error:
-                    log.warning(
-                        "each worker remembers for itself which forwarded requests were taken",
-                        extra={"path": str(self._path), "error": error.strerror or str(error)},
-                    )
-                    self._alone = {}
+            if self._alone.get(nonce, 0) >= now_s:
+                return False
+            try:
+                return self._take_shared(nonce, until_s, now_s)
+            except OSError as error:
+                if error.errno in EXHAUSTED | FULL:
+                    raise Full from error
+                self._say(error)
             return _take_alone(self._alone, nonce, until_s, now_s)
+
+    def _say(self, error: OSError) -> None:
+        if not self._said:
+            self._said = True
+            log.warning(
+                "each worker remembers for itself which forwarded requests were taken",
+                extra={"path": str(self._path), "error": error.strerror or str(error)},
+            )
 
     def _take_shared(self, nonce: bytes, until_s: int, now_s: int) -> bool:
         # Opened each time: after a fork, and when the folder is made anew, it is still the one file of this host.
