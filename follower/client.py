@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,6 +36,21 @@ _OTHER = pb.REFUSAL_KIND_OTHER_DATABASE
 _FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
 _ELSEWHERE = (pb.REFUSAL_KIND_NOT_PRIMARY, pb.REFUSAL_KIND_FENCED, pb.REFUSAL_KIND_OLDER_TERM)
 _COPY = (pb.REFUSAL_KIND_LOG_MOVED_ON, pb.REFUSAL_KIND_DIVERGED)
+
+
+def _unchecked() -> None:
+    """Of a channel whose other end is known."""
+
+
+class _Once:
+    """A check that is not made again once it has passed."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def __call__(self) -> None:
+        self._check()
+        self._check = _unchecked
 
 
 class MustCopy(WalcastError):
@@ -153,6 +168,10 @@ class Client:
         )
         self._stub: Any = rpc.ReplicationStub(self._channel)
 
+    def _check_answered(self) -> None:
+        """Before the first thing that a primary says is believed, refusals among them."""
+        self._credentials.check_answered(self.primary)
+
     @property
     def is_outdated(self) -> bool:
         """Have the certificates been changed since the channel was opened?"""
@@ -171,7 +190,7 @@ class Client:
         database has another id than `database_id`.
         """
         call = self._stub.Stream(metadata=self._credentials.present(self.primary))
-        stream = Stream(call, self.primary, term)
+        stream = Stream(call, self.primary, term, self._check_answered)
         try:
             with _translated(self.primary):
                 hello = pb.Hello()
@@ -183,7 +202,6 @@ class Client:
             welcome = await stream.read()
             if welcome.WhichOneof("kind") != "welcome":
                 raise Unavailable(f"{self.primary}: did not begin with a welcome")
-            self._credentials.check_neighbour(self.primary)
             stream.welcome = welcome.welcome
             with said_by(self.primary):
                 check_welcome(stream.welcome, term)
@@ -222,7 +240,7 @@ class Client:
                 for start in range(0, len(data), CHECKSUM_PIECE_BYTES):
                     await _write(call, pb.CopyRequest(checksums=data[start : start + CHECKSUM_PIECE_BYTES]))
                 await call.done_writing()
-            copy = Copy(call, self.primary, term)
+            copy = Copy(call, self.primary, term, self._check_answered)
             first = await copy.read()
             if first.WhichOneof("kind") != "start":
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
@@ -239,12 +257,15 @@ class Client:
 class Stream:
     """An open stream: messages in, acknowledgements out."""
 
-    def __init__(self, call: Any, primary: wire.Address, seen_term: int = 0) -> None:
+    def __init__(
+        self, call: Any, primary: wire.Address, seen_term: int = 0, check: Callable[[], None] = _unchecked
+    ) -> None:
         self.welcome = pb.Welcome()
         self.began_s = _clock_s()
         self._call = call
         self._primary = primary
         self._seen_term = seen_term
+        self._check_once = _Once(check)
         self._writing = asyncio.Lock()
         self._reading_since_s = math.inf
         self._ended: str | WalcastError = ""
@@ -282,6 +303,9 @@ class Stream:
         self._reading_since_s = time.monotonic()
         try:
             message: pb.PrimaryMessage = await _next(self._call, self._primary)
+        except ConfigError:  # final, if it comes from whom it should
+            self._check_once()
+            raise
         except (asyncio.CancelledError, Unavailable):
             task = asyncio.current_task()
             if self._ended and not (task and task.cancelling()):
@@ -290,6 +314,7 @@ class Stream:
                 raise Unavailable(f"{self._primary}: {self._ended}") from None
             raise
         self._reading_since_s = math.inf
+        self._check_once()
         if message.WhichOneof("kind") == "refusal":
             raise refused(message.refusal, self._primary, self._seen_term)
         with said_by(self._primary):
@@ -327,15 +352,23 @@ class Stream:
 class Copy:
     """An open copy."""
 
-    def __init__(self, call: Any, primary: wire.Address, seen_term: int = 0) -> None:
+    def __init__(
+        self, call: Any, primary: wire.Address, seen_term: int = 0, check: Callable[[], None] = _unchecked
+    ) -> None:
         self.start = pb.CopyStart()
         self._seen_term = seen_term
         self._call = call
         self._primary = primary
+        self._check_once = _Once(check)
 
     async def read(self) -> pb.CopyReply:
         """The next message."""
-        message: pb.CopyReply = await _read(self._call, self._primary)
+        try:
+            message: pb.CopyReply = await _read(self._call, self._primary)
+        except ConfigError:
+            self._check_once()
+            raise
+        self._check_once()
         if message.WhichOneof("kind") == "refusal":
             raise refused(message.refusal, self._primary, self._seen_term)
         return message

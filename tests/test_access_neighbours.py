@@ -12,8 +12,10 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from walcast.access import neighbours
-from walcast.access.neighbours import listener_is_ours, peer_user, socket_owner
+from walcast.access import sockets
+from walcast.access.neighbours import check_connected, check_neighbour, listener_is_ours, peer_user, user_of
+from walcast.access.sockets import listener_user, only_owner
+from walcast.errors import Unavailable
 from walcast.wire import Address
 
 assert encodings.idna  # loaded before a child gives up the right to read it
@@ -55,7 +57,7 @@ def as_stranger(role: str, address: tuple[str, int]) -> Iterator[int]:
 @pytest.mark.parametrize("by_proc", [False, True])
 def test_a_peer_of_our_own_user_is_known(host: str, by_proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if by_proc:
-        monkeypatch.setattr(neighbours, "_ask_kernel", refuse)
+        monkeypatch.setattr(sockets, "_ask_kernel", refuse)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with closing(socket.create_server((host, 0), family=family)) as listener:
         address = listener.getsockname()[:2]
@@ -95,7 +97,7 @@ def test_a_listener_of_another_user_is_not_ours() -> None:
         assert not listener_is_ours(Address("127.0.0.1", port))
         assert not listener_is_ours(Address("localhost", port))
         home = ipaddress.ip_address("127.0.0.1")
-        assert socket_owner(home, port, ipaddress.ip_address("0.0.0.0"), 0) == STRANGER
+        assert listener_user(home, port) == STRANGER
 
 
 def test_where_nobody_listens_nobody_is_a_stranger() -> None:
@@ -103,3 +105,96 @@ def test_where_nobody_listens_nobody_is_a_stranger() -> None:
         address = address_of(listener)
     assert listener_is_ours(address)
     assert listener_is_ours(Address("192.0.2.7", 7420))
+
+
+@contextmanager
+def connected(listener: socket.socket, port: int = 0) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client of this process and the server's end, to which `port` is the client's."""
+    with closing(socket.socket()) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.bind(("127.0.0.1", port))
+        client.connect(("127.0.0.1", listener.getsockname()[1]))
+        with closing(listener.accept()[0]) as server:
+            yield client, server
+
+
+@pytest.mark.parametrize("by_proc", [False, True])
+def test_a_peer_elsewhere_with_the_port_of_a_listener_of_ours_is_nobody(
+    by_proc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sock_diag(7) answers the listener when it is asked for a connection that is not there."""
+    if by_proc:
+        monkeypatch.setattr(sockets, "_ask_kernel", refuse)
+    with closing(socket.create_server(("0.0.0.0", 0))) as listener:
+        port = listener.getsockname()[1]
+        for listening in (Address("0.0.0.0", port), Address("192.0.2.1", port), Address("db1.example", port)):
+            assert user_of("192.0.2.7", port, listening) is None
+            assert user_of("127.0.0.1", port, listening) is None
+
+
+@pytest.mark.parametrize("by_proc", [False, True])
+def test_a_connection_that_is_closed_is_nobodys(by_proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says of what waits for its end that it is root's."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    if by_proc:
+        monkeypatch.setattr(sockets, "_ask_kernel", refuse)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener, connected(listener) as (client, server):
+        port = client.getsockname()[1]
+        assert user_of("127.0.0.1", port, address_of(listener)) is not None
+        client.close()
+        assert user_of("127.0.0.1", port, address_of(listener)) is None  # FIN_WAIT
+        server.close()
+        assert user_of("127.0.0.1", port, address_of(listener)) is None  # TIME_WAIT
+        assert only_owner(ipaddress.ip_address("127.0.0.1"), port, listener.getsockname()[1]) is None
+
+
+@as_root
+def test_a_strangers_connection_from_the_port_of_one_of_ours_is_nobodys() -> None:
+    """Of a listener on all addresses one does not know to which of them a peer has connected."""
+    with closing(socket.create_server(("0.0.0.0", 0))) as listener, connected(listener) as (client, _):
+        port, listening = client.getsockname()[1], address_of(listener)
+        assert user_of("127.0.0.1", port, listening) == os.geteuid()
+        with closing(socket.socket()) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", port))
+            os.fchown(other.fileno(), STRANGER, STRANGER)  # as if that user had made it
+            other.connect(("127.0.0.3", listening.port))
+            with closing(listener.accept()[0]):
+                assert user_of("127.0.0.1", port, listening) is None
+
+
+def test_an_ipv4_connection_of_an_ipv6_socket_is_known() -> None:
+    serving = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    with closing(serving) as listener, closing(socket.socket(socket.AF_INET6)) as client:
+        client.connect(("::ffff:127.0.0.1", listener.getsockname()[1]))
+        with closing(listener.accept()[0]):
+            assert user_of("127.0.0.1", client.getsockname()[1], address_of(listener)) == os.geteuid()
+
+
+def test_in_a_user_namespace_the_user_that_stands_for_all_others_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_has_all_users", lambda: False)
+    monkeypatch.setattr(sockets, "_ask_kernel", lambda *_: sockets._Socket(1, STRANGER, 4711))
+    assert user_of("127.0.0.1", 4711, Address("127.0.0.1", 7420)) is None
+
+
+def test_who_listens_on_all_addresses_listens_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_ask_kernel", refuse)
+    for host, family in (("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)):
+        with closing(socket.create_server((host, 0), family=family)) as listener:
+            assert listener_user(ipaddress.ip_address("127.0.0.1"), listener.getsockname()[1]) == os.geteuid()
+
+
+@as_root
+def test_who_has_answered_is_known_though_the_listener_is_gone() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        address = address_of(listener)
+        with connected(listener) as (_, server):
+            listener.close()
+            check_neighbour(address)  # nobody listens: that tells nothing
+            check_connected(address)
+            os.fchown(server.fileno(), STRANGER, STRANGER)  # as if that user had accepted it
+            with pytest.raises(Unavailable):
+                check_connected(address)
+        with pytest.raises(Unavailable):
+            check_connected(address)
+    check_connected(Address("192.0.2.7", 7420))

@@ -147,7 +147,7 @@ class ByGrpc:
             raise _translated(error, address, timeout_s, self._shown().hint()) from error
         except ValueError as error:  # gRPC's answer to a call on a channel that another thread has just closed
             raise Unavailable(f"{address}: {error}") from error
-        self._shown().check_neighbour(wire.Address.parse(address))
+        self._shown().check_answered(wire.Address.parse(address))
         return answer
 
     def _channel(self, address: str) -> grpc.Channel:

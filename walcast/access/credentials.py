@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from walcast.access.neighbours import check_neighbour
+from walcast.access.neighbours import check_connected, check_neighbour
 from walcast.access.roles import Kind
 from walcast.access.secretfile import read_file
 from walcast.access.tokens import Tokens, bearer, is_token, read_tokens, token_in
@@ -135,6 +135,12 @@ class Credentials:
         TLS the certificate says it, and with --insecure whoever gave that has decided to trust the address."""
         if not self.tls.is_encrypted_to(address) and not self.tls.insecure:
             check_neighbour(address)
+
+    def check_answered(self, address: Address) -> None:
+        """As `check_neighbour`, of a connection of this process over which something has come, before that is believed:
+        it tells who is at the other end, whoever listens by now."""
+        if not self.tls.is_encrypted_to(address) and not self.tls.insecure:
+            check_connected(address)
 
     def server(self, address: Address) -> grpc.ServerCredentials | None:
         """To listen on `address`. None: plain text, which beyond loopback must be asked for."""
@@ -258,14 +264,12 @@ def say(reload: Reload) -> None:
 
 
 def shown_in_calls(channel: grpc.Channel, credentials: Credentials, to: Address) -> grpc.Channel:
-    """The channel to `to`, with the token in the metadata of each call."""
-    if not credentials.present(to):
-        return channel
+    """The channel to `to`, with the token in the metadata of each call, and each answer from whom it should be."""
     import grpc
 
-    from walcast.access.interceptor import ShowToken
+    from walcast.access.interceptor import Checked
 
-    return grpc.intercept_channel(channel, ShowToken(credentials, to))
+    return grpc.intercept_channel(channel, Checked(credentials, to))
 
 
 def read_pem(path: Path) -> bytes:
