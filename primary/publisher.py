@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from primary.followers import Follower
 from primary.gate import Gate
 from primary.quotas import HOLD_DEFAULT_S, Quotas, who_of
 from primary.requests import check_barrier, check_copy, check_hello, check_step_down, check_switchover
+from primary.rights import Rights
 from primary.segment import Entry
 from primary.served import (
     RECHECK_EVERY_S,
@@ -83,6 +85,7 @@ class Publisher(rpc.ReplicationServicer):
         self._app_url = app_url
         self._stopping = asyncio.Event()
         self._quotas = Quotas()
+        self._rights = Rights(gate)
         self._changes: set[asyncio.Task[Any]] = set()
         self._rarely = Rarely(log)
         self._crowds = Rarely(log)  # of its own, or many ids would make it forget who sent them
@@ -199,6 +202,12 @@ class Publisher(rpc.ReplicationServicer):
         if not hello.observer:
             follower.acknowledged(position.txid, position.txid)
             served.followers.add(follower)
+        right = ExitStack()
+        held = right.enter_context(
+            self._rights.of_call(
+                context, identity, Role.REPLICATE, served.database.name, "Stream", partial(_lost, served, follower)
+            )
+        )
         reading = asyncio.create_task(_read_acks(request_iterator, served, follower))
         reading.add_done_callback(partial(_reading_ended, served, follower))
         # Also of one that calls itself something else each time.
@@ -222,10 +231,12 @@ class Publisher(rpc.ReplicationServicer):
                 )
             )
             async for message in self._send_from(served, follower, position.txid):
+                held.check()
                 yield message
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
         finally:
+            right.close()
             reading.cancel()
             if not hello.observer:
                 served.followers.remove(follower)
@@ -297,10 +308,13 @@ class Publisher(rpc.ReplicationServicer):
         facts = {"peer": context.peer(), "database": self._name(hello.database, guess=hello.database_is_guess)}
         audit.record("copy", str(identity), **facts, follower=hello.follower_id)
         copying = unless_stalled(self._copied(hello, request_iterator, identity, who), STALL_S)
+        held = self._rights.of_call(context, identity, Role.REPLICATE, facts["database"], "Copy")
         try:
-            async with contextlib.aclosing(copying) as replies:
-                async for reply in replies:
-                    yield reply
+            with held as right:
+                async with contextlib.aclosing(copying) as replies:
+                    async for reply in replies:
+                        right.check()
+                        yield reply
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)
 
@@ -350,7 +364,9 @@ class Publisher(rpc.ReplicationServicer):
             served = self._find(wire.PROTOCOL_VERSION, request.database, identity)
             level = _level(request.level)
             with self._quotas.barriers.take(_who(identity, context), member=member):
-                reached = await barrier(served, request.followers, request.timeout_ms / 1000, level)
+                with self._rights.of_call(context, identity, Role.STATUS, served.database.name, "Barrier") as right:
+                    reached = await barrier(served, request.followers, request.timeout_ms / 1000, level)
+                right.check()
         except Refused as refused:
             return pb.BarrierReply(refusal=refused.refusal)
         return pb.BarrierReply(
@@ -438,6 +454,13 @@ def _reading_ended(served: Served, follower: Follower, reading: asyncio.Task[Non
         follower.ended = f"its acknowledgements cannot be read: {type(error).__name__}"
         log.debug("acknowledgements ended", exc_info=error)
         served.wake()
+
+
+def _lost(served: Served, follower: Follower) -> None:
+    """Of whoever may not follow any more nothing counts, from this moment on."""
+    follower.member, follower.candidate, follower.address = False, False, ""
+    follower.ended = f"{follower.identity} may not follow any more"
+    served.wake()
 
 
 async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Served) -> bytes:
