@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 
 import pytest
@@ -13,6 +18,7 @@ from walcast.store import S3Spec, s3, s3_bounded
 from walcast.store.base import ListingTooLong
 from walcast.store.regular import NotAnObject
 from walcast.store.s3 import S3Store
+from walcast.store.s3_paced import LEAST_BYTES, PacedReader
 from walcast.store.s3_retry import Bounds
 
 TIME = "2026-01-31T12:00:00.000Z"
@@ -120,3 +126,55 @@ def test_a_content_length_that_lies_costs_an_error_or_nothing(length: str) -> No
         with suppress(Unavailable):
             assert len(store.get("0000/x", 0, 1 << 40)) <= 100
         assert len(requests) <= 3
+
+
+HEAD = b'HTTP/1.1 206 Partial Content\r\nETag: "e"\r\nContent-Length: 1000000\r\n\r\n'
+
+
+@contextmanager
+def dripping(at_once: bytes) -> Iterator[str]:
+    """A server that says this, and then a byte now and then, for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve(connection: socket.socket) -> None:
+            with suppress(OSError), connection:
+                connection.recv(1 << 16)
+                connection.sendall(at_once)
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("at_once", [HEAD, b"HTTP/1.1 200 OK\r\n", b""], ids=["body", "headers", "nothing"])
+def test_an_answer_that_drips_for_ever_is_given_up(at_once: bytes) -> None:
+    """Each byte comes in time, and the object would take days."""
+    with dripping(at_once) as endpoint, opened(endpoint) as store:
+        store._bounds = Bounds(attempts=2, backoff_s=0.01, read_s=0.2)
+        for read in (
+            lambda: store.get("0000/x", 0, 1_000_000),
+            lambda: list(store.list()),
+            lambda: store.read("lease"),
+        ):
+            began_s = time.monotonic()
+            with pytest.raises(WalcastError):
+                read()
+            assert time.monotonic() - began_s < 5.0
+
+
+def test_who_takes_long_to_use_what_came_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("walcast.store.s3_paced.time.monotonic", lambda: now_s[0])
+    paced = io.BufferedReader(PacedReader(io.BytesIO(bytes(4 * LEAST_BYTES)), 60.0), 512)
+    for _ in range(8):
+        assert len(paced.read(LEAST_BYTES // 2)) == LEAST_BYTES // 2
+        now_s[0] += 3600.0

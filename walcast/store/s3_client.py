@@ -25,6 +25,7 @@ from walcast.errors import ConfigError
 from walcast.redaction import redact
 from walcast.secret import Secret
 from walcast.store.s3_bounded import BoundedSession
+from walcast.store.s3_paced import pace
 from walcast.store.s3_retry import Bounds, Retries
 from walcast.store.s3_spec import S3Spec
 from walcast.store.url import normal_endpoint
@@ -97,6 +98,7 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
         raise ConfigError(
             f"{redact(str(error))}: a host consists of letters, digits, dots and dashes; correct it"
         ) from None
+    pace(client._endpoint.http_session, bounds.read_s)
     client._endpoint.http_session = BoundedSession(client._endpoint.http_session)
     client.meta.events.register("needs-retry.s3", retries.needs_retry)
     if custom:
