@@ -140,6 +140,17 @@ def test_a_network_file_system_is_refused(db: Path, monkeypatch: pytest.MonkeyPa
         check_local(db)
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"\r1 2", "\u2028x".encode(), b"a\\134b", b"a\\040-\\040nfs4"])
+def test_no_name_of_another_users_mount_point_keeps_a_node_from_starting(db: Path, name: bytes) -> None:
+    """With FUSE every user of a machine chooses some."""
+    theirs = b"3 1 0:3 / /home/them/" + name + b" rw - fuse.sshfs x rw\n"
+    mounts = f"1 1 0:1 / / rw - ext4 /dev/x rw\n2 1 0:2 / {db.parent} rw - xfs /dev/y rw\n"
+    assert filesystem_type(db, mounts + os.fsdecode(theirs)) == "xfs"
+    (db.parent / "ä b").mkdir()
+    mounts += f"4 1 0:4 / {db.parent}/ä\\040b rw - nfs4 x rw\n"
+    assert filesystem_type(db.parent / "ä b" / "x", mounts) == "nfs4"
+
+
 @pytest.mark.parametrize("url", ["ftp://host/path", "s3://", "s3:///prefix", "http://x/y"])
 def test_a_wrong_archive_url_is_refused(db: Path, tmp_path: Path, url: str) -> None:
     refused(tmp_path, "primary", db, url, "--listen", "127.0.0.1:0", words=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from walcast.errors import ConfigError
@@ -14,6 +15,7 @@ _NETWORK_TYPES = (
     "9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 "
     "ocfs2 orangefs smb3 smbfs"
 )
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # space, tab, newline, backslash and hash, as the kernel writes them
 NETWORK_TYPES = frozenset(_NETWORK_TYPES.split())
 
 
@@ -46,16 +48,16 @@ def filesystem_type(path: Path, mountinfo: str | None = None) -> str | None:
     """
     if mountinfo is None:
         try:
-            mountinfo = Path("/proc/self/mountinfo").read_text()
+            mountinfo = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
         except OSError:
             return None
     target = path.absolute().resolve()
     best, kind = -1, None
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n")[:-1]:  # not at whatever else ends a line: users choose the names of mount points
         left, _, right = line.partition(" - ")
-        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        point = Path(_ESCAPED.sub(lambda found: chr(int(found[1], 8)), left.split(" ")[4]))
         if target.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), right.split()[0]
+            best, kind = len(point.parts), right.partition(" ")[0]
     return kind
 
 
