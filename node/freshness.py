@@ -1,16 +1,23 @@
 """What a running node reads again without a restart: certificates, authorities and tokens when their files change;
-those and the log level on SIGHUP."""
+those and the log level on SIGHUP.
+
+Everything of the node that shows or checks a certificate or a token, gRPC in both directions and HTTP, takes it from
+its one `Credentials`, and this is what reads those again. What cannot be used leaves the last ones in force; the log,
+the audit trail and the status say so.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import stat
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from node.logs import level_again
-from walcast.access.credentials import Credentials, say
+from walcast import audit
+from walcast.access.credentials import Credentials, Reload, say
 from walcast.access.expiry import ExpiryWarnings
 from walcast.errors import ConfigError
 from walcast.rarely import Rarely
@@ -22,11 +29,12 @@ LOOK_S = 3.0
 
 async def keep_fresh(credentials: Credentials) -> None:
     """Look at the files every few seconds, and warn of certificates that end soon, for ever."""
+    credentials.is_watched = True
     warnings = ExpiryWarnings()
     rarely, seen = Rarely(log), -1
     while True:
         try:
-            say(await asyncio.to_thread(credentials.refresh))
+            say(await asyncio.to_thread(refresh, credentials))
             if credentials.version != seen:
                 seen = credentials.version
                 warn_of_open_key(credentials)
@@ -36,6 +44,16 @@ async def keep_fresh(credentials: Credentials) -> None:
                 facts = {"error": f"{type(error).__name__}: {error}"}
                 rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error).__name__, facts)
         await asyncio.sleep(LOOK_S)
+
+
+def refresh(credentials: Credentials, *, force: bool = False) -> Reload:
+    """The one way in which files are read again: what came of it is in the audit trail."""
+    reload = credentials.refresh(force=force)
+    if reload.error is not None or reload.changed:
+        refused = reload.error is not None
+        facts = {"files": ", ".join(map(str, reload.changed)), "error": str(reload.error) if refused else ""}
+        audit.record("credentials", f"user:{os.geteuid()}", **facts, outcome="refused" if refused else "reloaded")
+    return reload
 
 
 def warn_of_expiry(credentials: Credentials, warnings: ExpiryWarnings) -> None:
@@ -68,7 +86,7 @@ def reload_all(credentials: Credentials | None) -> None:
     errors: list[str] = []
     files: list[str] = []
     if credentials is not None:
-        reload = credentials.refresh(force=True)
+        reload = refresh(credentials, force=True)
         files = [str(path) for path in reload.changed]
         if reload.error is not None:
             errors.append(str(reload.error))

@@ -247,7 +247,7 @@ class Host:
             routes(self.failures, status, metrics),
             self._admits,
             connections=limits.http_connections(),
-            tls=self.settings.tls,
+            credentials=self.credentials,
             names=self.settings.http_hosts,
         )
         self.http_listening = http.listening
@@ -434,6 +434,7 @@ class Host:
         """For the Status call. What a watched folder has and cannot be served is there with why, as of its archive."""
         tls = self.credentials.tls_status()
         reply = pb.StatusReply(role="primary", term=1, protocol=wire.PROTOCOL_VERSION, tls=tls)
+        reply.credentials_error = self.credentials.trouble or ""
         members = {member.name: member for member in self.members}
         reply.databases.extend(member.status() for member in self.members)
         reply.databases.extend(serving.status() for name, serving in self._serving.items() if name not in members)

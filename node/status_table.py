@@ -39,8 +39,15 @@ def _primary_table(facts: Facts) -> Table:
         if wrong:
             shown.caption, shown.caption_justify = Text("\n").join(wrong), "left"
     if tls := facts.get("tls"):
-        shown.title = f"{title}\ncertificate of {tls['identity'] or 'nobody'}, until {tls['not_after']}"
+        title = _lines(title, f"certificate of {tls['identity'] or 'nobody'}, until {tls['not_after']}")
+    if refused := facts.get("credentials_error"):
+        title = _lines(title, f"changed credentials are not in force: {refused}")
+    shown.title = title
     return shown
+
+
+def _lines(above: Text, below: str) -> Text:
+    return Text("\n").join((above, plain(below)))
 
 
 def _replica_table(facts: Facts) -> Table:
@@ -51,7 +58,7 @@ def _replica_table(facts: Facts) -> Table:
         shown.add_row("kept aside", plain(folder))
     if tls := facts.get("tls"):
         shown.add_row("certificate", plain(f"{tls['identity'] or 'nobody'}, until {tls['not_after']}"))
-    for name in ("app_url_refused", "trouble"):
+    for name in ("app_url_refused", "trouble", "credentials_error"):
         if facts.get(name):
             shown.add_row(name, plain(facts[name]))
     return shown

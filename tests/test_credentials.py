@@ -17,6 +17,7 @@ from follower.client import Client
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.access.issuing import issue
+from walcast.access.tokens import bearer
 from walcast.errors import CertificateRefused, ConfigError, Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -175,13 +176,14 @@ def test_new_connections_are_shown_the_certificate_that_was_read_last(ca: Author
         assert credentials.refresh().error is not None
         assert credentials.refresh().error is None  # said once
         assert credentials.refresh(force=True).error is not None
+        assert credentials.trouble is not None
         by_old_ca = wire.Tls(tmp_path / "old.pem", by_old.cert, by_old.key)
         (tmp_path / "old.pem").write_bytes(old_files[ca.ca])
         assert await who(address, by_old_ca) == "node/one, no token"
 
         (ca.folder / "server.pem").write_bytes((new.folder / "server.pem").read_bytes())
         reload = credentials.refresh()
-        assert reload.error is None
+        assert (reload.error, reload.mended, credentials.trouble) == (None, True, None)
         assert set(reload.changed) == {ca.ca, ca.folder / "server.key", ca.folder / "server.pem"}
         assert await who(address, by_new) == "node/one, no token"
         assert await who(address, by_old_ca) is None
@@ -283,3 +285,39 @@ def test_a_token_goes_in_plain_text_beyond_this_machine_only_when_asked_for(tmp_
     file.chmod(0o644)
     with pytest.raises(ConfigError):
         Credentials(wire.Tls(token_file=file)).server(LISTEN)
+
+
+@pytest.mark.parametrize("damage", ["readable by others", "a link", "gone", "damaged"])
+def test_a_token_file_that_cannot_be_used_leaves_the_last_one_in_force_and_says_so(tmp_path: Path, damage: str) -> None:
+    token, line = token_of("edge-1")
+    file = token_file(tmp_path / "accepted", line)
+    credentials = Credentials(wire.Tls(token_file=file))
+    assert credentials.token_identity(bearer(token)) == "edge-1"
+    match damage:
+        case "readable by others":
+            file.chmod(0o644)
+        case "a link":
+            file.rename(tmp_path / "elsewhere")
+            file.symlink_to(tmp_path / "elsewhere")
+        case "gone":
+            file.rename(tmp_path / "elsewhere")
+        case "damaged":
+            file.write_text("edge-1 sha256:00\n")
+    assert credentials.refresh().error is not None
+    assert str(file) in (credentials.trouble or "")
+    assert credentials.token_identity(bearer(token)) == "edge-1"
+    file.unlink(missing_ok=True)
+    token_file(file, line)
+    reload = credentials.refresh()
+    assert (reload.error, reload.mended, credentials.trouble) == (None, True, None)
+
+
+def test_what_a_watcher_reads_again_nobody_else_does(ca: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("walcast.access.credentials.LOOK_S", 0.0)
+    credentials = Credentials(tls(ca, "one"))
+    before = credentials.loaded
+    credentials.is_watched = True
+    ca.files("one")
+    credentials.look_again()
+    assert credentials.loaded is before
+    assert credentials.refresh().changed

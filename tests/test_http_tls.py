@@ -21,11 +21,13 @@ from support.http_asked import (
 )
 from support.nodes import poll, walcast
 
+from node.freshness import refresh
 from node.http import server as http_server
 from node.http.near import is_loopback
 from node.http.routes import near
 from node.http.server import HttpServer, bind
 from node.http.tls import certificate_for
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
 from walcast.wire import Address, Tls
 
@@ -33,12 +35,12 @@ from walcast.wire import Address, Tls
 def test_beyond_loopback_there_is_no_plain_http_unless_it_is_asked_for(tmp_path: Path) -> None:
     everywhere = Address("0.0.0.0", 7421)
     with pytest.raises(ConfigError):
-        certificate_for(Tls(), everywhere, loopback=False)
+        certificate_for(Credentials(Tls()), everywhere, loopback=False)
     with pytest.raises(ConfigError):
-        certificate_for(Tls(cert=tmp_path / "c"), everywhere, loopback=False)
+        certificate_for(Credentials(Tls(cert=tmp_path / "c")), everywhere, loopback=False)
     with pytest.raises(ConfigError):
-        certificate_for(Tls(cert=tmp_path / "c", key=tmp_path / "k"), everywhere, loopback=False)
-    assert certificate_for(Tls(insecure=True), everywhere, loopback=False) is None
+        certificate_for(Credentials(Tls(cert=tmp_path / "c", key=tmp_path / "k")), everywhere, loopback=False)
+    assert certificate_for(Credentials(Tls(insecure=True)), everywhere, loopback=False) is None
     for address in (Address("0.0.0.0", 0), Address("[::]", 0)):
         with pytest.raises(ConfigError):
             HttpServer(address, {}, near, connections=1)
@@ -74,11 +76,18 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def https(certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[HttpServer, Path]]:
+def credentials(certificates: Path, tmp_path: Path) -> Credentials:
+    use(certificates, "one", tmp_path)
+    return Credentials(Tls(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem"))
+
+
+@pytest.fixture
+def https(
+    credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[HttpServer, Path]]:
     monkeypatch.setattr(http_server, "is_loopback", lambda address: False)
     monkeypatch.setattr(http_server, "TOTAL_S", 1.5)
-    use(certificates, "one", tmp_path)
-    with serving(tls=Tls(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem")) as server:
+    with serving(credentials=credentials) as server:
         yield server, tmp_path
 
 
@@ -106,14 +115,20 @@ def test_beyond_loopback_https_is_served_and_no_plain_http(https: tuple[HttpServ
     assert b"HTTP/1.1" not in get(server, "/healthz")
 
 
-def test_a_new_certificate_is_used_and_a_broken_one_is_not(https: tuple[HttpServer, Path], certificates: Path) -> None:
+def test_the_certificate_that_the_node_has_read_last_is_shown_and_a_broken_one_is_not(
+    https: tuple[HttpServer, Path], credentials: Credentials, certificates: Path
+) -> None:
     server, folder = https
     ask = b"HEAD /healthz HTTP/1.1" + LOCAL
     (folder / "cert.pem").write_bytes((certificates / "two.cert.pem").read_bytes())  # its key is not there yet
+    assert refresh(credentials).error is not None
     assert over_tls(server, certificates / "one.cert.pem", ask)
     use(certificates, "two", folder)
+    assert over_tls(server, certificates / "one.cert.pem", ask)  # the server does not look by itself
+    assert refresh(credentials).changed
     assert over_tls(server, certificates / "two.cert.pem", ask)
     (folder / "key.pem").unlink()
+    assert refresh(credentials).error is not None
     assert over_tls(server, certificates / "two.cert.pem", ask)
 
 

@@ -38,6 +38,12 @@ def facts_of(node: Node, *flags: str | Path) -> dict[str, Any]:
     return facts
 
 
+def outcomes(node: Node) -> list[str]:
+    """Of what it read again, as the audit trail has it; files that change one after the other may be seen apart."""
+    found = [line["outcome"] for line in node.events("credentials")]
+    return [one for one, before in zip(found, [None, *found], strict=False) if one != before]
+
+
 def streaming(node: Node, *flags: str | Path) -> list[str]:
     [database] = facts_of(node, *flags)["databases"]
     return [one["id"] for one in database["followers"] if one["state"] == "streaming"]
@@ -100,7 +106,14 @@ def test_sighup_reads_files_and_the_log_level_again_and_what_is_wrong_changes_no
         origin.signal(signal.SIGHUP)
         said = origin.wait_event("SIGHUP: not everything could be read again; what was before stays")
         assert len(said["errors"]) == 2
-        assert facts_of(origin, *anna)["tls"] == after
+        facts = facts_of(origin, *anna)
+        assert facts["tls"] == after
+        assert str(cert) in facts["credentials_error"]
+        assert outcomes(origin) == ["refused"]  # what was read before was not logged at the level of then
+
+        ca.files("origin")
+        assert poll(lambda: "credentials_error" not in facts_of(origin, *anna), every_s=0.1)
+        assert outcomes(origin) == ["refused", "reloaded"]
         assert origin.stop() == 0
 
 

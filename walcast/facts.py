@@ -13,6 +13,8 @@ def primary_facts(reply: pb.StatusReply) -> dict[str, Any]:
     """Role, term, and every database with its followers."""
     facts: dict[str, Any] = {"role": reply.role, "term": reply.term}
     facts["databases"] = [_database(d) for d in reply.databases]
+    if reply.credentials_error:
+        facts["credentials_error"] = reply.credentials_error
     if reply.HasField("tls"):
         facts["tls"] = {"identity": reply.tls.identity or None, "not_after": moment_text(reply.tls.not_after_s)}
     return facts

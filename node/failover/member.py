@@ -420,8 +420,10 @@ class Member:
 
     async def _answer_status(self, _: Facts) -> Facts:
         status = self.status()
-        tls = self.host.credentials.tls_status()
-        facts = primary_facts(pb.StatusReply(role=status.role, term=status.term, databases=[status], tls=tls))
+        tls, wrong = self.host.credentials.tls_status(), self.host.credentials.trouble or ""
+        facts = primary_facts(
+            pb.StatusReply(role=status.role, term=status.term, databases=[status], tls=tls, credentials_error=wrong)
+        )
         kept = [str(folder.path) for folder in await asyncio.to_thread(list_discarded, self.path)]
         database = facts["databases"][0]
         if self.serving is not None:
@@ -429,7 +431,7 @@ class Member:
             return facts | {"discarded": kept}
         scrubbing = self.following.scrubbing if self.following is not None else None
         kept_and_scrubbed = {"discarded": kept, "scrub": scrubbing.scrubber.progress.facts() if scrubbing else None}
-        shown = {"tls": facts["tls"]} if tls is not None else {}
+        shown = {name: facts[name] for name in ("tls", "credentials_error") if name in facts}
         found = replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")}
         return found | kept_and_scrubbed | shown
 

@@ -22,6 +22,7 @@ from node.http.near import ip_of, is_loopback
 from node.http.protocol import OneRequest, config_for
 from node.http.routes import near
 from node.http.tls import certificate_for
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable
 from walcast.lasting import outlast
 from walcast.rarely import Rarely
@@ -76,7 +77,7 @@ class HttpServer:
         admits: Admits = near,
         *,
         connections: int,
-        tls: Tls | None = None,
+        credentials: Credentials | None = None,
         names: Collection[str] = (),
     ) -> None:
         self._most = connections
@@ -88,7 +89,7 @@ class HttpServer:
         self._socket = bind(address)
         try:
             own, port = self._socket.getsockname()[:2]
-            self._certificate = certificate_for(tls or Tls(), address, loopback=is_loopback(own))
+            self._certificate = certificate_for(credentials or Credentials(Tls()), address, loopback=is_loopback(own))
             self._socket.listen(BACKLOG)
             self._loop = asyncio.SelectorEventLoop()
         except OSError as error:

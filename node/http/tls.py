@@ -1,21 +1,24 @@
-"""The certificate of the HTTP server, and whether it may do without one."""
+"""The certificate of the HTTP server, and whether it may do without one. It is the node's: `Credentials` reads it, and
+reads it again."""
 
 from __future__ import annotations
 
 import logging
+import os
 import ssl
-from pathlib import Path
 
+from walcast.access.credentials import Credentials, Loaded
 from walcast.errors import ConfigError
 from walcast.rarely import Rarely
 from walcast.shortage import reason
-from walcast.wire import Address, Tls
+from walcast.wire import Address
 
 log = logging.getLogger("walcast.http")
 
 
-def certificate_for(tls: Tls, address: Address, *, loopback: bool) -> Certificate | None:
+def certificate_for(credentials: Credentials, address: Address, *, loopback: bool) -> Certificate | None:
     """None: plain HTTP, which beyond loopback must be asked for. On loopback HTTP is always plain."""
+    tls = credentials.tls
     if loopback:
         return None
     if tls.cert is None and tls.key is None:
@@ -24,45 +27,46 @@ def certificate_for(tls: Tls, address: Address, *, loopback: bool) -> Certificat
                 f"HTTP on {address} is reached from other machines: give --tls DIR (walcast certs), or --insecure"
             )
         return None
-    if tls.cert is None or tls.key is None:
-        raise ConfigError("--tls-cert and --tls-key go together")
-    return Certificate(tls.cert, tls.key)
+    return Certificate(credentials)
 
 
 class Certificate:
-    """A certificate and its key. New files are used for new connections, once they belong together."""
+    """The certificate that was read last, for new connections. ConfigError for one that cannot be used."""
 
-    def __init__(self, cert: Path, key: Path) -> None:
-        self._cert, self._key = cert, key
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
         self._rarely = Rarely(log)
+        self._loaded = credentials.loaded
         try:
-            self._seen = self._signature()
-            self._context = self._load()
+            self._context = _context(self._loaded)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cannot use the certificate {cert} with the key {key}: {reason(error)}") from error
+            what = f"cannot serve HTTPS with the certificate {credentials.tls.cert}: {reason(error)}"
+            raise ConfigError(what) from error
 
     def context(self) -> ssl.SSLContext:
-        """For one more connection. Files that cannot be used leave the last ones in force."""
-        try:
-            seen = self._signature()
-            if seen != self._seen:
-                self._context, self._seen = self._load(), seen
-                log.info("certificate of the HTTP server read again", extra={"cert": str(self._cert)})
-        except (OSError, ssl.SSLError) as error:
-            facts = {"cert": str(self._cert), "error": reason(error)}
-            self._rarely.log(logging.WARNING, "cannot read the certificate again, using the last one", "tls", facts)
+        """For one more connection."""
+        loaded = self._credentials.loaded
+        if loaded is not self._loaded:
+            self._loaded = loaded
+            try:
+                self._context = _context(loaded)
+            except (OSError, ssl.SSLError) as error:  # right for gRPC's TLS library, and not for this one
+                facts = {"cert": str(self._credentials.tls.cert), "error": reason(error)}
+                self._rarely.log(logging.ERROR, "cannot serve HTTPS with the new certificate", "", facts)
         return self._context
 
-    def _signature(self) -> tuple[tuple[int, int, int], ...]:
-        facts = (path.stat() for path in (self._cert, self._key))
-        return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in facts)
 
-    def _load(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        context.load_cert_chain(self._cert, self._key, password=_no_password)
-        return context
+def _context(loaded: Loaded) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # The bytes that were checked, not the files, which may be others by now; OpenSSL takes them from a file alone.
+    descriptor = os.memfd_create("walcast-tls", os.MFD_CLOEXEC)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write((loaded.cert or b"") + b"\n" + (loaded.key or b""))
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=_no_password)
+    return context
 
 
 def _no_password() -> str:

@@ -61,10 +61,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """What came of looking at the files again: which were changed, or why what was read before stays."""
+    """What came of looking at the files again: which were changed, or why what was read before stays. `mended`: files
+    that were refused before are right again."""
 
     changed: tuple[Path, ...] = ()
     error: ConfigError | None = None
+    mended: bool = False
 
 
 class Credentials:
@@ -78,6 +80,8 @@ class Credentials:
             raise ConfigError(f"a token and a token file, {tls.token_file}: give one of them")
         self.tls = tls
         self.version = 0
+        self.is_watched = False  # somebody calls `refresh` every few seconds, so that nobody else need look
+        self.trouble: str | None = None  # why changed files are not in force; None: they are
         self._given = Tokens(own=token)
         self._paths = tuple(
             path for path in (tls.cert, tls.key, tls.ca, tls.peer_ca, tls.client_ca, tls.token_file) if path is not None
@@ -215,7 +219,12 @@ class Credentials:
 
     def look_again(self) -> None:
         """As `refresh`, now and then: for processes in which nobody else does. Does not wait for another thread."""
-        if self._loaded is None or time.monotonic() - self._looked_s < LOOK_S or not self._lock.acquire(blocking=False):
+        if (
+            self.is_watched
+            or self._loaded is None
+            or time.monotonic() - self._looked_s < LOOK_S
+            or not self._lock.acquire(blocking=False)
+        ):
             return
         try:
             say(self._refresh())
@@ -233,13 +242,15 @@ class Credentials:
         try:
             loaded = self._read()
         except ConfigError as error:
+            self.trouble = str(error)
             return Reload(changed, error)
+        mended, self.trouble = self.trouble is not None, None
         self._good = signature
         if loaded == self._loaded:
-            return Reload()
+            return Reload(mended=mended)
         self._loaded = loaded
         self.version += 1
-        return Reload(changed)
+        return Reload(changed, mended=mended)
 
     def _look(self) -> Signature:
         return tuple(map(_signature, self._paths))
@@ -261,6 +272,8 @@ def say(reload: Reload) -> None:
         log.error("credentials cannot be read again; what was read before stays", extra=facts)
     elif reload.changed:
         log.info("credentials reloaded", extra={"files": ", ".join(map(str, reload.changed))})
+    elif reload.mended:
+        log.info("the files of the credentials are again as they were read")
 
 
 def shown_in_calls(channel: grpc.Channel, credentials: Credentials, to: Address) -> grpc.Channel:

@@ -961,9 +961,12 @@ class StatusReply(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     DATABASES_FIELD_NUMBER: _builtins.int
     TLS_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_ERROR_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     term: _builtins.int
     protocol: _builtins.int
+    credentials_error: _builtins.str
+    """why changed certificates, authorities or tokens are not in force; "": they are"""
     @_builtins.property
     def databases(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatabaseStatus]: ...
     @_builtins.property
@@ -978,10 +981,11 @@ class StatusReply(_message.Message):
         protocol: _builtins.int = ...,
         databases: _abc.Iterable[Global___DatabaseStatus] | None = ...,
         tls: Global___TlsStatus | None = ...,
+        credentials_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tls", b"tls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["databases", b"databases", "protocol", b"protocol", "role", b"role", "term", b"term", "tls", b"tls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials_error", b"credentials_error", "databases", b"databases", "protocol", b"protocol", "role", b"role", "term", b"term", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
