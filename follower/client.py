@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -51,6 +52,11 @@ class _Once:
     def __call__(self) -> None:
         self._check()
         self._check = _unchecked
+
+
+def _answered_by(primary: wire.Address, credentials: Credentials | None) -> _Once:
+    """Before the first thing that a primary says is believed, refusals among them."""
+    return _Once(partial(credentials.check_answered, primary) if credentials else _unchecked)
 
 
 class MustCopy(WalcastError):
@@ -168,10 +174,6 @@ class Client:
         )
         self._stub: Any = rpc.ReplicationStub(self._channel)
 
-    def _check_answered(self) -> None:
-        """Before the first thing that a primary says is believed, refusals among them."""
-        self._credentials.check_answered(self.primary)
-
     @property
     def is_outdated(self) -> bool:
         """Have the certificates been changed since the channel was opened?"""
@@ -190,9 +192,9 @@ class Client:
         database has another id than `database_id`.
         """
         call = self._stub.Stream(metadata=self._credentials.present(self.primary))
-        stream = Stream(call, self.primary, term, self._check_answered)
+        stream = Stream(call, self.primary, term, self._credentials)
         try:
-            with _translated(self.primary):
+            with _translated(self.primary, self._credentials):
                 hello = pb.Hello()
                 hello.CopyFrom(self._hello)
                 hello.observer = observer
@@ -225,7 +227,7 @@ class Client:
         """
         call = self._stub.Copy(metadata=self._credentials.present(self.primary))
         try:
-            with _translated(self.primary):
+            with _translated(self.primary, self._credentials):
                 hello = pb.CopyHello(
                     protocol=wire.PROTOCOL_VERSION,
                     database=self._hello.database,
@@ -240,7 +242,7 @@ class Client:
                 for start in range(0, len(data), CHECKSUM_PIECE_BYTES):
                     await _write(call, pb.CopyRequest(checksums=data[start : start + CHECKSUM_PIECE_BYTES]))
                 await call.done_writing()
-            copy = Copy(call, self.primary, term, self._check_answered)
+            copy = Copy(call, self.primary, term, self._credentials)
             first = await copy.read()
             if first.WhichOneof("kind") != "start":
                 raise Unavailable(f"{self.primary}: the copy did not begin with a start")
@@ -258,14 +260,15 @@ class Stream:
     """An open stream: messages in, acknowledgements out."""
 
     def __init__(
-        self, call: Any, primary: wire.Address, seen_term: int = 0, check: Callable[[], None] = _unchecked
+        self, call: Any, primary: wire.Address, seen_term: int = 0, credentials: Credentials | None = None
     ) -> None:
         self.welcome = pb.Welcome()
         self.began_s = _clock_s()
         self._call = call
         self._primary = primary
+        self._credentials = credentials or Credentials(wire.Tls())
         self._seen_term = seen_term
-        self._check_once = _Once(check)
+        self._check_once = _answered_by(primary, credentials)
         self._writing = asyncio.Lock()
         self._reading_since_s = math.inf
         self._ended: str | WalcastError = ""
@@ -302,7 +305,7 @@ class Stream:
         """The next message. A silence longer than several heartbeats is Unavailable."""
         self._reading_since_s = time.monotonic()
         try:
-            message: pb.PrimaryMessage = await _next(self._call, self._primary)
+            message: pb.PrimaryMessage = await _next(self._call, self._primary, self._credentials)
         except ConfigError:  # final, if it comes from whom it should
             self._check_once()
             raise
@@ -334,18 +337,18 @@ class Stream:
         with contextlib.suppress(TimeoutError, WalcastError):
             async with asyncio.timeout(DRAIN_S):
                 while True:
-                    await _next(self._call, self._primary)
+                    await _next(self._call, self._primary, self._credentials)
 
     async def answer(self, reply: pb.HandOverReply) -> None:
         """To the offer of the primary's place."""
         async with self._writing:
-            with _translated(self._primary):
+            with _translated(self._primary, self._credentials):
                 await _write(self._call, pb.FollowerMessage(hand_over=reply))
 
     async def acknowledge(self, ack: pb.Ack) -> None:
         """Tell the primary how far this replica is."""
         async with self._writing:  # gRPC takes one write at a time
-            with _translated(self._primary):
+            with _translated(self._primary, self._credentials):
                 await _write(self._call, pb.FollowerMessage(ack=ack))
 
 
@@ -353,18 +356,19 @@ class Copy:
     """An open copy."""
 
     def __init__(
-        self, call: Any, primary: wire.Address, seen_term: int = 0, check: Callable[[], None] = _unchecked
+        self, call: Any, primary: wire.Address, seen_term: int = 0, credentials: Credentials | None = None
     ) -> None:
         self.start = pb.CopyStart()
         self._seen_term = seen_term
         self._call = call
         self._primary = primary
-        self._check_once = _Once(check)
+        self._credentials = credentials or Credentials(wire.Tls())
+        self._check_once = _answered_by(primary, credentials)
 
     async def read(self) -> pb.CopyReply:
         """The next message."""
         try:
-            message: pb.CopyReply = await _read(self._call, self._primary)
+            message: pb.CopyReply = await _read(self._call, self._primary, self._credentials)
         except ConfigError:
             self._check_once()
             raise
@@ -384,10 +388,10 @@ def _clock_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-async def _read(call: Any, primary: wire.Address) -> Any:
+async def _read(call: Any, primary: wire.Address, credentials: Credentials) -> Any:
     try:
         async with asyncio.timeout(SILENCE_S):
-            return await _next(call, primary)
+            return await _next(call, primary, credentials)
     except TimeoutError:
         raise Unavailable(f"{primary}: silent for {SILENCE_S:.0f} s") from None
 
@@ -398,12 +402,14 @@ async def _write(call: Any, message: Any) -> None:
         await call.write(message)
 
 
-async def _next(call: Any, primary: wire.Address) -> Any:
-    with _translated(primary):
+async def _next(call: Any, primary: wire.Address, credentials: Credentials) -> Any:
+    with _translated(primary, credentials):
         message = await call.read()
     if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
         code, details = await call.code(), await call.details()
-        raise Unavailable(f"{primary}: ended the call ({code.name}{': ' + printable(details) if details else ''})")
+        if code is grpc.StatusCode.OK:
+            raise Unavailable(f"{primary}: ended the call")
+        raise Unavailable(credentials.failure(primary, code.name, details))
     if message is None:  # gRPC's answer for bytes that are no message of this call
         raise Unavailable(f"{primary}: sent what cannot be decoded")
     return message
@@ -412,8 +418,9 @@ async def _next(call: Any, primary: wire.Address) -> Any:
 class _translated:  # noqa: N801 - reads as a statement
     """gRPC's errors → ours."""
 
-    def __init__(self, primary: wire.Address) -> None:
+    def __init__(self, primary: wire.Address, credentials: Credentials) -> None:
         self._primary = primary
+        self._credentials = credentials
 
     def __enter__(self) -> None:
         return None
@@ -422,7 +429,7 @@ class _translated:  # noqa: N801 - reads as a statement
         if isinstance(error, grpc.aio.AioRpcError):
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{self._primary}: not a walcast primary") from error
-            raise Unavailable(f"{self._primary}: {printable(error.details() or error.code().name)}") from error
+            raise Unavailable(self._credentials.failure(self._primary, error.code().name, error.details())) from error
         if isinstance(error, TimeoutError):
             raise Unavailable(f"{self._primary}: takes nothing for {SILENCE_S:.0f} s") from error
         if isinstance(error, grpc.aio.UsageError | asyncio.InvalidStateError):

@@ -51,7 +51,7 @@ def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
             code, details = error.code(), error.details()
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{address}: not a walcast primary") from error
-            raise Unavailable(f"{address}: {details or code.name}{credentials.hint()}") from error
+            raise Unavailable(credentials.failure(address, code.name, details, TIMEOUT_S)) from error
     return primary_facts(reply)
 
 

@@ -36,7 +36,8 @@ def switch_over(address: wire.Address, to: str, tls: wire.Tls, *, name: str = ""
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConfigError(f"{address}: not a walcast primary") from error
-            raise Unavailable(f"{address}: {error.details() or error.code().name}{credentials.hint()}") from error
+            failure = credentials.failure(address, error.code().name, error.details(), SWITCHOVER_S)
+            raise Unavailable(failure) from error
     if reply.HasField("refusal"):
         raise Unavailable(f"{address}: {reply.refusal.detail}")
     position = wire.position_of(reply.position)

@@ -312,7 +312,7 @@ def test_nobody_there_is_one_clear_line() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with walcast.Primary(address) as primary, pytest.raises(walcast.Unavailable) as caught:
             primary.barrier()
-    assert str(caught.value).startswith(f"{address}: cannot be reached (")
+    assert str(caught.value).startswith(f"{address}: cannot be reached: ")
     assert "\n" not in str(caught.value)
 
 

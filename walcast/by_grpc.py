@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from walcast.access.credentials import Credentials
     from walcast.rpc import replication_pb2 as pb
 
-DETAIL_CHARACTERS = 200
 CONNECT_MS = 1000  # at one of several addresses
 FOLLOW_MOST = 2  # addresses that nodes name, beside those that are given
 
@@ -144,7 +143,7 @@ class ByGrpc:
             call = getattr(stub(self._channel(address)), method)
             answer = call(request, timeout=timeout_s, metadata=self._shown().present(wire.Address.parse(address)))
         except grpc.RpcError as error:
-            raise _translated(error, address, timeout_s, self._shown().hint()) from error
+            raise _translated(error, address, timeout_s, self._shown()) from error
         except ValueError as error:  # gRPC's answer to a call on a channel that another thread has just closed
             raise Unavailable(f"{address}: {error}") from error
         self._shown().check_answered(wire.Address.parse(address))
@@ -202,20 +201,17 @@ def _in_vain(errors: list[Unavailable]) -> Unavailable:
     return NotPrimary(text, primary=named[-1]) if named else Unavailable(text)
 
 
-def _translated(error: grpc.RpcError, address: str, timeout_s: float, hint: str) -> WalcastError:
-    """gRPC's error → ours, told apart by its status code. `hint`: what is wrong on this side."""
+def _translated(error: grpc.RpcError, address: str, timeout_s: float, shown: Credentials) -> WalcastError:
+    """gRPC's error → ours, told apart by its status code."""
     import grpc
+
+    from walcast import wire
 
     assert isinstance(error, grpc.Call)
     code = error.code()
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ConfigError(f"{address}: not a walcast primary")
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Unavailable(f"{address}: no answer within {timeout_s:.3g} s")
-    detail = " ".join((error.details() or code.name).split())[:DETAIL_CHARACTERS]
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(f"{address}: cannot be reached ({detail}){hint}")
-    return Unavailable(f"{address}: {code.name}: {detail}")
+    return Unavailable(shown.failure(wire.Address.parse(address), code.name, error.details(), timeout_s))
 
 
 def _refused(refusal: pb.Refusal, address: str) -> WalcastError:

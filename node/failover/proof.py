@@ -31,8 +31,8 @@ async def check_primary(member: Member, served: Served, address: Address, term: 
     except WalcastError as error:  # no credentials for that address, or another user of this machine answers there
         raise _refused(str(error)) from error
     except grpc.RpcError as error:
-        said = error.details() if isinstance(error, grpc.Call) else ""
-        raise _refused(f"the node at {address} does not answer: {said or type(error).__name__}") from error
+        failure = member.host.credentials.failure(address, error.code().name, error.details(), ASK_S)
+        raise _refused(f"no proof from the node at {failure}") from error
     for one in reply.databases:
         if one.role == PRIMARY and one.term >= term and _is_same(one, served):
             return

@@ -319,7 +319,8 @@ async def _ask_primary(member: Member, primary: wire.Address) -> None:
                 f"`walcast switchover {primary} --to {member.id}` as an operator, or give this node the role operate "
                 "there"
             ) from error
-        raise Unavailable(f"the primary at {primary} cannot be asked ({code.name}); {advice}") from error
+        failure = member.host.credentials.failure(primary, code.name, error.details(), TIMEOUT_MOST_S)
+        raise Unavailable(f"the primary at {failure}; {advice}") from error
     if reply.HasField("refusal"):
         raise Unavailable(f"the primary at {primary} does not hand over: {reply.refusal.detail}; {advice}")
 

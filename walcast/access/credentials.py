@@ -26,6 +26,7 @@ from walcast.access.secretfile import read_file
 from walcast.access.tokens import Tokens, bearer, is_token, read_tokens, token_in
 from walcast.errors import ConfigError
 from walcast.rpc import replication_pb2 as pb
+from walcast.unreachable import Spoken, failure_words
 from walcast.wire import Address, Tls
 
 if TYPE_CHECKING:
@@ -195,6 +196,12 @@ class Credentials:
             return None
         own = self.loaded.own
         return pb.TlsStatus(identity=str(own) if own else "", not_after_s=int(end.timestamp()))
+
+    def failure(self, to: Address, code: str, details: str | None, timeout_s: float | None = None) -> str:
+        """Why a call to the node at `to` failed that ended with this gRPC status, and what to do about it."""
+        encrypted = self.tls.servers_ca is not None or self.tls.cert is not None
+        words = failure_words(code, details, Spoken(encrypted, self.tls.cert is not None), timeout_s)
+        return f"{to}: {words}{self.hint()}"
 
     def hint(self) -> str:
         """For the message of a call that failed: what is wrong on this side; "" when nothing is. The other side only
