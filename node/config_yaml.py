@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 import yaml
 
 from walcast.errors import ConfigError
+from walcast.filesystem import read_at_most
 from walcast.redaction import hide_value, redact, shown_url
 
 MAX_BYTES = 1 << 20
@@ -63,7 +64,7 @@ class Yaml:
         """The file's root; None when there is nothing in it."""
         try:
             with self.path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+                data = read_at_most(file, MAX_BYTES)
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}") from error
         if len(data) > MAX_BYTES:

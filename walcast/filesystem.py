@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from walcast.errors import ConfigError
 from walcast.permissions import OWNER_ONLY_FOLDER, as_in_its_folder, create_file
@@ -17,6 +18,7 @@ _NETWORK_TYPES = (
 )
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # space, tab, newline, backslash and hash, as the kernel writes them
 NETWORK_TYPES = frozenset(_NETWORK_TYPES.split())
+_PIECE_BYTES = 4096  # of what does not say its size, as a pipe
 
 
 def check_database_file(path: Path) -> None:
@@ -59,6 +61,19 @@ def filesystem_type(path: Path, mountinfo: str | None = None) -> str | None:
         if target.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), right.partition(" ")[0]
     return kind
+
+
+def read_at_most(file: BinaryIO, most_bytes: int) -> bytes:
+    """All of an open file; of one that has more than `most_bytes`, so many and one more.
+
+    Memory goes with the file's size. `file.read(most_bytes + 1)` takes all of that at first, and gives back what it
+    does not need: done again and again, that leaves the heap in pieces which are too small for the next time.
+    """
+    step = max(_PIECE_BYTES, min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
+    data = bytearray()
+    while piece := file.read(min(step, most_bytes + 1 - len(data))):
+        data += piece
+    return bytes(data)
 
 
 def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

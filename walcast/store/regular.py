@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from walcast.errors import Corrupt
+from walcast.filesystem import read_at_most
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -90,7 +91,7 @@ def read_small(file: BinaryIO, most: int, path: Path) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > most:
         raise NotAnObject(path, f"has {size:,} bytes where at most {most:,} can be")
-    data = file.read(most + 1)
+    data = read_at_most(file, most)
     if len(data) > most:
         raise NotAnObject(path, f"has more than {most:,} bytes")
     return data
