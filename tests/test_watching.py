@@ -28,8 +28,11 @@ from node.serving import Serving
 from node.settings import DatabaseSettings, HostSettings
 from primary.log import TransactionLog
 from walcast import wire
+from walcast.archive.identity import read_archive_id
 from walcast.errors import ConfigError, Stopped, Unavailable
+from walcast.identity import read_database_id
 from walcast.restore import restore
+from walcast.statedir import state_dir
 from walcast.store import open_store
 
 CONFIG = """\
@@ -301,7 +304,8 @@ def test_one_whose_capture_ends_is_let_go_and_taken_up_again(tmp_path: Path) -> 
     with serving(configured(tmp_path)) as node:
         for _ in range(2):
             (data / "bad.db-wal").unlink()
-            assert "bad.db-wal was removed" in node.wait_event("let go", 1)["reason"]
+            # "removed", or "replaced" where something has opened the database in the meantime, which makes it anew
+            assert "bad.db-wal was re" in node.wait_event("let go", 1)["reason"]
             wait_served(node, "good", "bad")
         txid = status(node)["bad"]["txid"]
         write(data / "bad.db", 2)
@@ -365,5 +369,10 @@ def test_whatever_comes_and_goes_what_is_there_is_served_in_the_end(tmp_path: Pa
         assert node.stop() == 0
     for name, values in expected.items():
         with open_store(str(tmp_path / "archive" / name)) as store:
+            if read_archive_id(store) != read_database_id(state_dir(data / name)):
+                assert name.startswith(
+                    "sub/"
+                )  # its state folder went with `sub`: to the archive it is another database
+                continue
             restore(store, tmp_path / "restored" / name)
         assert rows(tmp_path / "restored" / name) == values, name
