@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from support.certs import Authority
 from support.nodes import ENVIRONMENT, poll
 from support.replica_set import create_database
 
@@ -65,6 +66,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     shared = directory / "shared"
     shared.mkdir()
+    authority = Authority(directory / "pki")
     holders = network()
     nodes: list[subprocess.Popen[bytes]] = []
     try:
@@ -79,7 +81,9 @@ def main() -> None:
                 what = ["follower", str(folder / "app.db"), "--primary", f"{NODES['a']}:{PORT}"]
                 what += ["--archive", str(folder / "archive")]
             what += ["--listen", f"{address}:{PORT}", "--id", id_, "--auto-failover", "--lease-time", str(LEASE_S)]
-            command = inside(holders[id_].pid, sys.executable, "-m", "node.cli", *what, "--insecure", "--json")
+            cert, key = authority.files(id_, hosts=(address,))
+            what += ["--tls-ca", str(authority.ca), "--tls-cert", str(cert), "--tls-key", str(key)]
+            command = inside(holders[id_].pid, sys.executable, "-m", "node.cli", *what, "--json")
             with (directory / f"{id_}.err").open("wb") as err:
                 nodes.append(subprocess.Popen(command, stderr=err, stdout=err, env=ENVIRONMENT))
         a, b = (directory / id_ / "app.db" for id_ in NODES)
