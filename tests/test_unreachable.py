@@ -40,7 +40,7 @@ def test_whatever_grpc_says_is_one_bounded_line(code: str, details: str | None) 
         ("UNAVAILABLE: ipv4:1.1.1.1:1: Socket closed", TLS, "--tls-cert"),
         ("UNAVAILABLE: ipv4:1.1.1.1:1: Socket closed", SHOWN, "does not accept the certificate"),
         ("UNKNOWN: ipv4:1.1.1.1:1: Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL "
-         "routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate", TLS, "--tls-ca"),
+         "routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: unable to get issuer certificate", TLS, "--tls-ca"),
         ("UNKNOWN: Peer name 10.0.0.9 is not in peer certificate", TLS, "--host"),
         ("UNAVAILABLE: ipv4:1.1.1.1:1: Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame, got frame "
          "type 79)", PLAIN, "not a walcast node"),
