@@ -68,7 +68,7 @@ def _unavailable(details: str, said: str, spoken: Spoken) -> str:
     if has(_NO_NODE):
         return "what answers there is not a walcast node" + ("" if spoken.encrypted else ", or one that wants TLS")
     if has(_NO_TLS):
-        return "does not speak TLS as expected: see that a walcast node listens there, and that it has --tls-cert"
+        return "does not speak TLS as expected: see that a walcast node listens there, and that it has --tls"
     if has(_HUNG_UP):
         return _hung_up(spoken)
     if has(_NOT_REACHED):
@@ -78,7 +78,7 @@ def _unavailable(details: str, said: str, spoken: Spoken) -> str:
 
 def _hung_up(spoken: Spoken) -> str:
     if not spoken.encrypted:
-        return "hung up: it may want TLS (--tls-ca, --tls-cert, --tls-key), or is stopping"
+        return "hung up: it may want TLS (--tls), or is stopping"
     if not spoken.certificate:
-        return "hung up: it may want a certificate (--tls-cert, --tls-key), or is stopping"
+        return "hung up: it may want a certificate (--tls), or is stopping"
     return "hung up: it does not accept the certificate that was shown, or is stopping"
