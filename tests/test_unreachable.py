@@ -37,7 +37,7 @@ def test_whatever_grpc_says_is_one_bounded_line(code: str, details: str | None) 
     [
         ("UNKNOWN: ipv4:10.0.0.1:1: Failed to connect to remote host: Connection refused", TLS, "nobody listens there"),
         ("UNAVAILABLE: ipv4:1.1.1.1:1: Socket closed", PLAIN, "may want TLS"),
-        ("UNAVAILABLE: ipv4:1.1.1.1:1: Socket closed", TLS, "--tls-cert"),
+        ("UNAVAILABLE: ipv4:1.1.1.1:1: Socket closed", TLS, "--tls"),
         ("UNAVAILABLE: ipv4:1.1.1.1:1: Socket closed", SHOWN, "does not accept the certificate"),
         ("UNKNOWN: ipv4:1.1.1.1:1: Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL "
          "routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: unable to get issuer certificate", TLS, "--tls-ca"),
