@@ -8,6 +8,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from node.grpc_health import Health
+from node.grpc_unread import Unread
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
@@ -40,9 +42,9 @@ def listen(
     """
     common = [option for option in wire.OPTIONS if option[0] not in dict(LIMITS)]
     options = [*common, *LIMITS, ("grpc.max_allowed_incoming_connections", connections)]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(interceptors=[Unread()], options=options)
     rpc.add_ReplicationServicer_to_server(replication, server)
-    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+    healthy = Health()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     if reflect:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -115,16 +115,21 @@ class Publisher(rpc.ReplicationServicer):
 
     def _is_member(self, served: Served, identity: Identity, hello: pb.Hello) -> bool:
         """Do the acknowledgements of this follower count? Refused for an id that is another's, or in use by another."""
-        live = None if hello.observer else served.followers.find(hello.follower_id)
-        if live is not None and live.identity != str(identity):
-            detail = f"the follower {hello.follower_id!r} is connected already, as {live.identity}"
-            raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{detail}: give this one another --id")
-        if hello.observer or Role.MEMBER not in self._gate.roles(identity, served.database.name):
+        if hello.observer:
             return False
-        if identity.kind is Kind.NODE and not identity.may_be(hello.follower_id):
+        member = Role.MEMBER in self._gate.roles(identity, served.database.name)
+        if member and identity.kind is Kind.NODE and not identity.may_be(hello.follower_id):
             detail = f"its certificate is that of the node {identity.name!r}: start it with --id {identity.name}"
             raise Refused(pb.REFUSAL_KIND_TOO_MANY, detail)
-        return identity.may_be(hello.follower_id)
+        member = member and identity.may_be(hello.follower_id)
+        live = served.followers.find(hello.follower_id)
+        if live is not None and live.identity != str(identity):
+            if live.member or not member:
+                detail = f"the follower {hello.follower_id!r} is connected already, as {live.identity}"
+                raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{detail}: give this one another --id")
+            live.ended = f"the id {live.id!r} is that of {identity}: give this follower another --id"
+            served.wake()
+        return member
 
     def _admit(self, context: Context) -> str:
         """A place for a call that may last, until it ends: who has it. Refused where there is none."""

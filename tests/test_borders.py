@@ -13,11 +13,14 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
 
 from follower.client import Client
-from node.grpc_server import MAX_REQUEST_BYTES, listen
+from node import grpc_unread
+from node.grpc_health import WATCHES
+from node.grpc_server import MAX_REQUEST_BYTES, SERVICE, listen
 from primary import publisher as publishing
 from primary.followers import Follower
 from primary.gate import Gate
@@ -164,6 +167,38 @@ def test_calls_without_a_hello_end_and_give_their_places_back(app: Served, monke
                 codes = {await call.code() for call in calls}
             assert codes == {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
             await until(lambda: publisher._quotas.calls.taken == 0)
+
+    asyncio.run(run())
+
+
+def test_calls_whose_request_never_comes_make_room_and_end(app: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_unread, "UNREAD_MOST", 10)
+    monkeypatch.setattr(grpc_unread, "READ_S", 1.0)
+
+    async def run() -> None:
+        async with publishing_of(app) as (stub, _, address), grpc.aio.insecure_channel(str(address)) as channel:
+            methods = [f"/{SERVICE}/Status", f"/{SERVICE}/Barrier", "/grpc.health.v1.Health/Check"]
+            silent = [channel.stream_unary(methods[number % 3])() for number in range(60)]
+            await until(lambda: sum(call.done() for call in silent) == 50)
+            assert (await stub.Status(pb.StatusRequest())).role == "primary"  # asked by a stranger with that role
+            async with asyncio.timeout(SOON_S):
+                assert {await call.code() for call in silent} == {grpc.StatusCode.INVALID_ARGUMENT}
+
+    asyncio.run(run())
+
+
+def test_each_peer_watches_the_health_a_few_times(app: Served) -> None:
+    async def run() -> None:
+        async with publishing_of(app) as (_, _, address), grpc.aio.insecure_channel(str(address)) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            watching = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(WATCHES.each + 5)]
+            await until(lambda: sum(call.done() for call in watching) == 5)
+            refused = [await call.code() for call in watching if call.done()]
+            assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 5
+            serving = health_pb2.HealthCheckResponse.SERVING
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status == serving
+            for call in watching:
+                call.cancel()
 
     asyncio.run(run())
 

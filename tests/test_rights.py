@@ -19,6 +19,7 @@ from primary.gate import Gate
 from primary.publisher import Publisher
 from primary.served import Served as ServedDatabase
 from walcast import wire
+from walcast.access import Policy, Role, Rule
 from walcast.access.credentials import Credentials
 from walcast.access.tokens import bearer, new_token, token_line
 from walcast.rpc import replication_pb2 as pb
@@ -48,7 +49,8 @@ class Node:
         """A stream, after its welcome."""
         position = wire.position_message(self.served.log.position, 1)
         stream = self.call("Stream", name)
-        said = pb.Hello(protocol=1, database="app", follower_id=name, address="127.0.0.1:1", position=position)
+        facts = {"follower_id": name, "address": "127.0.0.1:1"} | facts
+        said = pb.Hello(protocol=1, database="app", position=position, **facts)
         await stream.write(pb.FollowerMessage(hello=said))
         async with asyncio.timeout(SOON_S):
             assert (await stream.read()).HasField("welcome")
@@ -64,11 +66,11 @@ def app(tmp_path: Path) -> Iterator[Served]:
 
 
 @asynccontextmanager
-async def node_of(app: Served, folder: Path) -> AsyncIterator[Node]:
+async def node_of(app: Served, folder: Path, policy: Policy | None = None) -> AsyncIterator[Node]:
     file = folder / "tokens"
     file.touch(0o600)
     credentials = Credentials(Tls(token_file=file))
-    gate = Gate(listening=lambda: address, credentials=credentials, trust_user=False)
+    gate = Gate(policy, listening=lambda: address, credentials=credentials, trust_user=False)
     database = ServedDatabase(app.database)
     publisher = Publisher({"app": database}, lambda: pb.StatusReply(role="primary"), gate)
     server, _, address = listen(publisher, Address("127.0.0.1", 0), Tls(), connections=10)
@@ -154,5 +156,24 @@ def test_a_stream_that_stands_still_is_cancelled_and_counts_for_nothing(
             await until(lambda: not follower.member)
             await until(lambda: not node.served.followers.connected and not node.publisher._quotas.calls.taken)
             stream.cancel()
+
+    asyncio.run(run())
+
+
+def test_whoever_has_no_place_in_the_set_keeps_no_member_out_by_its_id(app: Served, tmp_path: Path) -> None:
+    readers = Policy((Rule("edge-2", frozenset((Role.REPLICATE,))),))
+
+    async def run() -> None:
+        async with node_of(app, tmp_path, readers) as node:
+            reader = await node.follow("edge-2", follower_id="edge-1")
+            member = await node.follow("edge-1")
+            assert (await refusal_of(reader)).kind == pb.REFUSAL_KIND_STOPPING
+            [follower] = node.served.followers.connected
+            assert (follower.identity, follower.member) == ("token:edge-1", True)
+            again = node.call("Stream", "edge-2")
+            position = wire.position_message(node.served.log.position, 1)
+            await again.write(pb.FollowerMessage(hello=pb.Hello(protocol=1, follower_id="edge-1", position=position)))
+            assert (await refusal_of(again)).kind == pb.REFUSAL_KIND_TOO_MANY
+            member.cancel()
 
     asyncio.run(run())
