@@ -19,13 +19,12 @@ import yaml
 
 from node.config_yaml import Keys, Yaml
 from walcast.access import Kind, Policy, Role, Rule
-from walcast.access.roles import ANYONE
+from walcast.access.roles import ANYONE, FOR_STRANGERS
 
 KEYS = frozenset(("access", "trust-user"))
 RULES_MOST = 1000
 
 _RULE = frozenset(("who", "kinds", "databases", "roles"))
-_FOR_STRANGERS = frozenset((Role.STATUS, Role.REPLICATE))
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -48,10 +47,13 @@ def _rule(reader: Yaml, node: yaml.Node) -> Rule:
             raise reader.error(node, f"access: a rule needs {needed!r}")
     who = reader.text(keys["who"])
     roles = frozenset(_member(reader, one, Role) for one in reader.items(keys["roles"]))
-    if who == ANYONE and roles - _FOR_STRANGERS and "kinds" not in keys:
+    if who == ANYONE and roles - FOR_STRANGERS and "kinds" not in keys:
         raise reader.error(keys["roles"], "access: 'anyone' may have the roles status and replicate only")
+    for some in ("kinds", "databases"):
+        if some in keys and not list(reader.items(keys[some])):
+            raise reader.error(keys[some], f"access: {some!r} is empty: leave it out where all are meant")
     kinds = frozenset(_member(reader, one, Kind) for one in reader.items(keys["kinds"])) if "kinds" in keys else None
-    if kinds is not None and Kind.NOBODY in kinds and roles - _FOR_STRANGERS:
+    if kinds is not None and Kind.NOBODY in kinds and roles - FOR_STRANGERS:
         raise reader.error(keys["roles"], "access: 'nobody' may have the roles status and replicate only")
     databases = tuple(reader.text(one) for one in reader.items(keys["databases"])) if "databases" in keys else ()
     return Rule(who, roles, databases, kinds or frozenset())

@@ -53,6 +53,10 @@ def test_nobody_matches_no_pattern_of_names() -> None:
     assert policy.roles(NOBODY, "app") == set()
 
 
+def test_whoever_has_proven_nothing_never_has_a_place_in_the_set_whatever_the_rules_say() -> None:
+    assert Policy((Rule("anyone", ALL),)).roles(NOBODY, "app") == {STATUS, REPLICATE}
+
+
 def test_a_node_is_bound_to_its_own_id() -> None:
     assert Identity(Kind.NODE, "edge-1").may_be("edge-1")
     assert not Identity(Kind.NODE, "edge-1").may_be("edge-2")
@@ -96,6 +100,8 @@ def test_the_configuration_file_has_rules(tmp_path: Path) -> None:
         ("access:\n  - who: anyone\n    roles: [status, operate]\n", 3),
         ("access:\n  - who: x\n    kinds: [nobody]\n    roles: [member]\n", 4),
         ("access:\n  - who: x\n    role: [status]\n", 3),
+        ("access:\n  - who: anyone\n    kinds: []\n    roles: [operate]\n", 3),
+        ("access:\n  - who: x\n    databases: []\n    roles: [status]\n", 3),
         ("access: everybody\n", 1),
     ],
 )

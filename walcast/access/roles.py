@@ -23,6 +23,7 @@ class Role(StrEnum):
 
 
 ALL = frozenset(Role)
+FOR_STRANGERS = frozenset((Role.STATUS, Role.REPLICATE))  # the most that whoever has proven nothing can have
 
 
 class Kind(StrEnum):
@@ -98,5 +99,5 @@ class Policy:
         """Of this identity at this database."""
         for rule in self.rules:
             if rule.matches(identity, database):
-                return rule.roles
+                return rule.roles & FOR_STRANGERS if identity.kind is Kind.NOBODY else rule.roles
         return DEFAULTS[identity.kind]
