@@ -131,14 +131,23 @@ class Publisher(rpc.ReplicationServicer):
             served.wake()
         return member
 
-    def _admit(self, context: Context) -> str:
-        """A place for a call that may last, until it ends: who has it. Refused where there is none."""
+    def _admit(self, context: Context) -> tuple[str, float]:
+        """A place for a call that may last, until it ends: who has it, and for how long its hello is waited for.
+        Refused where there is none."""
         identity = self._gate.identify(context)
-        who = _who(identity, context)
-        member = Role.MEMBER in self._gate.roles(identity, "")
-        place = self._quotas.calls.take(who, member=member, more=len(self._databases))
+        who, hello_s = _who(identity, context), HELLO_S
+        if identity.kind is Kind.NOBODY and not self._may_do_something(identity):
+            hello_s = REFUSED_HELLO_S
+            place = self._quotas.strangers.take("strangers")
+        else:
+            member = Role.MEMBER in self._gate.roles(identity, "")
+            trusted = identity.kind is Kind.USER
+            place = self._quotas.calls.take(who, member=member, more=len(self._databases), trusted=trusted)
         context.add_done_callback(lambda _: place.close())  # type: ignore[arg-type]  # the stubs ask for a call's
-        return who
+        return who, hello_s
+
+    def _may_do_something(self, identity: Identity) -> bool:
+        return any(self._gate.roles(identity, name) for name in ("", *self._databases, *self._away))
 
     def _find(self, protocol: int, name: str, identity: Identity, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
@@ -164,13 +173,13 @@ class Publisher(rpc.ReplicationServicer):
     ) -> AsyncIterator[pb.PrimaryMessage]:
         """One follower's stream of one database."""
         try:
-            who = self._admit(context)
+            who, hello_s = self._admit(context)
         except Refused as refused:
             if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
-        first = await _first_of(request_iterator, HELLO_S)
+        first = await _first_of(request_iterator, hello_s)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -293,13 +302,13 @@ class Publisher(rpc.ReplicationServicer):
     ) -> AsyncIterator[pb.CopyReply]:
         """The pages that differ from a copy's."""
         try:
-            who = self._admit(context)
+            who, hello_s = self._admit(context)
         except Refused as refused:
             if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
             yield pb.CopyReply(refusal=refused.refusal)
             return
-        first = await _first_of(request_iterator, HELLO_S)
+        first = await _first_of(request_iterator, hello_s)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
             return
@@ -333,7 +342,7 @@ class Publisher(rpc.ReplicationServicer):
             detail = f"the primary's pages have {size} bytes, the copy's {hello.page_size}"
             raise Refused(pb.REFUSAL_KIND_PAGE_SIZE, detail)
         member = Role.MEMBER in self._gate.roles(identity, served.database.name)
-        with self._quotas.copies.take(who, member=member):
+        with self._quotas.copies.take(who, member=member, trusted=identity.kind is Kind.USER):
             if hello.last_mismatched and time.monotonic() - served.rechecked_s > RECHECK_EVERY_S:
                 served.rechecked_s = time.monotonic()
                 served.database.loop.recheck("a copy did not have the log's checksum")
@@ -368,7 +377,8 @@ class Publisher(rpc.ReplicationServicer):
         try:
             served = self._find(wire.PROTOCOL_VERSION, request.database, identity)
             level = _level(request.level)
-            with self._quotas.barriers.take(_who(identity, context), member=member):
+            trusted = identity.kind is Kind.USER
+            with self._quotas.barriers.take(_who(identity, context), member=member, trusted=trusted):
                 with self._rights.of_call(context, identity, Role.STATUS, served.database.name, "Barrier") as right:
                     reached = await barrier(served, request.followers, request.timeout_ms / 1000, level)
                 right.check()

@@ -2,20 +2,26 @@
 
 Four things are counted: open calls, copies, barriers that wait, and the time for which writers are held. Of each an
 identity may have a share, and of calls and copies some places are kept for members of the set: a crowd of readers never
-keeps a member out. `who` names the identity; a member is not held to an identity's share, only to the whole.
+keeps a member out. `who` names the identity. A member's share is half of the whole, so that one of them keeps no other
+out; whoever is `trusted`, as the user of the database, has no share. Those who may do nothing have a few places of
+their own until they are told so.
 
 Used in the event loop only.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from primary.served import Refused
+from walcast.access.sockets import parse_ip
 from walcast.rpc import replication_pb2 as pb
 
 HOLD_WINDOW_S = 60.0
@@ -37,6 +43,7 @@ class Limits:
 
 CALLS = Limits("streams and copies", all_of=1000, each=100, kept=100)
 COPIES = Limits("copies", all_of=8, each=2, kept=2)
+STRANGERS = Limits("calls of those who may do nothing", all_of=50, each=50)
 BARRIERS = Limits("barriers that wait", all_of=1000, each=64, kept=100)
 
 
@@ -53,10 +60,10 @@ class Places:
         """How many are."""
         return self._of.total()
 
-    def take(self, who: str, *, member: bool = False, more: int = 0) -> ExitStack:
+    def take(self, who: str, *, member: bool = False, more: int = 0, trusted: bool = False) -> ExitStack:
         """One place, until what is returned is closed; Refused where there is none for this identity. `more`: so many
         beside its share, where it has reason to need them."""
-        self._check(who, member, more)
+        self._check(who, member, math.inf if trusted else more)
         self._of[who] += 1
         self._strangers += not member
         place = ExitStack()
@@ -69,11 +76,12 @@ class Places:
         if not self._of[who]:
             del self._of[who]
 
-    def _check(self, who: str, member: bool, more: int) -> None:
+    def _check(self, who: str, member: bool, more: float) -> None:
         limits = self._limits
         if self.taken >= limits.all_of or (not member and self._strangers >= limits.all_of - limits.kept):
             raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"too many {limits.what}: {self.taken} of {limits.all_of}")
-        if not member and self._of[who] >= limits.each + more:
+        share = max(limits.each, limits.all_of // 2) if member else limits.each
+        if self._of[who] >= share + more:
             raise Refused(pb.REFUSAL_KIND_TOO_MANY, f"{who} has {self._of[who]} {limits.what} already, its share")
 
 
@@ -132,14 +140,21 @@ class Quotas:
 
     def __init__(self) -> None:
         self.calls = Places(CALLS)
+        self.strangers = Places(STRANGERS)
         self.copies = Places(COPIES)
         self.barriers = Places(BARRIERS)
         self.holds = HoldBudget()
 
 
 def who_of(peer: str) -> str:
-    """gRPC's name of a peer without its port, which is another one with each connection."""
+    """gRPC's name of a peer without its port, which is another one with each connection; of an IPv6 address the network
+    of 64 bits, all of which one host can have."""
     kind, _, rest = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):
         return kind or "unknown"
-    return rest.rpartition(":")[0] or rest
+    host = rest.rpartition(":")[0] or rest
+    try:
+        ip = parse_ip(unquote(host))
+    except ValueError:
+        return host
+    return str(ip) if ip.version == 4 else f"[{ipaddress.ip_network((ip, 64), strict=False).network_address}]"

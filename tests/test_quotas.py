@@ -23,12 +23,12 @@ class Clock:
         return self.now_s
 
 
-def taken(places: Places, who: str, wanted: int, *, member: bool = False, more: int = 0) -> int:
+def taken(places: Places, who: str, wanted: int, *, member: bool = False, more: int = 0, trusted: bool = False) -> int:
     """How many of so many it gets."""
     got = 0
     for _ in range(wanted):
         try:
-            places.take(who, member=member, more=more)
+            places.take(who, member=member, more=more, trusted=trusted)
         except Refused as refused:
             assert refused.refusal.kind == pb.REFUSAL_KIND_TOO_MANY  # noqa: PT017
             break
@@ -48,8 +48,14 @@ def test_a_crowd_of_strangers_leaves_places_for_members() -> None:
     assert taken(places, "node", 9, member=True) == 2
 
 
-def test_a_member_has_more_than_a_strangers_share() -> None:
-    assert taken(Places(LIMITS), "node", 99, member=True) == 10
+def test_a_member_has_more_than_a_strangers_share_and_keeps_no_other_member_out() -> None:
+    places = Places(LIMITS)
+    assert taken(places, "node", 99, member=True) == 5
+    assert taken(places, "other", 99, member=True) == 5
+
+
+def test_the_user_of_the_database_has_no_share() -> None:
+    assert taken(Places(LIMITS), "user:1000", 99, member=True, trusted=True) == 10
 
 
 def test_whoever_follows_many_databases_has_a_place_for_each() -> None:
@@ -118,8 +124,10 @@ def test_the_owner_of_the_database_may_hold_writers_for_as_long_as_he_says() -> 
     ("peer", "who"),
     [
         ("ipv4:10.0.0.9:4711", "10.0.0.9"),
-        ("ipv6:%5B::1%5D:4711", "%5B::1%5D"),
-        ("ipv6:[fe80::1]:4711", "[fe80::1]"),
+        ("ipv6:%5B::1%5D:4711", "[::]"),
+        ("ipv6:[2001:db8:1:2:3:4:5:6]:4711", "[2001:db8:1:2::]"),
+        ("ipv6:[fe80::1%25eth0]:4711", "[fe80::]"),
+        ("ipv6:[::ffff:10.0.0.9]:4711", "10.0.0.9"),
         ("unix:", "unix"),
         ("", "unknown"),
     ],

@@ -177,3 +177,19 @@ def test_whoever_has_no_place_in_the_set_keeps_no_member_out_by_its_id(app: Serv
             member.cancel()
 
     asyncio.run(run())
+
+
+def test_those_who_may_do_nothing_take_no_place_of_anybody(app: Served, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with node_of(app, tmp_path) as node:
+            silent = [node.stub.Stream() for _ in range(200)]
+            await until(lambda: node.publisher._quotas.strangers.taken)
+            assert node.publisher._quotas.calls.taken == 0
+            stays = await node.follow("edge-1")
+            async with asyncio.timeout(SOON_S):
+                codes = {await call.code() for call in silent}
+            assert codes == {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            await until(lambda: not node.publisher._quotas.strangers.taken)
+            stays.cancel()
+
+    asyncio.run(run())
