@@ -39,7 +39,7 @@ from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import ConfigError, Corrupt, Diverged, Exhausted, Stopped, Unavailable
 from walcast.held import Held
 from walcast.position import Position
-from walcast.scrub import BROKEN, Mismatch, mismatches
+from walcast.scrub import BROKEN, Mismatch, is_of_the_file, mismatches
 from walcast.shortage import disk_error, disk_errors, out_of_descriptors, shortage
 from walcast.statedir import StateDir
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
@@ -239,7 +239,9 @@ class Applier:
                 for pgno in pgnos:
                     if pgno <= min(self.commit_pages, reader.header.commit_pages):
                         found += mismatches(reader, pgno, 1, [self.checksums.get(pgno)])
-        except BROKEN:
+        except BROKEN as error:
+            if not is_of_the_file(error):
+                raise
             found = [Mismatch(1, hidden=False)]
         return found
 

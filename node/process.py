@@ -30,8 +30,9 @@ def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]], reload: C
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
-        await asyncio.to_thread(int)  # the first one, while there are some
+        threads = Threads(thread_name_prefix="asyncio")
+        threads.start_all()
+        loop.set_default_executor(threads)
 
         def on_signal(number: signal.Signals) -> None:
             if stop.is_set():

@@ -61,8 +61,7 @@ class Anchor:
         """Hold nothing for a while: frames may be overwritten unseen. Nothing happens the second time."""
         if self.is_held:
             self.is_held = False
-            if self._held.in_transaction:
-                self._held.execute("ROLLBACK")
+            _roll_back(self._held)
 
     def hold(self) -> None:
         """Hold the newest state again, after `let_go`; nobody knows what was committed before."""
@@ -79,9 +78,9 @@ class Anchor:
         try:
             copy()
         except BaseException:
-            self._free.execute("ROLLBACK")
+            _roll_back(self._free)
             raise
-        self._held.execute("ROLLBACK")
+        _roll_back(self._held)
         self._held, self._free = self._free, self._held
 
     def close(self) -> None:
@@ -95,5 +94,11 @@ def _begin(connection: apsw.Connection) -> None:
     try:
         begin_reading(connection)
     except BaseException:
-        connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
+
+
+def _roll_back(connection: apsw.Connection) -> None:
+    """Where SQLite has not done so itself, as it does when it has no memory."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

@@ -21,6 +21,7 @@ import apsw
 from primary.anchor import prepare
 from walcast.errors import Stopped
 from walcast.filesystem import write_durably
+from walcast.scrub import is_of_the_file
 
 log = logging.getLogger("walcast.primary")
 
@@ -103,7 +104,7 @@ def quick_check(path: Path, stopping: Callable[[], bool] = lambda: False, second
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     except apsw.Error as error:
-        return Checked("", whole=False) if isinstance(error, apsw.BusyError) else Checked(str(error), whole=True)
+        return _not_checked(path, error)
     try:
         prepare(connection, BUSY_TIMEOUT_MS)
         connection.set_progress_handler(over, STEPS)
@@ -111,11 +112,17 @@ def quick_check(path: Path, stopping: Callable[[], bool] = lambda: False, second
             said = str(row[0])
             if said != "ok" and not _CONTENT.match(said):
                 return Checked(" ".join(said.split()), whole=True)
-    except (apsw.CorruptError, apsw.NotADBError, apsw.IOError) as error:
-        return Checked(str(error), whole=True)
-    except apsw.Error as error:  # interrupted, busy, or a collation that only the app has
-        log.debug("quick_check did not end", extra={"path": str(path), "error": str(error)})
-        return Checked("", whole=False)
+    except apsw.Error as error:
+        return _not_checked(path, error)
     finally:
         connection.close()
     return Checked("", whole=True)
+
+
+def _not_checked(path: Path, error: apsw.Error) -> Checked:
+    """A verdict keeps this node from ever being the primary of the database again, so only what is wrong with the file
+    is one: no want of memory or descriptors, nor that it was interrupted, is busy, or has a collation of the app's."""
+    if is_of_the_file(error):
+        return Checked(str(error), whole=True)
+    log.debug("quick_check did not end", extra={"path": str(path), "error": str(error)})
+    return Checked("", whole=False)

@@ -30,7 +30,7 @@ from primary.identity import Truncated, check_same_files
 from walcast.dbfiles import PageReader
 from walcast.errors import WalcastError
 from walcast.filewatch import FileWatch, Wrote
-from walcast.scrub import BROKEN, Mismatch, mismatches, names_of, sample
+from walcast.scrub import BROKEN, Mismatch, is_of_the_file, mismatches, names_of, sample
 from walcast.wal import frame_offset
 
 log = logging.getLogger("walcast.primary")
@@ -265,7 +265,9 @@ class ForeignWrites:
                     return self._differing_from(reader, ranges)
             finally:
                 connection.close()
-        except BROKEN:
+        except BROKEN as error:
+            if not is_of_the_file(error):
+                raise
             return [Mismatch(1, hidden=False)]
 
     def _differing_from(self, reader: PageReader, ranges: Iterable[tuple[int, int]]) -> list[Mismatch]:

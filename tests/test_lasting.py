@@ -6,24 +6,38 @@ import asyncio
 import errno
 import os
 import random
+import re
+import resource
+import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
-from support.nodes import poll
-from support.replica_set import SetNode, replica_set
+from support.nodes import Node as ProcessNode
+from support.nodes import follower, poll, primary
+from support.replica_set import SetNode, create_database, replica_set
+from support.writers import sql
 
 from node.failover import keeper as keeper_module
 from node.failover.decisions import start
 from node.failover.keeper import Keeper
 from node.failover.lease import KEY, Lease
 from node.failover.state import Node, Role, State
-from walcast import lasting
+from node.status import local_status
+from node.threads import Threads
+from primary.anchor import Anchor, connect
+from primary.damage import Checked, quick_check
+from walcast import dbfiles, lasting
 from walcast import turns as turns_module
-from walcast.errors import DiskFull, Exhausted, Unavailable
+from walcast.dbfiles import DatabaseFiles, PageReader
+from walcast.errors import DiskFull, Exhausted, Unavailable, WalcastError
 from walcast.lasting import outlast, outlast_in_thread
+from walcast.scrub import is_of_the_file
+from walcast.shortage import shortage
 from walcast.store.directory import DirectoryStore
 from walcast.turns import Turns
 
@@ -150,11 +164,114 @@ def test_a_keeper_gets_and_keeps_its_lease_while_memory_runs_out(
     asyncio.run(run())
 
 
+def test_all_threads_of_a_pool_are_there_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Threads(4) as threads:
+        threads.start_all()
+        assert len(threads._threads) == 4
+        monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail("another thread"))
+        assert list(threads.map(abs, range(-9, 0))) == list(range(9, 0, -1))
+
+
+def sqlites(code: int) -> apsw.Error:
+    return apsw.exception_for(code)  # type: ignore[return-value]
+
+
+NO_MEMORY = (apsw.SQLITE_NOMEM, apsw.SQLITE_IOERR_NOMEM, apsw.SQLITE_IOERR_MMAP, apsw.SQLITE_IOERR_SHMMAP)
+OF_THE_FILE = (apsw.SQLITE_CORRUPT, apsw.SQLITE_NOTADB, apsw.SQLITE_IOERR_READ, apsw.SQLITE_IOERR_SHORT_READ)
+
+
+@pytest.mark.parametrize("code", NO_MEMORY)
+def test_that_sqlite_has_no_memory_is_no_damage_of_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Damage is for good: a primary that is damaged ends, and is not started again before it is restored."""
+    error = sqlites(code)
+    assert isinstance(shortage(error, tmp_path), Exhausted)
+    assert not is_of_the_file(error)
+    for where in ("apsw.Connection", "primary.damage.prepare"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, lambda *_, **__: (_ for _ in ()).throw(error))
+            assert quick_check(tmp_path / "app.db") == Checked("", whole=False)
+
+
+@pytest.mark.parametrize("code", OF_THE_FILE)
+def test_what_sqlite_says_of_the_file_is(code: int) -> None:
+    assert shortage(sqlites(code), "/x") is None
+    assert is_of_the_file(sqlites(code))
+
+
+def test_readers_and_anchors_go_on_after_a_read_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite rolls back by itself then, or does not."""
+    path = tmp_path / "app.db"
+    create_database(path)
+    with closing(connect(path)) as connection, closing(DatabaseFiles(path)) as files, closing(Anchor(path)) as anchor:
+        with monkeypatch.context() as patch:
+            patch.setattr(dbfiles, "begin_reading", lambda _: (_ for _ in ()).throw(sqlites(apsw.SQLITE_IOERR_SHMMAP)))
+            with pytest.raises(apsw.IOError), PageReader(files, connection):
+                pass
+        with PageReader(files, connection) as reader:
+            assert reader.header.commit_pages
+
+        def lacking() -> None:
+            anchor._free.execute("ROLLBACK")
+            raise MemoryError
+
+        with pytest.raises(MemoryError):
+            anchor.move(lacking)
+        anchor._held.execute("ROLLBACK")
+        anchor.move(lambda: None)
+
+
 def promoted(node: SetNode) -> bool:
     """What an operator does who is told that it did not work."""
     with suppress(Unavailable):
         node.promote()
     return node.role == "primary"
+
+
+def limit_memory(node: ProcessNode, more_bytes: int | None) -> None:
+    """So much more than it has now; None: as it likes."""
+    if more_bytes is None:
+        resource.prlimit(node.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return
+    [has] = re.findall(r"VmSize:\s+(\d+)", Path(f"/proc/{node.pid}/status").read_text())
+    resource.prlimit(node.pid, resource.RLIMIT_AS, ((int(has) << 10) + more_bytes, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more_bytes", [0, 512 << 10, 2 << 20])
+def test_nodes_that_get_no_memory_for_a_while_go_on_when_they_do(tmp_path: Path, more_bytes: int) -> None:
+    path, replica = tmp_path / "app.db", tmp_path / "edge" / "app.db"
+    create_database(path)
+    flags = ("--auto-failover", "--lease-time", "3")
+    with (
+        primary(path, tmp_path / "archive", *flags, "--id", "a") as one,
+        follower(
+            replica, one.address, "--archive", tmp_path / "archive", *flags, "--id", "b", "--listen", "127.0.0.1:0"
+        ) as other,
+        sql(path, 10.0) as app,
+    ):
+        for node in (one, other):
+            limit_memory(node, more_bytes)
+        until_s = time.monotonic() + 8.0
+        while time.monotonic() < until_s:
+            with suppress(Exception):  # fenced, perhaps
+                app("INSERT INTO t VALUES (randomblob(8000000))")
+        for node in (one, other):
+            assert node.running, node.err.read_text()[-3000:]
+            limit_memory(node, None)
+
+        def level() -> bool:
+            found = [local_status(database) for database in (path, replica)]
+            return found[0]["position"] == found[1]["position"] and "primary" in [one["role"] for one in found]
+
+        assert poll(lambda: level_or_not(level), 90.0, 0.5)
+
+
+def level_or_not(level: Callable[[], bool]) -> bool:
+    with suppress(WalcastError):
+        return level()
+    return False
 
 
 @pytest.mark.slow

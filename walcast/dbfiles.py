@@ -201,6 +201,9 @@ class PageReader:
         except (apsw.CorruptError, apsw.NotADBError) as error:
             self._rollback()
             raise Corrupt(f"{self._files.path}: {error}") from error
+        except BaseException:  # without memory, for example: the next reader must be able to begin
+            self._rollback()
+            raise
         try:
             self.header, used_frames = self._state()
             self._index_frames(used_frames)

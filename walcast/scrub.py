@@ -48,8 +48,26 @@ AGAIN_MOST_S = 300.0
 PAGES_SHOWN = 10
 SAMPLE_PAGES = 32
 
-# What reading a file says that is no database any more.
+# What reading a file says that is no database any more; of I/O errors, where `is_of_the_file`.
 BROKEN = (Corrupt, apsw.CorruptError, apsw.NotADBError, apsw.IOError)
+# The others tell of this process or this machine, as that there is no memory to map the wal-index.
+_OF_THE_FILE = frozenset(
+    [
+        apsw.SQLITE_IOERR,
+        apsw.SQLITE_IOERR_READ,
+        apsw.SQLITE_IOERR_SHORT_READ,
+        apsw.SQLITE_IOERR_DATA,
+        apsw.SQLITE_IOERR_CORRUPTFS,
+        apsw.SQLITE_IOERR_IN_PAGE,
+    ]
+)
+
+
+def is_of_the_file(error: BaseException) -> bool:
+    """Does what SQLite or a reader says mean that the file is damaged? False for what says nothing of its content."""
+    if isinstance(error, apsw.IOError):
+        return getattr(error, "extendedresult", apsw.SQLITE_IOERR) in _OF_THE_FILE
+    return isinstance(error, BROKEN)
 
 
 def bytes_per_s(size_bytes: int, most: float) -> float:
@@ -236,7 +254,9 @@ class Scrubber:
                     found = mismatches(reader, first, count, expected) if count > 0 else []
             finally:
                 connection.close()
-        except BROKEN:
+        except BROKEN as error:
+            if not is_of_the_file(error):
+                raise
             return [1]
         if not found:
             return []

@@ -16,6 +16,8 @@ from walcast.errors import DiskFull, Exhausted, Unavailable
 FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
 _NO_THREAD = "can't start new thread"  # CPython has no type of its own for it
+# Of SQLite's I/O errors those that say that there is no memory: for itself, to map the database, to map the wal-index.
+_NO_MEMORY = frozenset([3082, 6154, 5386])  # SQLITE_IOERR_NOMEM, _MMAP, _SHMMAP
 
 
 def shortage(error: BaseException, path: Path | str, *, needed_bytes: int | None = None) -> Unavailable | None:
@@ -28,9 +30,15 @@ def shortage(error: BaseException, path: Path | str, *, needed_bytes: int | None
         why = os.strerror(number or errno.ENOSPC)
         return DiskFull(path, free_bytes=free_bytes(path), needed_bytes=needed_bytes, reason=why)
     no_thread = isinstance(error, RuntimeError) and _NO_THREAD in str(error)
-    if number in EXHAUSTED or no_thread or isinstance(error, MemoryError) or _is_sqlites(error, "NoMemError"):
+    if number in EXHAUSTED or no_thread or isinstance(error, MemoryError) or _is_no_memory(error):
         return Exhausted(path, reason(error))
     return None
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    if _is_sqlites(error, "IOError"):
+        return getattr(error, "extendedresult", 0) in _NO_MEMORY
+    return _is_sqlites(error, "NoMemError")
 
 
 def _is_sqlites(error: BaseException, name: str) -> bool:

@@ -104,6 +104,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._threads.start_all()
         try:
             await outlast(self._turn_by_turn, self._store.url, "lease")
         finally:
