@@ -28,7 +28,7 @@ def _primary_table(facts: Facts) -> Table:
         archive = database["archive"]
         archived = "" if archive is None else archive["error"] or str(archive["txid"])
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
-        state = f"{database['state']} from {database['primary']}" if "state" in database else database["role"]
+        state = _state(database)
         shown.add_row(plain(database["name"]), plain(state), str(database["txid"]), "", "", "", wal, plain(archived))
         for follower in database["followers"]:
             behind, lag = str(follower["lag_txids"]), f"{follower['lag_ms']:.1f}"
@@ -44,6 +44,14 @@ def _primary_table(facts: Facts) -> Table:
         title = _lines(title, f"changed credentials are not in force: {refused}")
     shown.title = title
     return shown
+
+
+def _state(database: Facts) -> str:
+    if "state" not in database:
+        return str(database["role"])
+    if not database["state"]:
+        return "starting"  # its role is not known yet
+    return f"{database['state']} from {database['primary']}" if database["primary"] else str(database["state"])
 
 
 def _lines(above: Text, below: str) -> Text:

@@ -54,6 +54,10 @@ def test_what_is_wrong_and_what_to_do(details: str, spoken: Spoken, told: str) -
     assert not [raw for raw in RAW if raw in words]
 
 
+def test_a_connection_that_was_lost_says_nothing_of_certificates() -> None:
+    assert "connection was lost" in failure_words("UNAVAILABLE", "Socket closed", SHOWN)
+
+
 def test_what_a_node_says_itself_is_said_as_it_is() -> None:
     assert failure_words("PERMISSION_DENIED", "Status needs the role status", SHOWN) == "Status needs the role status"
 

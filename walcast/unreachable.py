@@ -19,6 +19,7 @@ _NAME_UNKNOWN = ("hostname lookup error", "DNS resolution failed", "Domain name 
 _HUNG_UP = ("Socket closed", "Connection reset", "GOAWAY", "Broken pipe", "Stream removed", "Endpoint closing")
 _NO_NODE = ("Failed parsing HTTP/2", "Expected SETTINGS frame", "Received http2 header with status", "SETTINGS frame")
 _OTHER_HOST = ("is not in peer certificate", "Hostname Verification Check failed", "Peer name")
+_LOST = "the connection was lost: the node has ended, or the network between is interrupted"
 _NO_TLS = ("WRONG_VERSION_NUMBER", "Tls handshake failed", "TSI_PROTOCOL_FAILURE", "Ssl handshake failed")
 
 
@@ -70,7 +71,7 @@ def _unavailable(details: str, said: str, spoken: Spoken) -> str:
     if has(_NO_TLS):
         return "does not speak TLS as expected: see that a walcast node listens there, and that it has --tls"
     if has(_HUNG_UP):
-        return _hung_up(spoken)
+        return _hung_up(spoken) if "failed to connect" in details else _LOST
     if has(_NOT_REACHED):
         return "cannot be reached over the network: see that the address is right, and what firewalls let through"
     return f"cannot be reached: {said or 'no reason was given'}"
