@@ -21,6 +21,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "quickstart.md"
 BLOCKS = read_blocks(DOCUMENT)
 ORIGIN, EDGE = ("7420", "8000"), ("7520", "8001")
 PORTS = ORIGIN + EDGE
+THERE = "there-"
 APP = """
 import app
 client = app.app.test_client()
@@ -89,7 +90,9 @@ def test_every_command_does_what_the_document_says(
     done = set()
     with shell(folder, environment) as typed:
         for block in BLOCKS.values():
-            if block.language == "sh":
+            if block.name.startswith(THERE):
+                done.add(block.name)  # see the test of two machines
+            elif block.language == "sh":
                 do(block, typed, places)
                 done |= {block.name, f"{block.name}.out"}
             elif block.language == "python":
@@ -126,13 +129,42 @@ def test_every_flag_that_the_document_names_is_one() -> None:
     known = {flag for name in ("primary", "follower", "switchover", "certs") for flag in flags_of(name)}
     prose = re.sub(r"^```.*?^```$", "", DOCUMENT.read_text(), flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"`(--[a-z-]+)", prose)) | set(re.findall(r" (--[a-z-]+)", prose))
-    assert named >= {"--tls-ca", "--insecure", "--advertise"}
+    assert named >= {"--tls-ca", "--insecure", "--advertise", "--token-file"}
     assert named <= known
-    # What is said of two machines makes one command that walcast takes.
-    (listen,) = re.findall(r"`(--listen 10[^`]*)`", prose)
-    for flags in (listen, "--listen 10.0.0.1:7420 --insecure"):
-        (arguments,) = commands_in([f"walcast primary app.db s3://bucket/app {flags} --auto-failover"])
-        assert parse_command(arguments)["listen"] == "10.0.0.1:7420"
+    # What is said of a private network makes one command that walcast takes.
+    (flags,) = re.findall(r"`(--insecure --token[^`]*)`", prose)
+    (arguments,) = commands_in([f"walcast primary app.db s3://bucket/app --listen 10.0.0.1:7420 {flags}"])
+    assert parse_command(arguments)["token_file"] == Path("tokens")
+
+
+def test_two_machines_need_the_certificates_and_nothing_else(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Two addresses of this one; the certificates are shown and asked for all the same."""
+    origin, edge = (f"127.0.0.{host}:{port}" for host, port in enumerate(free_ports(2), 1))
+    here = {
+        "10.0.0.1:7420": origin,
+        "10.0.0.2:7420": edge,
+        "10.0.0.1": "127.0.0.1",
+        "10.0.0.2": "127.0.0.2",
+        "s3://bucket/app": tmp_path / "archive",
+    }
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with shell(folder, environment) as typed:
+        typed.type(BLOCKS["certs"].placed(here))
+        for host in ("origin", "edge"):
+            (folder / host).mkdir()
+            (folder / "certs" / host).rename(folder / host / host)
+        with closing(sqlite3.connect(folder / "origin" / "app.db")) as db:
+            db.execute("CREATE TABLE note (text)")
+        for host in ("origin", "edge"):
+            command = BLOCKS[f"{THERE}{host}"].placed(here).strip()
+            typed.type(f"(cd {host} && {command} > walcast.log 2>&1) &")
+        (folder / "certs" / "ann").rename(folder / "ann")
+        export, status, switchover = BLOCKS[f"{THERE}operator"].placed(here).splitlines()
+        typed.type(export)
+        assert poll(lambda: re.search(r"edge +streaming", typed.type(f"{status} || true")), 30.0, 0.1)
+        assert f"edge at {edge} is the primary, term 2" in typed.type(switchover)
+        assert poll(lambda: re.search(r"origin +streaming", typed.type(status.replace(origin, edge))), 30.0, 0.1)
 
 
 def flags_of(name: str) -> list[str]:
