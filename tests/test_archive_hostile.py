@@ -33,8 +33,8 @@ from walcast.ltx import FLAG_NO_CHECKSUM, HEADER_SIZE, Encoder, Header
 from walcast.ltx.possible import end_max, pages_max
 from walcast.moment import TIMESTAMP_MAX_MS
 from walcast.position import CHECKSUM_FLAG
-from walcast.restore import RestoreReport, restore, restore_to
 from walcast.restore import generations as restore_generations
+from walcast.restore import restore, restore_to
 from walcast.restore.verify import verify_archive
 from walcast.statedir import StateDir
 from walcast.store.directory import DirectoryStore
@@ -376,16 +376,19 @@ def test_an_old_snapshot_leaves_room_on_the_disk(
     assert max(ends) < 32 << 20
 
 
-def test_of_800_damaged_old_snapshots_the_whole_one_is_found(tmp_path: Path, out: Path, database: bytes) -> None:
+def test_800_damaged_old_snapshots_are_an_error_of_the_newest_and_the_whole_one_before_them_is_found_by_its_time(
+    tmp_path: Path, out: Path, database: bytes
+) -> None:
+    """A restore takes no older state by itself where no WAL leads from it to the newest one."""
     old = old_archive(tmp_path / "a", {0: packed(database)})
     for index in range(1, 801):
         (old.root / GENERATION / "snapshots" / f"{index:08x}.snapshot.lz4").write_bytes(b"x" * 200)
-    wal = old.root / GENERATION / "wal"
-    assert not wal.exists()
-    report: RestoreReport | None = None
-    with pytest.raises(DamagedFile):  # it is of an older state, which a restore says and does not take by itself
-        report = restore(old, out)
-    assert report is None
+    with pytest.raises(DamagedFile) as caught:
+        restore(old, out)
+    assert caught.value.file.key == f"{GENERATION}/snapshots/{800:08x}.snapshot.lz4"
+    assert not out.exists()
+    assert restore(old, out, timestamp_ms=1000).restored is not None
+    assert out.read_bytes() == database
 
 
 # Followers and primaries
