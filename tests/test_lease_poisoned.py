@@ -3,6 +3,7 @@ is kept, no process ends, and a mended lease is gone by at once."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,14 +23,16 @@ from node.failover.claims import PREFIX, Claim
 from node.failover.decisions import start, step
 from node.failover.keeper import Keeper
 from node.failover.lease import KEY, Lease
+from node.failover.leasing import Leasing
 from node.failover.state import HandOver, NotHandedOver, Role, State, Step
 from node.failover.state import Node as Told
+from node.settings import DatabaseSettings
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.statedir import state_dir
 from walcast.store import ForeignObject, ObjectChanged, Store, open_store
 from walcast.store.directory import DirectoryStore
-from walcast.terms import read_standing
+from walcast.terms import PRIMARY, Standing, read_standing
 
 GOOD = Lease(3, "h", "10.0.0.1:7420", 2.0, "n-1")
 SOON_S = 20.0
@@ -101,6 +105,27 @@ def test_a_lease_object_of_two_gigabytes_or_a_pipe_is_not_read(tmp_path: Path) -
     path.rename(path.with_name("f" * 16))
     with pytest.raises(ForeignObject):
         store.read(KEY)
+
+
+@pytest.mark.parametrize("data", [None, b"mine", b"1" * 16 + b" " + b"2" * 16 + b"\nx"])
+def test_where_something_lies_in_the_leases_place_a_node_that_was_told_of_none_does_not_act(
+    tmp_path: Path, data: bytes | None
+) -> None:
+    """Another node may be the primary by it: a folder of somebody's files, a damaged version, one without those before
+    it."""
+    (tmp_path / KEY).mkdir()
+    (tmp_path / KEY / ("README" if data is None else f"{9:016x}")).write_bytes(data or b"mine")
+    database = DatabaseSettings(tmp_path / "app.db", "app", str(tmp_path))
+    member: Any = SimpleNamespace(
+        settings=SimpleNamespace(database=database, auto=False, replace=False, force=False),
+        standing=Standing(PRIMARY, 1),
+        database_id="",
+        is_primary=True,
+        path=database.path,
+    )
+    leasing = Leasing(member)
+    assert asyncio.run(leasing.find())
+    leasing.close()
 
 
 def test_what_lies_among_the_claims_and_is_none_counts_for_nothing(tmp_path: Path) -> None:

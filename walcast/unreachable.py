@@ -15,7 +15,7 @@ DETAIL_CHARACTERS = 200
 
 _IN_FRONT = re.compile(r"^failed to connect to all addresses; last error: (?:[A-Z_]+: )?(?:(?:ipv[46]|unix):\S+: )?")
 _NOT_REACHED = ("No route to host", "unreachable", "timed out", "FD Shutdown", "Timeout occurred")
-_NAME_UNKNOWN = ("hostname lookup error", "DNS resolution failed", "Domain name not found", "address lookup failed")
+_NAME_UNKNOWN = ("hostname lookup error", "DNS", "Domain name not found", "address lookup failed")
 _HUNG_UP = ("Socket closed", "Connection reset", "GOAWAY", "Broken pipe", "Stream removed", "Endpoint closing")
 _NO_NODE = ("Failed parsing HTTP/2", "Expected SETTINGS frame", "Received http2 header with status", "SETTINGS frame")
 _OTHER_HOST = ("is not in peer certificate", "Hostname Verification Check failed", "Peer name")

@@ -16,7 +16,7 @@ from node.failover.lease import KEY, Lease, is_other, other_words
 from primary.tenure import now_s
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.identity import OtherDatabase
-from walcast.store import ForeignObject, Store, open_store
+from walcast.store import ForeignObject, Store, UnsettledObject, open_store
 from walcast.store.s3_retry import Bounds
 from walcast.terms import FOLLOWER, PRIMARY
 
@@ -31,7 +31,7 @@ SILENT_S = 1.5  # a primary with a lease sends a heartbeat every second, or more
 SILENT = 0.35  # of the lease's time
 LOOK_S = 0.25
 LOOKS = 10  # at least, in the time of a lease
-_UNREADABLE = (Corrupt, ForeignObject)
+_UNREADABLE = (Corrupt, ForeignObject, UnsettledObject)
 
 
 class Leasing:
