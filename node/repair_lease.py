@@ -151,7 +151,10 @@ def write(store: Store, found: Found, lease: Lease) -> str | None:
     """Write it over what was found, and say where that is kept if it had to make way. ObjectChanged when something else
     is there by now, ConfigError for a store in which no lease can be kept."""
     if not store.honours_swaps():
-        raise ConfigError(f"{store.url} ignores preconditions, so no lease can be kept there, and no node goes by one")
+        raise ConfigError(
+            f"{store.url} ignores preconditions, so no lease can be kept there: stop all nodes, and remove {KEY} by "
+            "other means"
+        )
     kept, version = None, found.version
     if found.is_foreign:
         aside = store.set_aside(KEY)

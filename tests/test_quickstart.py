@@ -167,6 +167,15 @@ def test_two_machines_need_the_certificates_and_nothing_else(tmp_path: Path, env
         assert poll(lambda: re.search(r"origin +streaming", typed.type(status.replace(origin, edge))), 30.0, 0.1)
 
 
+def test_every_command_of_the_page_on_failover_is_one_that_walcast_takes() -> None:
+    text = (DOCUMENT.parent / "failover.md").read_text()
+    fenced = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    taken = [arguments for arguments in commands_in(fenced.splitlines()) if arguments[0] != "certs"]
+    assert {arguments[0] for arguments in taken} >= {"primary", "follower", "switchover", "promote", "repair"}
+    for arguments in taken:
+        parse_command(arguments)
+
+
 def flags_of(name: str) -> list[str]:
     """Of a command."""
     from click import Context, Group
