@@ -50,7 +50,8 @@ def test_loopback_the_address_and_configured_names_are_known(header: str) -> Non
     ["", "evil.test", "evil.test:7421", "localhost.evil.test", "evil.localhost", "127.0.0.1.evil.test", "10.0.0.6",
      "0.0.0.0:7421", "[::]:7421", "0:7421", "2130706433", "0x7f000001", "127.1", "localhost:7421:1", "localhost/",
      "localhost,evil",
-     "localhost@evil.test", "evil.test#localhost", "localhost evil", "local\u212aost", "[::1", "[localhost]", ":7421"],
+     "localhost@evil.test", "evil.test#localhost", "localhost evil", "local\u212aost", "[::1", "[localhost]", ":7421",
+     "::1%evil.test", "::1%a\r\nb"],
 )  # fmt: skip
 def test_no_other_host_is_known(header: str) -> None:
     assert not is_known(header, "10.0.0.5", "db1.lan", {"monitor.example"})

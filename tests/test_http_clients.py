@@ -108,6 +108,14 @@ def test_no_bytes_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records  # and what strangers send is not worth a line
 
 
+def test_a_body_that_is_malformed_is_refused_once_and_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as server, connect(server) as one:
+        one.sendall(b"POST /healthz HTTP/1.1" + LOCAL[:-2] + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n")
+        assert code_of(one.recv(4096)) == 400
+        assert poll(lambda: hung_up(one), SOON_S)
+    assert not caplog.records
+
+
 def test_the_oldest_idle_connection_of_the_peer_with_most_is_dropped() -> None:
     class Busy:
         busy = True

@@ -27,8 +27,8 @@ def check_host_name(text: str) -> str:
 def host_of(header: str) -> str | None:
     """The host of `HOST[:PORT]`, in lower case, without brackets and final dot; None when it is malformed."""
     text = header.lower()
-    if ":" in text and not text.startswith("[") and ip_of(text) is not None:
-        return text  # an IPv6 address without brackets, as somebody may configure it
+    if ":" in text and "%" not in text and not text.startswith("[") and ip_of(text) is not None:
+        return text  # an IPv6 address without brackets, as somebody may configure it; one with a zone is no host here
     found = _HOST.fullmatch(text)
     return found[1].strip("[]").removesuffix(".") if found else None
 

@@ -66,7 +66,10 @@ class OneRequest(H11Protocol):
         self.closed.set()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's own has neither our headers nor JSON."""
+        """uvicorn's own has neither our headers nor JSON. What the application still answers to a request that began
+        well is left out: h11 would not have it, and a stranger could fill the log with that."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
         answer = json_answer(HTTPStatus.BAD_REQUEST, {"error": "malformed request"})
         headers = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body))), *ALWAYS]
         try:
