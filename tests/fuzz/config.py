@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from node.config import load_config
+from walcast.access import Identity, Kind, Role
 
 SHORT = 400
 FILES: list[Path] = []
@@ -51,6 +52,15 @@ dbs:
   restore-if-db-not-exists: true
 - {dir: /srv/many, pattern: '*.db', recursive: true, watch: true, archive: file:///backup}
 """
+ACCESS = b"""access:
+- {who: reporting, kinds: [client], databases: ["tenants/*", app], roles: [status, replicate]}
+- {who: "edge-[0-9]?*", roles: [status, replicate, member]}
+- {who: anyone, kinds: [nobody], roles: []}
+trust-user: false
+token-file: /etc/walcast/tokens
+allowed-app-urls: ["https://*.example.com"]
+dbs: []
+"""
 LITESTREAM = b"""x: &a {type: s3, bucket: b, path: p}
 """
 THEIRS = b"""access-key-id: a
@@ -87,6 +97,7 @@ def seeds() -> list[bytes]:
         OURS,
         THEIRS,
         LITESTREAM,
+        ACCESS,
         b"dbs: []",
         b"tls: true\ninsecure: on\n",
         b"dbs:\n- &a {path: /a}\n- {<<: *a, path: /b}\n",
@@ -95,4 +106,8 @@ def seeds() -> list[bytes]:
 
 def target(data: bytes) -> None:
     FILES[0].write_bytes(data)
-    repr(load_config(FILES[0], {"NAME": "a-value"}))
+    config = load_config(FILES[0], {"NAME": "a-value"})
+    repr(config)
+    for kind, name in ((Kind.NODE, "edge-12"), (Kind.OTHER, "a" * 200), (Kind.NOBODY, "")):
+        roles = config.access.roles(Identity(kind, name), "tenants/" + "a" * 100)
+        assert kind is not Kind.NOBODY or not roles - {Role.STATUS, Role.REPLICATE}

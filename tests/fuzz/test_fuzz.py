@@ -20,6 +20,11 @@ TARGETS = (
     "config",
     "statefiles",
     "litestream03",
+    "copies",
+    "credentials",
+    "neighbours",
+    "http",
+    "logs",
 )
 INPUTS = int(os.environ.get("WALCAST_FUZZ_INPUTS") or 1_000_000)
 
