@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from walcast.access.neighbours import owner_in, owner_in_table, peer_user
+from walcast.access.neighbours import peer_user
+from walcast.access.sockets import rows_in, socket_in
 from walcast.wire import Address
 
-ALLOWED = (OSError,)  # which `socket_owner` handles
+ALLOWED = (OSError,)  # after which /proc is asked
 HERE = ipaddress.ip_address("127.0.0.1")
 LISTENING = Address("127.0.0.1", 7420)
 TABLE = b"""\
@@ -40,18 +41,16 @@ def answer(uid: int, inode: int) -> bytes:
 def seeds() -> list[bytes]:
     refused = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -2) + bytes(16)
     peers = [b"ipv4:127.0.0.1:49153", b"ipv6:%5B::1%5D:49153", b"ipv6:%5B::ffff:127.0.0.1%5D:49153", b"unix:/x"]
-    tables = [bytes([1, 192, last]) + TABLE for last in (1, 2)]
-    return [b"\0" + answer(1000, 4711), b"\0" + answer(0, 0), b"\0" + refused, *tables, *(b"\2" + p for p in peers)]
+    answers = [answer(1000, 4711), answer(0, 0), refused]
+    return [*(b"\0" + one for one in answers), b"\1" + TABLE, *(b"\2" + one for one in peers)]
 
 
 def target(data: bytes) -> None:
     kind, data = data[:1], data[1:]
     if kind == b"\0":
-        uid = owner_in(data)
-        assert uid is None or 0 <= uid < 1 << 32
+        owner = socket_in(data).owner
+        assert owner is None or 0 <= owner < 1 << 32
     elif kind == b"\1":
-        port = int.from_bytes(data[:2], "big")
-        uid = owner_in_table(data[2:].decode("latin-1"), HERE, port, HERE, 7420)
-        assert uid is None or uid >= 0
+        rows_in(data.decode("latin-1"))
     else:
         assert peer_user(data.decode("utf-8", "replace"), LISTENING) in (None, 7)

@@ -30,7 +30,7 @@ def peer_user(peer: str, listening: Address) -> int | None:
         return None  # walcast listens on no such socket for gRPC
     scheme, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")
-    if scheme not in ("ipv4", "ipv6") or not port.isdigit():
+    if scheme not in ("ipv4", "ipv6") or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
         return None
     return user_of(host, int(port), listening)
 

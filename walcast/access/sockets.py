@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,15 @@ class _Socket:
         return self.uid if self.inode and (self.uid != _OVERFLOW_UID or _has_all_users()) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Of the kernel's table: both ends in hexadecimal, and the socket."""
+
+    local: str
+    remote: str
+    socket: _Socket
+
+
 @cache
 def _has_all_users() -> bool:
     """Does this process's user namespace have every user? In one that has not, strangers seem to be the same user."""
@@ -85,10 +95,10 @@ def only_owner(source: IP, source_port: int, target_port: int) -> int | None:
     """The user id of all sockets bound to `source` and connected to `target_port`, at whichever address; None when
     there is none, they are not of one user, or one is nobody's."""
     owners = {
-        _parsed(fields).owner
+        row.socket.owner
         for version, name in _names(source, source_port).items()
-        for fields in _table(version)
-        if fields[1] == name and int(fields[2].rpartition(":")[2], 16) == target_port
+        for row in _table(version)
+        if row.local == name and row.remote.endswith(f":{target_port:04X}")
     }
     return owners.pop() if len(owners) == 1 else None
 
@@ -135,12 +145,21 @@ def _ask_kernel(source: IP, source_port: int, target: IP, target_port: int) -> _
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _SOCK_DIAG) as netlink:
         netlink.settimeout(_WAIT_S)
         netlink.sendto(_HEADER.pack(_HEADER.size + len(request), _BY_FAMILY, _REQUEST, 1, 0) + request, (0, 0))
-        answer = netlink.recv(_ANSWER_BYTES)
-    _, kind, *_ = _HEADER.unpack_from(answer)
-    if kind == _ERROR:
-        (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-        raise OSError(-code, os.strerror(-code))
-    uid, inode = _OWNER.unpack_from(answer, _OWNER_AT)
+        return socket_in(netlink.recv(_ANSWER_BYTES))
+
+
+def socket_in(answer: bytes) -> _Socket:
+    """The socket that sock_diag's answer describes. OSError for an error, and for what is no answer to the question."""
+    try:
+        _, kind, *_ = _HEADER.unpack_from(answer)
+        if kind == _ERROR:
+            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+            raise OSError(-code, "sock_diag answers with an error")
+        if kind != _BY_FAMILY:
+            raise OSError(errno.EPROTO, f"sock_diag answers with a message of type {kind}")
+        uid, inode = _OWNER.unpack_from(answer, _OWNER_AT)
+    except struct.error as error:
+        raise OSError(errno.EPROTO, f"sock_diag answers with {len(answer)} bytes") from error
     return _Socket(answer[_STATE_AT], uid, inode)
 
 
@@ -150,17 +169,17 @@ def _ask_kernel(source: IP, source_port: int, target: IP, target_port: int) -> _
 def _look_up(source: IP, source_port: int, target: IP, target_port: int) -> _Socket | None:
     sources, targets = _names(source, source_port), _names(target, target_port)
     for version, name in sources.items():
-        for fields in _table(version):
-            if fields[1] == name and fields[2] == targets[version]:
-                return _parsed(fields)
+        for row in _table(version):
+            if (row.local, row.remote) == (name, targets[version]):
+                return row.socket
     if target_port:
         return None
     listening = {
         name for version in sources for name in (sources[version], _names(_ANY[version], source_port)[version])
     }
-    for fields in (fields for version in sources for fields in _table(version)):
-        if fields[1] in listening and int(fields[3], 16) == _LISTEN:
-            return _parsed(fields)
+    for row in (row for version in sources for row in _table(version)):
+        if row.local in listening and row.socket.state == _LISTEN:
+            return row.socket
     return None
 
 
@@ -178,14 +197,19 @@ def _hex(packed: bytes) -> str:
     return "".join(f"{word:08X}" for word in words)
 
 
-def _table(version: int) -> list[list[str]]:
+def _table(version: int) -> list[_Row]:
     """The kernel's table of TCP sockets."""
     try:
-        lines = Path(f"/proc/net/tcp{'' if version == 4 else '6'}").read_text().splitlines()[1:]
+        return rows_in(Path(f"/proc/net/tcp{'' if version == 4 else '6'}").read_text())
     except OSError:
         return []
-    return [line.split() for line in lines]
 
 
-def _parsed(fields: list[str]) -> _Socket:
-    return _Socket(int(fields[3], 16), int(fields[7]), int(fields[9]))
+def rows_in(table: str) -> list[_Row]:
+    """Of the text of /proc/net/tcp (proc(5)); lines that are not whole count for nothing."""
+    rows = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        with suppress(IndexError, ValueError):
+            rows.append(_Row(fields[1], fields[2], _Socket(int(fields[3], 16), int(fields[7]), int(fields[9]))))
+    return rows
