@@ -261,16 +261,15 @@ def test_nodes_that_get_no_memory_for_a_while_go_on_when_they_do(tmp_path: Path,
             assert node.running, node.err.read_text()[-3000:]
             limit_memory(node, None)
 
-        def level() -> bool:
-            found = [local_status(database) for database in (path, replica)]
-            return found[0]["position"] == found[1]["position"] and "primary" in [one["role"] for one in found]
-
-        assert poll(lambda: level_or_not(level), 90.0, 0.5)
+        assert poll(lambda: are_level(path, replica), 90.0, 0.5)
 
 
-def level_or_not(level: Callable[[], bool]) -> bool:
+def are_level(*databases: Path) -> bool:
+    """Is one the primary, and are all where it is?"""
     with suppress(WalcastError):
-        return level()
+        told = [local_status(database) for database in databases]
+        found = [one["databases"][0] if "databases" in one else one for one in told]
+        return len({one["position"] for one in found}) == 1 and "primary" in [one["role"] for one in found]
     return False
 
 
