@@ -338,6 +338,19 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(deposed: Deposed, monkeyp
     assert deposed.folders() == []
 
 
+def test_of_more_than_a_node_can_have_lost_nothing_is_kept_nor_overwritten(
+    deposed: Deposed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile primary can have its follower leave its history again and again."""
+    monkeypatch.setattr(folder_module, "KEPT_MOST", 3)
+    root = state_dir(deposed.path) / "discarded"
+    for txid in range(3):
+        (root / f"{format_txid(2 + txid)}-{format_txid(2 + txid)}-term1").mkdir(parents=True)
+    with pytest.raises(Unavailable, match="looked at"):
+        deposed.discard()
+    assert len(deposed.folders()) == 3
+
+
 def test_what_lost_a_file_or_is_another_state_is_kept_beside(deposed: Deposed) -> None:
     kept = deposed.discard()
     next(iter(kept.path.glob("*.ltx"))).unlink()

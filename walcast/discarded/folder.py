@@ -34,6 +34,7 @@ NAME = "discarded"
 SUMMARY = "summary.json"
 WORDS = "summary.txt"
 TEMPORARY = ".tmp"
+KEPT_MOST = 1000  # of one database; nobody deletes them but people
 
 _FOLDER = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-term(\d+)(?:\.\d+)?")
 
@@ -121,6 +122,7 @@ class Saving:
     def __enter__(self) -> Self:
         with self._disk():
             make_directory(self._root)
+            self._check_count()
             for leftover in self._root.glob(f"*{TEMPORARY}"):  # of a process that was killed
                 shutil.rmtree(leftover)
             make_directory(self._temporary)
@@ -130,6 +132,15 @@ class Saving:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _check_count(self) -> None:
+        """A primary that has its follower leave its history again and again fills no disk with what that loses."""
+        kept = sum(_FOLDER.fullmatch(name) is not None for name in os.listdir(self._root))  # noqa: PTH208 - names
+        if kept >= KEPT_MOST:
+            raise Unavailable(
+                f"{self._root} holds {kept:,} folders, more than any node should have lost: the database is not "
+                "overwritten before somebody has looked at what is in them and removed them, and at the primary"
+            )
 
     def add(self, header: ltx.Header, write: Callable[[BinaryIO], NDArray[np.uint32]]) -> None:
         """A file: `write` writes it and answers the pages that are in it."""
