@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,3 +209,29 @@ def test_tidying_removes_nothing_that_a_link_leads_to(tmp_path: Path, monkeypatc
     (archive / "ltx").symlink_to(theirs)
     DirectoryStore(archive).tidy()
     assert sorted(theirs.rglob("*")) == before
+
+
+def test_nothing_is_written_where_a_link_leads_also_when_it_comes_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, archive = tmp_path / "theirs", tmp_path / "archive"
+    theirs.mkdir()
+    store = DirectoryStore(archive)
+    store.put("ltx/0/a", b"x", timestamp_ms=1)
+    create = directory.create_object
+
+    def swapped(*arguments: Any, **more: Any) -> int:
+        (archive / "ltx" / "0").rename(tmp_path / "moved")
+        (archive / "ltx" / "0").symlink_to(theirs)
+        return create(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "create_object", swapped)
+        store.put("ltx/0/b", b"of the database", timestamp_ms=1)
+    assert (tmp_path / "moved" / "b").read_bytes() == b"of the database"
+    (archive / "ltx").rename(tmp_path / "moved-too")
+    (archive / "ltx").symlink_to(theirs)
+    for one in (store, DirectoryStore(archive)):
+        with pytest.raises(NotAnObject):
+            one.put("ltx/7/b", b"x", timestamp_ms=1)
+    assert list(theirs.iterdir()) == []

@@ -94,11 +94,9 @@ class DirectoryStore:
     def put(self, key: str, body: BinaryIO | bytes, *, timestamp_ms: int, if_absent: bool = False) -> None:
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        with self._errors(key):
-            self._make_folder(path.parent)
-            self._expect_folder(key)
+        with self._errors(key), self._made_folder(key) as folder:
             try:
-                with open(create_object(self.root, temporary), "wb") as file:  # noqa: PTH123 - a descriptor
+                with open(create_object(self.root, temporary.name, dir_fd=folder), "wb") as file:  # noqa: PTH123 - a descriptor
                     if isinstance(body, bytes):
                         file.write(body)
                     else:
@@ -110,11 +108,12 @@ class DirectoryStore:
                 if if_absent and self.honours_preconditions():
                     self._place(temporary, path, key)
                 else:
-                    temporary.replace(path)
+                    os.replace(temporary.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary.name, dir_fd=folder)
                 raise
-            fsync_directory(path.parent)
+            os.fsync(folder)
 
     def honours_preconditions(self) -> bool:
         """Nearly always: only a few file systems have no hard links."""
@@ -295,19 +294,23 @@ class DirectoryStore:
         """Have the folder, by a durable name. One that is found below the root may have been made by a process that was
         killed before it had synced the name, so each is synced once."""
         make_directory(self.root, parents=True)
-        for above in (*reversed(folder.parents), folder):
-            if above.is_relative_to(self.root) and not above.is_dir():
-                with suppress(FileExistsError):
-                    create_folder(self.root, above)
+        parts = folder.relative_to(self.root).parts
+        for depth, part in enumerate(parts):
+            with opened_folder(self.root, parts[:depth]) as above, suppress(FileExistsError):
+                create_folder(self.root, part, dir_fd=above)
         while folder != self.root and folder not in self._named:
             fsync_directory(folder.parent)
             self._named.add(folder)
             folder = folder.parent
 
-    def _expect_folder(self, key: str) -> None:
-        """NotAnObject where a link stands for one of the key's folders: an object would be written elsewhere."""
-        with opened_folder(self.root, key.split("/")[:-1]):
-            pass
+    @contextmanager
+    def _made_folder(self, key: str) -> Iterator[int]:
+        """The key's folder, open: what is put there goes into this one, whatever its name leads to by then. NotAnObject
+        where a link stands for one of its folders: an object would be written elsewhere."""
+        *parts, _ = key.split("/")
+        self._make_folder(self.root.joinpath(*parts))
+        with opened_folder(self.root, parts) as folder:
+            yield folder
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -31,9 +31,9 @@ def _shared(mode: int) -> int:
     return mode & _GROUP if group != others else 0
 
 
-def create_object(root: Path, path: Path) -> int:
+def create_object(root: Path, path: Path | str, *, dir_fd: int | None = None) -> int:
     """A new file at `path` below `root`: a descriptor to write it. FileExistsError where there is anything."""
-    fd = create_file(path, os.O_WRONLY)
+    fd = create_file(path, os.O_WRONLY, dir_fd=dir_fd)
     try:
         give(fd, object_permissions(_permissions(root)))
     except BaseException:
@@ -42,10 +42,10 @@ def create_object(root: Path, path: Path) -> int:
     return fd
 
 
-def create_folder(root: Path, path: Path) -> None:
+def create_folder(root: Path, path: Path | str, *, dir_fd: int | None = None) -> None:
     """A new folder at `path` below `root`. FileExistsError where there is anything."""
-    path.mkdir(mode=OWNER_ONLY_FOLDER)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.mkdir(path, OWNER_ONLY_FOLDER, dir_fd=dir_fd)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         give(fd, folder_permissions(_permissions(root)))
     finally:
