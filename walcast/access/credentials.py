@@ -226,12 +226,9 @@ class Credentials:
 
     def look_again(self) -> None:
         """As `refresh`, now and then: for processes in which nobody else does. Does not wait for another thread."""
-        if (
-            self.is_watched
-            or self._loaded is None
-            or time.monotonic() - self._looked_s < LOOK_S
-            or not self._lock.acquire(blocking=False)
-        ):
+        if self.is_watched or self._loaded is None or time.monotonic() - self._looked_s < LOOK_S:
+            return
+        if not self._lock.acquire(blocking=False):
             return
         try:
             say(self._refresh())
