@@ -79,7 +79,8 @@ def test_a_peer_of_a_listener_on_all_addresses_is_known() -> None:
 
 def test_a_peer_that_has_no_socket_here_is_nobody() -> None:
     listening = Address("127.0.0.1", 7420)
-    for peer in ("ipv4:127.0.0.1:1", "ipv4:192.0.2.7:4711", "ipv6:%5B2001:db8::1%5D:4711", "unix:", "", "ipv4:x:y"):
+    wrong = "unix:", "", "ipv4:x:y", "ipv4:127.0.0.1:\u00b2", "ipv4:127.0.0.1:65536", "ipv4:127.0.0.1:" + "1" * 5000
+    for peer in ("ipv4:127.0.0.1:1", "ipv4:192.0.2.7:4711", "ipv6:%5B2001:db8::1%5D:4711", *wrong):
         assert peer_user(peer, listening) is None
 
 

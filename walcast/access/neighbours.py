@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from urllib.parse import unquote
 
@@ -18,6 +19,8 @@ from walcast.access.sockets import IP, listener_user, only_owner, own_connection
 from walcast.errors import Unavailable
 from walcast.wire import Address
 
+_PORT = re.compile(r"[0-9]{1,5}")
+_PORT_MAX = 65535
 _HOME = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
 
 
@@ -30,7 +33,7 @@ def peer_user(peer: str, listening: Address) -> int | None:
         return None  # walcast listens on no such socket for gRPC
     scheme, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")
-    if scheme not in ("ipv4", "ipv6") or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
+    if scheme not in ("ipv4", "ipv6") or not _PORT.fullmatch(port) or int(port) > _PORT_MAX:
         return None
     return user_of(host, int(port), listening)
 
