@@ -9,6 +9,7 @@ from walcast.errors import Corrupt
 from walcast.ltx import Decoder, Encoder, Header, Page, Trailer, decode_page_index, page_index_size
 from walcast.ltx.header import FLAG_NO_CHECKSUM
 from walcast.position import CHECKSUM_FLAG
+from walcast.restore.pages import Batch, FilePages
 
 SHORT = 1500
 PAGE = 512
@@ -52,10 +53,12 @@ def seeds() -> list[bytes]:
 def target(data: bytes) -> None:
     step, data = 1 + data[0] * 8 if data else 1, data[1:]
     refused: Corrupt | None = None
+    found, size = list[tuple[int, bytes]](), 0
     try:
-        _decode(data, step)
+        found, size = _decode(data, step)
     except Corrupt as error:
         refused = error
+    _in_bulk(data, step, found, whole=size == len(data) > 0)
     try:
         _index(data)
     except Corrupt:
@@ -64,10 +67,32 @@ def target(data: bytes) -> None:
         raise refused
 
 
-def _decode(data: bytes, step: int) -> None:
+def _in_bulk(data: bytes, step: int, found: list[tuple[int, bytes]], *, whole: bool) -> None:
+    """As a restore reads it: the same pages."""
+    pages: list[tuple[int, bytes]] = []
+
+    def keep(header: Header, batch: Batch) -> None:
+        assert all(0 < pgno <= header.commit_pages for pgno in batch.pgnos)
+        assert all(len(page) == header.page_size for page in batch.pages)
+        pages.extend(zip(batch.pgnos.tolist(), batch.pages, strict=True))
+
+    reader = FilePages(keep)
+    try:
+        for at in range(0, len(data), step):
+            reader.feed(data[at : at + step])
+        reader.finish()
+    except Corrupt:
+        assert not whole, "only the restore refuses it"
+        return
+    assert not whole or pages == found
+
+
+def _decode(data: bytes, step: int) -> tuple[list[tuple[int, bytes]], int]:
+    """The pages, and the size of the file."""
     decoder = Decoder()
     header: Header | None = None
     pages: list[Page] = []
+    size = 0
     for at in range(0, len(data), step):
         decoder.feed(data[at : at + step])
         while (event := decoder.next_event()) is not None:
@@ -81,7 +106,9 @@ def _decode(data: bytes, step: int) -> None:
             else:
                 assert header is not None
                 _again(header, pages, event)
+                size = event.size
     decoder.close()
+    return [(page.pgno, page.data) for page in pages], size
 
 
 def _again(header: Header, pages: list[Page], trailer: Trailer) -> None:

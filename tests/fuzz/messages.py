@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from follower.checks import check_message, check_welcome
 from follower.client import check_database, check_term, refused
 from follower.receiver import Receiver
 from fuzz.ltx import PAGE, some_files
@@ -14,6 +15,7 @@ from walcast import wire
 from walcast.errors import WalcastError
 from walcast.position import CHECKSUM_FLAG, Position
 from walcast.rpc import replication_pb2 as pb
+from walcast.terms import HISTORY_TERMS
 
 ALLOWED = (DecodeError,)
 SHORT = 1500
@@ -50,10 +52,11 @@ class _Pages:
 
 def seeds() -> list[bytes]:
     start = pb.Position(txid=1, checksum=CHECKSUM_FLAG, term=1)
+    later = pb.Position(txid=1 << 21, checksum=CHECKSUM_FLAG, term=1)
     history = [pb.TermStart(term=1, start=start, first_txid=1 << 20)]
     found = [
         pb.PrimaryMessage(
-            welcome=pb.Welcome(protocol=1, term=1, database="a", page_size=PAGE, position=start, history=history)
+            welcome=pb.Welcome(protocol=1, term=1, database="a", page_size=PAGE, position=later, history=history)
         ),
         pb.PrimaryMessage(
             refusal=pb.Refusal(kind=4, detail="x", protocol=1, position=start, primary="h:1", history=history)
@@ -71,6 +74,10 @@ def seeds() -> list[bytes]:
 def target(data: bytes) -> None:
     message = pb.PrimaryMessage.FromString(data)
     kind = message.WhichOneof("kind")
+    if kind == "welcome":
+        check_welcome(message.welcome, seen_term=1)
+    else:
+        check_message(message, term=1)
     if kind == "chunk":
         for start in (Position(), Position(1, 0)):
             receiver = Receiver(_Pages(start), start, pages=0, term=1)
@@ -81,7 +88,7 @@ def target(data: bytes) -> None:
                     raise
     elif kind == "welcome":
         welcome = message.welcome
-        wire.history_of(welcome.history)
+        assert len(wire.history_of(welcome.history)) <= HISTORY_TERMS
         check_term(HERE, welcome.term, 1)
         check_database(HERE, welcome.database, welcome.database_id, "9f0c" * 8)
     elif kind == "refusal":
