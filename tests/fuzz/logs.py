@@ -25,29 +25,33 @@ HUMAN, JSON = Human(), Json()
 
 
 def seeds() -> list[bytes]:
-    return [
+    found = [
         b"denied\0node:edge-1\0ipv4:127.0.0.1:4711\0StepDown\0app",
         b"role\0user:0\0\0primary\0tenants/a",
         b"trying again\0nobody\0s3://bucket/a?secret=b\0header value 'x'\0https://a:b@host/c does not answer",
         "denied\0token:\u202eann\0[::1]:7\0Copy\0\u2028\u0085".encode(),
     ]
+    return [bytes([kind]) + words for words in found for kind in range(4)]
 
 
 def target(data: bytes) -> None:
+    kind, data = data[0] if data else 0, data[1:]
     event, *words = data.decode("utf-8", "surrogateescape").split("\0", 4)
     names = ("identity", "peer", "method", "database")
     facts = dict(zip(names, words, strict=False)) | {"followers": words, "error": Unavailable(event)}
-    for error in (None, Unavailable("\n".join(words))):
-        record = logging.makeLogRecord({"name": "walcast.audit", "levelname": "WARNING", "msg": event} | facts)
-        if error is not None:
-            try:
-                raise error
-            except Unavailable:
-                record.exc_info = sys.exc_info()
-        lines = HUMAN.format(record).split("\n")
-        assert all(line.isprintable() for line in lines), lines
-        assert len(lines) == 1 or (error is not None and all(line.startswith("  ") for line in lines[1:])), lines
+    record = logging.makeLogRecord({"name": "walcast.audit", "levelname": "WARNING", "msg": event} | facts)
+    if kind & 1:
+        try:
+            raise Unavailable("\n".join(words))
+        except Unavailable:
+            record.exc_info = sys.exc_info()
+    if kind & 2:
         line = JSON.format(record)
         assert line.isascii()
         assert line.isprintable()
         assert json.loads(line)["logger"] == "walcast.audit"
+        return
+    lines = HUMAN.format(record).split("\n")
+    assert all(line.isprintable() for line in lines), lines
+    assert all(line.startswith("  ") for line in lines[1:]), lines
+    assert len(lines) == 1 or kind & 1, lines
