@@ -39,7 +39,7 @@ def _primary_table(facts: Facts) -> Table:
         if wrong:
             shown.caption, shown.caption_justify = Text("\n").join(wrong), "left"
     if tls := facts.get("tls"):
-        title = _lines(title, f"certificate of {tls['identity'] or 'nobody'}, until {tls['not_after']}")
+        title = _lines(title, f"certificate of {_certificate(tls)}")
     if refused := facts.get("credentials_error"):
         title = _lines(title, f"changed credentials are not in force: {refused}")
     shown.title = title
@@ -65,8 +65,12 @@ def _replica_table(facts: Facts) -> Table:
     for folder in facts.get("discarded", ()):
         shown.add_row("kept aside", plain(folder))
     if tls := facts.get("tls"):
-        shown.add_row("certificate", plain(f"{tls['identity'] or 'nobody'}, until {tls['not_after']}"))
+        shown.add_row("certificate", plain(_certificate(tls)))
     for name in ("app_url_refused", "trouble", "credentials_error"):
         if facts.get(name):
             shown.add_row(name, plain(facts[name]))
     return shown
+
+
+def _certificate(tls: Facts) -> str:
+    return f"{tls['identity'] or 'nobody'}, until {tls['not_after']}"

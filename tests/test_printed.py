@@ -64,10 +64,11 @@ def test_a_status_table_shows_names_as_they_are(text: str, capsys: pytest.Captur
         "name": text, "role": text, "trouble": text, "archive": {"error": text, "txid": 1}, "wal_bytes": 0, "txid": 1,
         "followers": [follower],
     }  # fmt: skip
+    tls = {"identity": text, "not_after": "2027"}
     replica = dict.fromkeys(("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"), text)
     for facts in (
-        {"role": text, "term": 1, "databases": [database]},
-        replica | {"path": text, "trouble": text, "discarded": [text]},
+        {"role": text, "term": 1, "databases": [database], "tls": tls},
+        replica | {"path": text, "trouble": text, "discarded": [text], "tls": tls},
     ):
         Console(width=400).print(table(facts))
         shown = capsys.readouterr().out
