@@ -25,6 +25,7 @@ TARGETS = (
     "neighbours",
     "http",
     "logs",
+    "status",
 )
 INPUTS = int(os.environ.get("WALCAST_FUZZ_INPUTS") or 1_000_000)
 
