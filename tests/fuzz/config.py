@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from fuzz.places import folder_in_memory
 from node.config import load_config
 from walcast.access import Identity, Kind, Role
 
@@ -87,7 +87,7 @@ dbs:
 
 @contextmanager
 def running() -> Iterator[None]:
-    with TemporaryDirectory() as folder:
+    with folder_in_memory() as folder:
         FILES[:] = [Path(folder) / "walcast.yml"]
         yield
 

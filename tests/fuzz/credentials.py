@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from support.certs import Authority, token_of
 
+from fuzz.places import folder_in_memory
 from walcast.access import pemfiles
 from walcast.access.certificates import CertificateKind, Trust, identity_uri, parse_identity_uri
 from walcast.access.issuing import issue
@@ -34,7 +35,7 @@ FILE = parse_tokens(f"{OWN}\n{LINE}\n".encode(), NOWHERE)
 
 @contextmanager
 def running() -> Iterator[None]:
-    with TemporaryDirectory() as name:
+    with folder_in_memory() as name:
         folder = Path(name)
         for file in (AUTHORITY.ca, *AUTHORITY.files("a")):
             (folder / file.name).touch(mode=0o600)

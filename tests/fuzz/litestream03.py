@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lz4.frame
 
+from fuzz.places import folder_in_memory
 from fuzz.wal import files, forged
 from walcast.archive.generations import GenerationFile, list_generations, plan_generation
 from walcast.restore.generations import restore_generation
@@ -55,7 +55,7 @@ def running() -> Iterator[None]:
     level, logger = logging.getLogger("walcast").level, logging.getLogger("walcast")
     logger.setLevel(logging.CRITICAL)
     try:
-        with TemporaryDirectory() as folder:
+        with folder_in_memory() as folder:
             FOLDERS[:] = [Path(folder)]
             yield
     finally:

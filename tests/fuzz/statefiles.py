@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fuzz.places import folder_in_memory
 from walcast.identity import read_database_id
 from walcast.position import Position
 from walcast.statusfile import SIZE, State, Status, read_last_status
@@ -32,7 +33,7 @@ TOKENS = [
 
 @contextmanager
 def running() -> Iterator[None]:
-    with TemporaryDirectory() as folder:
+    with folder_in_memory() as folder:
         FOLDERS[:] = [Path(folder)]
         yield
 
