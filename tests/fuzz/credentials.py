@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.utils import CryptographyDeprecationWarning
 from support.certs import Authority, token_of
 
 from fuzz.places import folder_in_memory
@@ -34,12 +36,13 @@ FILE = parse_tokens(f"{OWN}\n{LINE}\n".encode(), NOWHERE)
 
 @contextmanager
 def running() -> Iterator[None]:
-    with folder_in_memory() as name:
+    with folder_in_memory() as name, warnings.catch_warnings():
         folder = Path(name)
         for file in (AUTHORITY.ca, *AUTHORITY.files("a")):
             (folder / file.name).touch(mode=0o600)
             (folder / file.name).write_bytes(file.read_bytes())
         FOLDERS[:] = [folder]
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # of what it will refuse one day
         TRUSTED[:] = [Trust((AUTHORITY.pair[0],), (AUTHORITY.pair[0],), separate=True)]
         yield
 
