@@ -24,6 +24,7 @@ def _primary_table(facts: Facts) -> Table:
         shown.add_column(
             column, justify="left" if column in ("node", "state") else "right", no_wrap=column != "archived"
         )
+    wrong: list[Text] = []
     for database in facts["databases"]:
         archive = database["archive"]
         archived = "" if archive is None else archive["error"] or str(archive["txid"])
@@ -35,9 +36,11 @@ def _primary_table(facts: Facts) -> Table:
             applied, durable = str(follower["applied_txid"]), str(follower["durable_txid"])
             name, phase = plain(f"  {follower['id']}"), plain(follower["state"])
             shown.add_row(name, phase, applied, durable, behind, lag, "", "")
-        wrong = [plain(words) for words in (database["trouble"], database.get("app_url_refused")) if words]
-        if wrong:
-            shown.caption, shown.caption_justify = Text("\n").join(wrong), "left"
+        words = [said for said in (database["trouble"], database.get("app_url_refused")) if said]
+        which = f"{database['name']}: " if len(facts["databases"]) > 1 else ""
+        wrong += [plain(f"{which}{said}") for said in words]
+    if wrong:
+        shown.caption, shown.caption_justify = Text("\n").join(wrong), "left"
     if tls := facts.get("tls"):
         title = _lines(title, f"certificate of {_certificate(tls)}")
     if refused := facts.get("credentials_error"):

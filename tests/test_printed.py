@@ -86,3 +86,12 @@ def test_what_a_command_prints_moves_no_cursor(character: str, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         fail(FORGED.format(character))
     assert capsys.readouterr().err.removesuffix("\n").isprintable()
+
+
+def test_a_status_table_tells_the_trouble_of_each_database(capsys: pytest.CaptureFixture[str]) -> None:
+    bare = {"role": "primary", "archive": None, "wal_bytes": 0, "txid": 1, "followers": []}
+    databases = [bare | {"name": name, "trouble": f"{name} is fenced"} for name in ("app", "other")]
+    Console(width=120).print(table({"role": "primary", "term": 1, "databases": databases}))
+    shown = capsys.readouterr().out
+    assert "app: app is fenced" in shown
+    assert "other: other is fenced" in shown
