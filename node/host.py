@@ -13,6 +13,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from node import limits
+from node.crowds import Peer, keep_room
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
 from node.freshness import keep_fresh
@@ -33,6 +34,7 @@ from primary.visible import Sees, visible
 from walcast import audit, wire
 from walcast.access import Role
 from walcast.access.credentials import Credentials
+from walcast.access.neighbours import parse_peer
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
@@ -108,11 +110,12 @@ class Host:
         self._check_ids()
         publisher = Publisher(self._served, self.status, self._access, self._served.away, self.settings.app_url)
         expected = self._most if self._watching else len(databases) + len(self.settings.members)
+        connections = limits.connections(expected)
         server, self._healthy, self.listening = listen(
             publisher,
             self.settings.listen,
             self.credentials,
-            connections=limits.connections(expected),
+            connections=connections,
             reflect=self.settings.reflect,
         )
         async with AsyncExitStack() as stack:
@@ -128,6 +131,11 @@ class Host:
             await server.start()
             stack.callback(asyncio.create_task(outlast(self._keep_showing, "status files", "status")).cancel)
             stack.callback(asyncio.create_task(keep_fresh(self.credentials)).cancel)
+
+            def busy() -> list[Peer]:
+                return [end for peer in publisher.busy_peers if (end := parse_peer(peer)) is not None]
+
+            stack.callback(asyncio.create_task(keep_room(self.listening.port, connections, busy)).cancel)
             log.info("listening", extra={"address": str(self.listening)})
             self._record_settings()
             await self._begin_members(stack)

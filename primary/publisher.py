@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias
@@ -86,6 +87,7 @@ class Publisher(rpc.ReplicationServicer):
         self._stopping = asyncio.Event()
         self._quotas = Quotas()
         self._rights = Rights(gate)
+        self._peers: Counter[str] = Counter()
         self._changes: set[asyncio.Task[Any]] = set()
         self._rarely = Rarely(log)
         self._crowds = Rarely(log)  # of its own, or many ids would make it forget who sent them
@@ -143,8 +145,26 @@ class Publisher(rpc.ReplicationServicer):
             member = Role.MEMBER in self._gate.roles(identity, "")
             trusted = identity.kind is Kind.USER
             place = self._quotas.calls.take(who, member=member, more=len(self._databases), trusted=trusted)
+            place.enter_context(self._busy(context))
         context.add_done_callback(lambda _: place.close())  # type: ignore[arg-type]  # the stubs ask for a call's
         return who, hello_s
+
+    @contextlib.contextmanager
+    def _busy(self, context: Context) -> Iterator[None]:
+        """Somebody who may do something has a call on this connection."""
+        peer = context.peer()
+        self._peers[peer] += 1
+        try:
+            yield
+        finally:
+            self._peers[peer] -= 1
+            if not self._peers[peer]:
+                del self._peers[peer]
+
+    @property
+    def busy_peers(self) -> list[str]:
+        """Those that have a call which they may make, by gRPC's names."""
+        return list(self._peers)
 
     def _may_do_something(self, identity: Identity) -> bool:
         return any(self._gate.roles(identity, name) for name in ("", *self._databases, *self._away))
@@ -379,7 +399,8 @@ class Publisher(rpc.ReplicationServicer):
             level = _level(request.level)
             trusted = identity.kind is Kind.USER
             with self._quotas.barriers.take(_who(identity, context), member=member, trusted=trusted):
-                with self._rights.of_call(context, identity, Role.STATUS, served.database.name, "Barrier") as right:
+                held = self._rights.of_call(context, identity, Role.STATUS, served.database.name, "Barrier")
+                with self._busy(context), held as right:
                     reached = await barrier(served, request.followers, request.timeout_ms / 1000, level)
                 right.check()
         except Refused as refused:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from primary.served import Refused
-from walcast.access.sockets import parse_ip
+from walcast.access.sockets import IP, parse_ip
 from walcast.rpc import replication_pb2 as pb
 
 HOLD_WINDOW_S = 60.0
@@ -154,7 +154,11 @@ def who_of(peer: str) -> str:
         return kind or "unknown"
     host = rest.rpartition(":")[0] or rest
     try:
-        ip = parse_ip(unquote(host))
+        return network_of(parse_ip(unquote(host)))
     except ValueError:
         return host
+
+
+def network_of(ip: IP) -> str:
+    """Whom a peer at this address is counted as."""
     return str(ip) if ip.version == 4 else f"[{ipaddress.ip_network((ip, 64), strict=False).network_address}]"

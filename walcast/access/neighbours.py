@@ -29,21 +29,31 @@ def peer_user(peer: str, listening: Address) -> int | None:
 
     `listening` is where it connected to.
     """
-    if peer.startswith("unix:"):
-        return None  # walcast listens on no such socket for gRPC
+    end = parse_peer(peer)
+    return None if end is None else _user_of(*end, listening)
+
+
+def parse_peer(peer: str) -> tuple[IP, int] | None:
+    """Address and port of a gRPC peer; None for what has none, as a unix socket, on which walcast does not listen."""
     scheme, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")
     if scheme not in ("ipv4", "ipv6") or not _PORT.fullmatch(port) or int(port) > _PORT_MAX:
         return None
-    return user_of(host, int(port), listening)
+    try:
+        return parse_ip(host), int(port)
+    except ValueError:
+        return None
 
 
 def user_of(host: str, port: int, listening: Address) -> int | None:
     """As `peer_user`, of the TCP peer `host`, `port`."""
     try:
-        remote = parse_ip(host)
+        return _user_of(parse_ip(host), port, listening)
     except ValueError:
         return None
+
+
+def _user_of(remote: IP, port: int, listening: Address) -> int | None:
     local = _only_address(remote, listening)
     if local is not None:
         return socket_owner(remote, port, local, listening.port)
@@ -94,10 +104,11 @@ def check_connected(address: Address) -> None:
     ips = _loopback(address)
     if not ips:
         return
-    ends = [(there, here, port) for there, here, port in own_connections(address.port) if there in ips]
+    ends = [one for one in own_connections(address.port) if one.there in ips]
     if not ends:
         raise Unavailable(f"{address}: hung up before it was known which user answered there")
-    if any(socket_owner(there, address.port, here, port) != os.geteuid() for there, here, port in ends):
+    owners = (socket_owner(one.there, one.there_port, one.here, one.here_port) for one in ends)
+    if any(owner != os.geteuid() for owner in owners):
         raise _another_user(address)
 
 

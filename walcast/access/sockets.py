@@ -103,8 +103,28 @@ def only_owner(source: IP, source_port: int, target_port: int) -> int | None:
     return owners.pop() if len(owners) == 1 else None
 
 
-def own_connections(port: int) -> list[tuple[IP, IP, int]]:
-    """Of this process's connections to a port: the other end's address, and the own one and its port."""
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One of this process: `here` is its own end, `there` the other."""
+
+    fd: int
+    here: IP
+    here_port: int
+    there: IP
+    there_port: int
+
+
+def own_connections(port: int) -> list[Connection]:
+    """Those of this process to a port."""
+    return [one for one in _connections() if one.there_port == port]
+
+
+def accepted_connections(port: int) -> list[Connection]:
+    """Those that this process has accepted at a port."""
+    return [one for one in _connections() if one.here_port == port]
+
+
+def _connections() -> list[Connection]:
     found = []
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers
         try:
@@ -113,9 +133,8 @@ def own_connections(port: int) -> list[tuple[IP, IP, int]]:
             continue
         try:
             if end.family in (socket.AF_INET, socket.AF_INET6) and end.type == socket.SOCK_STREAM:
-                there, here = end.getpeername(), end.getsockname()
-                if there[1] == port:
-                    found.append((parse_ip(there[0]), parse_ip(here[0]), int(here[1])))
+                here, there = end.getsockname(), end.getpeername()
+                found.append(Connection(int(name), parse_ip(here[0]), here[1], parse_ip(there[0]), there[1]))
         except OSError:  # not connected
             pass
         finally:
