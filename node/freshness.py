@@ -25,6 +25,7 @@ from walcast.rarely import Rarely
 log = logging.getLogger("walcast.node")
 
 LOOK_S = 3.0
+SETTLE_S = 1.0  # in which files that have changed must stay as they are
 
 
 async def keep_fresh(credentials: Credentials) -> None:
@@ -33,8 +34,11 @@ async def keep_fresh(credentials: Credentials) -> None:
     warnings = ExpiryWarnings()
     rarely, seen = Rarely(log), -1
     while True:
+        wait_s = LOOK_S
         try:
-            say(await asyncio.to_thread(refresh, credentials))
+            reload = await asyncio.to_thread(refresh, credentials, settled=True)
+            wait_s = SETTLE_S if reload.waits else LOOK_S
+            say(reload)
             if credentials.version != seen:
                 seen = credentials.version
                 warn_of_open_key(credentials)
@@ -43,12 +47,12 @@ async def keep_fresh(credentials: Credentials) -> None:
             with suppress(MemoryError):
                 facts = {"error": f"{type(error).__name__}: {error}"}
                 rarely.log(logging.ERROR, "cannot look at the credentials' files", type(error).__name__, facts)
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(wait_s)
 
 
-def refresh(credentials: Credentials, *, force: bool = False) -> Reload:
+def refresh(credentials: Credentials, *, force: bool = False, settled: bool = False) -> Reload:
     """The one way in which files are read again: what came of it is in the audit trail."""
-    reload = credentials.refresh(force=force)
+    reload = credentials.refresh(force=force, settled=settled)
     if reload.error is not None or reload.changed:
         refused = reload.error is not None
         facts = {"files": ", ".join(map(str, reload.changed)), "error": str(reload.error) if refused else ""}

@@ -17,7 +17,7 @@ from follower.client import Client
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.access.issuing import issue
-from walcast.access.tokens import bearer
+from walcast.access.tokens import bearer, new_token, token_line
 from walcast.errors import CertificateRefused, ConfigError, Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -210,6 +210,24 @@ def test_a_connection_that_stays_is_worth_nothing_once_its_authority_is_not_trus
             assert (await stub.Status(pb.StatusRequest())).role == "refused x"
 
     serving(credentials, use)
+
+
+def test_a_token_file_that_is_being_written_withdraws_nothing(tmp_path: Path) -> None:
+    lines = [token_line(name, new_token()) for name in ("edge-1", "edge-2")]
+    file = token_file(tmp_path / "tokens", *lines)
+    credentials = Credentials(wire.Tls(token_file=file))
+    assert credentials.loaded.tokens.names == ["edge-1", "edge-2"]
+    file.write_text(lines[0] + "\n")  # whole, as far as one can see
+    assert credentials.refresh(settled=True).waits
+    assert credentials.loaded.tokens.names == ["edge-1", "edge-2"]
+    token_file(file, *lines, "# changed")
+    assert credentials.refresh(settled=True).waits
+    assert not credentials.refresh(settled=True).waits
+    assert credentials.loaded.tokens.names == ["edge-1", "edge-2"]
+    file.write_text(lines[1] + "\n")
+    assert credentials.refresh(settled=True).waits
+    assert credentials.refresh(settled=True).changed == (file,)
+    assert credentials.loaded.tokens.names == ["edge-2"]
 
 
 def test_a_channel_that_is_kept_is_outdated_once_its_certificate_has_been_changed(ca: Authority) -> None:

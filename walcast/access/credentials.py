@@ -63,11 +63,12 @@ class Loaded:
 @dataclass(frozen=True, slots=True)
 class Reload:
     """What came of looking at the files again: which were changed, or why what was read before stays. `mended`: files
-    that were refused before are right again."""
+    that were refused before are right again. `waits`: they change just now, and are to be looked at again soon."""
 
     changed: tuple[Path, ...] = ()
     error: ConfigError | None = None
     mended: bool = False
+    waits: bool = False
 
 
 class Credentials:
@@ -91,6 +92,7 @@ class Credentials:
         self._loaded: Loaded | None = None
         self._seen: Signature = ()  # at the last look
         self._good: Signature = ()  # of what was read last, and was right
+        self._unsettled: Signature = ()  # at the last look but one of `refresh`
         self._looked_s = -LOOK_S
 
     @classmethod
@@ -219,9 +221,14 @@ class Credentials:
 
     # Files that change
 
-    def refresh(self, *, force: bool = False) -> Reload:
-        """Look at the files, and read them where they have changed; with `force` in any case."""
+    def refresh(self, *, force: bool = False, settled: bool = False) -> Reload:
+        """Look at the files, and read them where they have changed; with `force` in any case; if they are to be
+        `settled`, once they were the same at two looks: a file that is being written may look whole, with fewer tokens
+        and authorities than it is to have."""
         with self._lock:
+            if settled and self._loaded is not None and (found := self._look()) not in (self._seen, self._unsettled):
+                self._unsettled = found
+                return Reload(waits=True)
             return self._refresh(force=force)
 
     def look_again(self) -> None:
