@@ -160,7 +160,7 @@ class Client:
         self._version = self._credentials.version
         target = str(primary)
         # Reconnecting is paced here, not by gRPC: after a failure the next try must not wait for its back-off.
-        bounded = [(name, value) for name, value in wire.OPTIONS if name != wire.MAX_RECEIVE]
+        bounded = [(name, value) for name, value in primary.options if name != wire.MAX_RECEIVE]
         options = [
             *bounded,
             (wire.MAX_RECEIVE, RECEIVE_MAX_BYTES),

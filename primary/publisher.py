@@ -24,7 +24,7 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.gate import Gate
-from primary.quotas import HOLD_DEFAULT_S, Quotas, who_of
+from primary.quotas import HOLD_DEFAULT_S, Pace, Quotas, who_of
 from primary.requests import check_barrier, check_copy, check_hello, check_step_down, check_switchover
 from primary.rights import Rights
 from primary.segment import Entry
@@ -51,6 +51,7 @@ from walcast.rpc import replication_pb2_grpc as rpc
 log = logging.getLogger("walcast.primary")
 
 CHUNK_BYTES = 256 << 10
+ACKS_PER_S = 200  # of one that counts for nothing; it sends some twenty
 CHECKSUMS_S = 60.0
 CHECKSUMS_BYTES_PER_S = 1 << 20  # beyond that
 SILENT_S = 10.0  # of a receiver whose page checksums are waited for
@@ -516,12 +517,15 @@ async def _read_checksums(requests: AsyncIterator[pb.CopyRequest], served: Serve
 
 
 async def _read_acks(requests: AsyncIterator[pb.FollowerMessage], served: Served, follower: Follower) -> None:
+    pace = Pace(ACKS_PER_S)
     async for message in requests:
         if message.WhichOneof("kind") == "hand_over":
             offer = follower.offer
             if offer is not None and offer.sent and not offer.taken.done():
                 offer.taken.set_result(message.hand_over)
             continue
+        if not follower.member and (wait_s := pace.wait_s()):
+            await asyncio.sleep(wait_s)  # flow control holds back those that come meanwhile
         ack = message.ack
         follower.acknowledged(ack.received_txid, ack.applied_txid, ack.durable_txid, ack.echo_us, ack.lag_us)
         served.followers.progressed()

@@ -86,6 +86,24 @@ class Places:
 
 
 @dataclass(slots=True)
+class Pace:
+    """No more than so many a second, counted in whole seconds."""
+
+    per_s: int
+    clock: Callable[[], float] = time.monotonic
+    _since_s: float = 0.0
+    _count: int = 0
+
+    def wait_s(self) -> float:
+        """Before one more: how long to wait; 0 for not at all."""
+        now_s = self.clock()
+        if now_s - self._since_s >= 1.0:
+            self._since_s, self._count = now_s, 0
+        self._count += 1
+        return self._since_s + 1.0 - now_s if self._count > self.per_s else 0.0
+
+
+@dataclass(slots=True)
 class _Hold:
     began_s: float
     seconds: float

@@ -9,14 +9,18 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
+import grpc
 import pytest
 
 from walcast.access import sockets
 from walcast.access.neighbours import check_connected, check_neighbour, listener_is_ours, peer_user, user_of
 from walcast.access.sockets import listener_user, only_owner
-from walcast.errors import Unavailable
-from walcast.wire import Address
+from walcast.errors import ConfigError, Unavailable
+from walcast.rpc import replication_pb2 as pb
+from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.wire import Address, Tls, open_channel
 
 assert encodings.idna  # loaded before a child gives up the right to read it
 STRANGER = 65534
@@ -199,3 +203,23 @@ def test_who_has_answered_is_known_though_the_listener_is_gone() -> None:
         with pytest.raises(Unavailable):
             check_connected(address)
     check_connected(Address("192.0.2.7", 7420))
+
+
+def test_what_stays_on_this_machine_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as proxy, closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        proxy.settimeout(0.5)
+        with open_channel(address_of(free), Tls()) as channel:
+            stub: Any = rpc.ReplicationStub(channel)
+            with pytest.raises(grpc.RpcError):
+                stub.Status(pb.StatusRequest(), timeout=1.0)
+        with pytest.raises(TimeoutError):
+            proxy.accept()
+
+
+@pytest.mark.parametrize("text", ["unix:7420", "unix-abstract:7420", "VSOCK:1", "ipv4:80", "dns:53"])
+def test_an_address_is_none_of_grpcs_other_kinds(text: str) -> None:
+    with pytest.raises(ConfigError):
+        Address.parse(text)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from primary.quotas import HOLD_MOST_S, HOLD_WINDOW_S, HoldBudget, Limits, Places, who_of
+from primary.quotas import HOLD_MOST_S, HOLD_WINDOW_S, HoldBudget, Limits, Pace, Places, who_of
 from primary.served import Refused
 from primary.stalling import unless_stalled
 from walcast.rpc import replication_pb2 as pb
@@ -73,6 +73,16 @@ def test_a_place_that_is_given_back_is_another_ones() -> None:
     for place in held:
         place.close()
     assert places.taken == 1
+
+
+def test_a_pace_is_kept_however_many_come() -> None:
+    clock = Clock()
+    pace, began_s = Pace(100, clock), clock.now_s
+    for _ in range(1000):
+        clock.now_s += pace.wait_s()
+    assert 8.0 <= clock.now_s - began_s <= 11.0
+    clock.now_s += 5.0
+    assert pace.wait_s() == 0.0
 
 
 def test_writers_are_held_only_so_long_within_a_minute() -> None:

@@ -184,7 +184,11 @@ class ByGrpc:
         address = wire.Address.parse(text)
         credentials = shown.channel(address)
         # A primary that is back is found within a second, not after gRPC's own back-off of up to two minutes.
-        options = [*wire.OPTIONS, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+        options = [
+            *address.options,
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
         if len(self._given) > 1:  # one that does not answer at all must leave time for the others
             options.append(("grpc.min_reconnect_backoff_ms", CONNECT_MS))
         if credentials is None:

@@ -26,6 +26,9 @@ MAX_RECEIVE = "grpc.max_receive_message_length"
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,32})?\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 TEXT_SHOWN = 80
+_SCHEMES = frozenset(
+    ("unix", "unix-abstract", "vsock", "ipv4", "ipv6", "dns", "xds", "google-c2p")
+)  # of gRPC's targets
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1", "[::1]"])
 
 # A peer that vanished without a word is found out in some twenty seconds; a stream may be idle for ever.
@@ -81,12 +84,19 @@ class Address:
             raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])} is not HOST:PORT")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
             raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])}: an IPv6 address stands in brackets, as in [::1]:7420")
+        if host.lower() in _SCHEMES:
+            raise ConfigError(f"{host} is no host's name here: gRPC takes {host}:… for another kind of address")
         if not _HOST.fullmatch(host):
             raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])} is not a host's name or address, and a port")
         return cls(host, int(port))
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    @property
+    def options(self) -> list[tuple[str, Any]]:
+        """For a channel to it. What stays on this machine never goes through the proxy that the environment names."""
+        return [*OPTIONS, ("grpc.enable_http_proxy", 0)] if self.is_loopback else OPTIONS
 
     @property
     def is_loopback(self) -> bool:
@@ -184,7 +194,7 @@ def open_channel(address: Address, credentials: Tls | Credentials) -> grpc.Chann
     encrypted = credentials.channel(address)
     credentials.check_neighbour(address)
     if encrypted is None:
-        channel = grpc.insecure_channel(str(address), options=OPTIONS)
+        channel = grpc.insecure_channel(str(address), options=address.options)
     else:
-        channel = grpc.secure_channel(str(address), encrypted, options=OPTIONS)
+        channel = grpc.secure_channel(str(address), encrypted, options=address.options)
     return shown_in_calls(channel, credentials, address)
