@@ -277,6 +277,7 @@ class Following:
                 self._refused_before, failure = True, error
                 if not self.where.is_given:
                     self.where.forget_told()
+                    self.where.failed()
             except (OSError, MemoryError, RuntimeError) as error:
                 known = shortage(error, self.path)
                 if known is None:

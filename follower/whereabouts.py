@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from follower.client import Client
 from walcast.errors import ConfigError, Unavailable
@@ -10,10 +10,17 @@ from walcast.wire import Address
 
 
 class Whereabouts:
-    """`client` is for the address that is tried now; used in one event loop."""
+    """`client` is for the address that is tried now; used in one event loop. `given`: those of the addresses that
+    whoever runs this node has given, all of them if that is not said; the others are what nodes have named before."""
 
-    def __init__(self, addresses: Sequence[Address], connect: Callable[[Address], Client]) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        connect: Callable[[Address], Client],
+        given: Collection[Address] | None = None,
+    ) -> None:
         self._addresses = list(addresses)
+        self._given = frozenset(addresses if given is None else given)
         self._told: Address | None = None
         self._connect = connect
         self._next = 0
@@ -44,7 +51,7 @@ class Whereabouts:
     @property
     def is_given(self) -> bool:
         """Is the address that is tried now one that this node was given, rather than one that others named?"""
-        return self.client.primary in self._addresses
+        return self.client.primary in self._given
 
     async def turn(self) -> Client:
         """Before each try: a client for the address whose turn it is. Unavailable, and that address is forgotten, when
@@ -55,9 +62,11 @@ class Whereabouts:
             try:
                 client = self._connect(address)
             except ConfigError as error:
-                if address in self._addresses:
+                if address in self._given:
                     raise
                 self.forget_told()
+                if address in self._addresses:
+                    self._next = self._addresses.index(address) + 1
                 raise Unavailable(f"{address} was named as the primary's address and is not tried: {error}") from error
             old, self.client = self.client, client
             if old is not client:

@@ -403,7 +403,7 @@ class Member:
 
     def whereabouts(self, addresses: Sequence[wire.Address]) -> Whereabouts:
         """Where the primary may be."""
-        return Whereabouts(addresses, self.client)
+        return Whereabouts(addresses, self.client, self.settings.primaries)
 
     # What others ask
 
