@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import os
 import socket
+import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -128,8 +129,10 @@ def _connections() -> list[Connection]:
     found = []
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers
         try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):  # which is quicker than to try
+                continue
             end = socket.socket(fileno=int(name))
-        except OSError:  # no socket, or closed by now
+        except OSError:  # closed by now
             continue
         try:
             if end.family in (socket.AF_INET, socket.AF_INET6) and end.type == socket.SOCK_STREAM:
