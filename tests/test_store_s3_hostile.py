@@ -178,3 +178,20 @@ def test_who_takes_long_to_use_what_came_is_not_cut_off(monkeypatch: pytest.Monk
     for _ in range(8):
         assert len(paced.read(LEAST_BYTES // 2)) == LEAST_BYTES // 2
         now_s[0] += 3600.0
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_an_answer_that_is_a_deep_or_a_broad_tree_takes_no_memory_to_speak_of(status: int) -> None:
+    for body in (b"<ListBucketResult>" + b"<a>" * (3 << 20), b"<ListBucketResult>" + b"<a></a>" * (3 << 19)):
+        with (
+            answering(lambda _, body=body: Answer(status, body)) as (endpoint, _),
+            opened(endpoint) as store,
+            pytest.raises(Unavailable),
+        ):
+            list(store.list())
+
+
+def test_a_page_of_the_longest_keys_there_are_is_read() -> None:
+    keys = [f"db/0000/{number:04}" + "%C3%BC" * 500 for number in range(1000)]
+    with answering(lambda _: page(*map(line, keys))) as (endpoint, _), opened(endpoint) as store:
+        assert len(list(store.list("0000/"))) == 1000
