@@ -16,6 +16,7 @@ from walcast.terms import (
     TERM_TXIDS,
     Standing,
     TermStart,
+    begun_with,
     first_txid,
     forked_at,
     gaps_between,
@@ -109,3 +110,10 @@ def test_many_terms_are_bounded(tmp_path: Path) -> None:
     read = read_standing(tmp_path)
     assert read is not None
     assert read.history == history[-100:]
+
+
+def test_a_term_that_is_begun_again_has_one_beginning() -> None:
+    first, second, again = (
+        TermStart(term, Position(txid, CHECKSUM_FLAG), first_txid(txid)) for term, txid in ((1, 1), (2, 5), (2, 9))
+    )
+    assert begun_with(begun_with((first,), second), again) == (first, again)

@@ -64,6 +64,12 @@ def gaps_between(history: Sequence[TermStart], after_txid: int, until_txid: int)
     return sum(begun.first_txid - begun.start.txid for begun in inside)
 
 
+def begun_with(history: Sequence[TermStart], begun: TermStart) -> tuple[TermStart, ...]:
+    """The history in which a term begins, for the first time or, where it was begun and given up before anything was
+    published in it, once more: a term has one beginning."""
+    return (*(one for one in history if one.term < begun.term), begun)[-HISTORY_TERMS:]
+
+
 def term_of(history: Sequence[TermStart], txid: int) -> int:
     """The term in which the primary whose terms are `history` published `txid`; 0 when that was before all of them."""
     return max((begun.term for begun in history if begun.first_txid <= txid), default=0)

@@ -47,7 +47,7 @@ from walcast.held import Held
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir, make_state_dir, open_state_file, state_dir
-from walcast.terms import FOLLOWER, HISTORY_TERMS, PRIMARY, Standing, TermStart, first_txid, write_standing
+from walcast.terms import FOLLOWER, PRIMARY, Standing, TermStart, begun_with, first_txid, write_standing
 from walcast.wire import Address
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ async def promote(member: Member, term: int) -> None:
     held, at, history = await _stand_still(member, term)
     missing = missing_facts(following, at.position, offered=offered)
     begun = TermStart(term, at.position, first_txid(at.position.txid, term - at.term))
-    history = (*history, begun)[-HISTORY_TERMS:]
+    history = begun_with(history, begun)
     before = str(following.where.client.primary) if following else ""
     member.standing = Standing(FOLLOWER, term, before, history, member.keeper is not None)
     member.archiving = False
