@@ -189,6 +189,8 @@ class _Reader:
             self._yaml.ignore(node, "tls")
             return Tls(insecure=insecure, token_file=token_file)
         if isinstance(node, yaml.ScalarNode):
+            if "://" in self._yaml.text(node):
+                raise self._yaml.error(node, "tls: a folder that `walcast certs` made belongs here, not a URL")
             folder = self._yaml.file(node)
             return self._yaml.parsed(node, lambda: Tls(**files_of(folder), token_file=token_file, insecure=insecure))
         files = self._yaml.mapping(node, "tls.", _TLS_FILES | {"client-auth"})

@@ -162,8 +162,8 @@ def test_a_wrong_address_is_refused(db: Path, tmp_path: Path, listen: str) -> No
 
 
 def test_listening_beyond_this_machine_needs_tls_or_insecure(db: Path, tmp_path: Path) -> None:
-    refused(tmp_path, "primary", db, "--listen", "0.0.0.0:0", words=("--tls-cert", "--insecure"))
-    refused(tmp_path, "follower", tmp_path / "r.db", "--primary", "192.0.2.1:7420", words=("--tls-ca", "--insecure"))
+    refused(tmp_path, "primary", db, "--listen", "0.0.0.0:0", words=("--tls DIR", "--insecure"))
+    refused(tmp_path, "follower", tmp_path / "r.db", "--primary", "192.0.2.1:7420", words=("--tls DIR", "--insecure"))
     with primary(db, "--insecure", listen="0.0.0.0:0") as node:
         assert node.running
 

@@ -129,7 +129,7 @@ def test_every_flag_that_the_document_names_is_one() -> None:
     known = {flag for name in ("primary", "follower", "switchover", "certs") for flag in flags_of(name)}
     prose = re.sub(r"^```.*?^```$", "", DOCUMENT.read_text(), flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"`(--[a-z-]+)", prose)) | set(re.findall(r" (--[a-z-]+)", prose))
-    assert named >= {"--tls-ca", "--insecure", "--advertise", "--token-file"}
+    assert named >= {"--tls", "--insecure", "--advertise", "--token-file"}
     assert named <= known
     # What is said of a private network makes one command that walcast takes.
     (flags,) = re.findall(r"`(--insecure --token[^`]*)`", prose)

@@ -15,8 +15,8 @@ from cryptography.utils import CryptographyDeprecationWarning
 from support.certs import Authority, token_of
 
 from fuzz.places import folder_in_memory
-from walcast.access import pemfiles
-from walcast.access.certificates import CertificateKind, Trust, identity_uri, parse_identity_uri
+from walcast.access import Kind, pemfiles
+from walcast.access.certificates import Trust, identity_uri, parse_identity_uri
 from walcast.access.issuing import issue
 from walcast.access.names import is_name
 from walcast.access.tokens import ACCEPTED_MOST, Tokens, bearer, parse_tokens, token_in
@@ -48,11 +48,11 @@ def running() -> Iterator[None]:
 
 
 def seeds() -> list[bytes]:
-    certificate, key = issue(AUTHORITY.pair, CertificateKind.NODE, "edge-1", ("127.0.0.1", "edge.example"))
+    certificate, key = issue(AUTHORITY.pair, Kind.NODE, "edge-1", ("127.0.0.1", "edge.example"))
     foreign = AUTHORITY.foreign("someone", ("a.example",), ("https://x/", "walcast://node/a%20b"))
     private = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     der, authority = certificate.public_bytes(Encoding.DER), AUTHORITY.pair[0].public_bytes(Encoding.DER)
-    uris = [identity_uri(kind, "edge/1 ü%") for kind in (CertificateKind.NODE, CertificateKind.OPERATOR)]
+    uris = [identity_uri(kind, "edge/1 ü%") for kind in (Kind.NODE, Kind.OPERATOR)]
     return [
         b"\0" + f"# ours\n{OWN}\n\n{LINE}\nother sha256:{'0f' * 32}\n".encode(),
         b"\1" + bearer(OWN).encode(),

@@ -11,7 +11,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from node.http.app import App, Hosts, Route
+from node.http.app import App, Hosts, Route, Sees
 from node.http.hosts import check_host_name, host_of, is_known
 from node.http.protocol import OneRequest, config_for
 from node.http.request import Request, json_answer
@@ -79,11 +79,11 @@ class _Kept(logging.Handler):
         LOGGED.append(self.format(record))
 
 
-async def _secret(_: Request) -> Any:
+async def _secret(_: Request, __: Sees) -> Any:
     return json_answer(200, {"secret": "of the set"})  # type: ignore[arg-type]
 
 
-async def _health(_: Request) -> Any:
+async def _health(_: Request, __: Sees) -> Any:
     return json_answer(200, {"status": "ok"})  # type: ignore[arg-type]
 
 
@@ -91,7 +91,7 @@ async def _health(_: Request) -> Any:
 def running() -> Iterator[None]:
     loop = asyncio.new_event_loop()
     routes = {"/healthz": Route(_health, public=True), "/status": Route(_secret)}
-    app = App(routes, lambda request: False, Hosts("10.0.0.1", ("db.example",)))
+    app = App(routes, lambda request: None, Hosts("10.0.0.1", ("db.example",)))
     loop.set_exception_handler(lambda _, context: LOGGED.append(str(context)))
     PLACE[:] = [(loop, config_for(app))]
     kept, loggers = _Kept(), [logging.getLogger(name) for name in ("walcast", "asyncio")]
