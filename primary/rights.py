@@ -71,12 +71,15 @@ class Rights:
             yield right
             return
         self._open.add(right)
-        if self._looking is None or self._looking.done():
+        if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         try:
             yield right
         finally:
             self._open.discard(right)
+            if not self._open and self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
             if right.lost:
                 audit.record_denied(str(identity), context.peer(), method, database, str(role))
 
