@@ -144,8 +144,10 @@ def test_a_request_that_is_too_big_is_refused_before_it_is_decoded(app: Served, 
 def test_one_identity_has_no_more_than_its_share_of_streams(app: Served) -> None:
     async def run() -> None:
         async with publishing_of(app) as (stub, publisher, _):
-            calls = [stub.Stream() for _ in range(CALLS.each + 10)]
-            first = [await opened(call, hello(app, follower_id=f"f{number}")) for number, call in enumerate(calls)]
+            calls, first = [], []
+            for number in range(CALLS.each + 10):
+                calls.append(stub.Stream())  # one after the other: without its hello a call is waited for a moment only
+                first.append(await opened(calls[-1], hello(app, follower_id=f"f{number}")))
             refused = [message.refusal.kind for message in first if message.HasField("refusal")]
             assert refused == [pb.REFUSAL_KIND_TOO_MANY] * 9  # one beside the share, for one database
             for call in calls:
