@@ -7,8 +7,7 @@ import stat
 from pathlib import Path
 
 from walcast.errors import ConfigError
-
-READ_BYTES = 1 << 16
+from walcast.filesystem import read_at_most
 
 
 def read_file(path: Path, most_bytes: int) -> bytes:
@@ -35,12 +34,11 @@ def _read(path: Path, most_bytes: int, *, follow: bool, secret: bool) -> bytes:
             raise ConfigError(f"{path}: not a regular file")
         if secret:
             _check_private(path, facts)
-        data = bytearray()
-        while piece := os.read(fd, READ_BYTES):
-            data += piece
-            if len(data) > most_bytes:
-                raise ConfigError(f"{path}: larger than {most_bytes} bytes")
-        return bytes(data)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = read_at_most(file, most_bytes)
+        if len(data) > most_bytes:
+            raise ConfigError(f"{path}: larger than {most_bytes} bytes")
+        return data
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     finally:
