@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,11 @@ def primary_facts(reply: pb.StatusReply) -> dict[str, Any]:
     if reply.HasField("tls"):
         facts["tls"] = {"identity": reply.tls.identity or None, "not_after": moment_text(reply.tls.not_after_s)}
     return facts
+
+
+def _milliseconds(value: float) -> float:
+    """JSON has no number that is not finite, and no primary has such a lag."""
+    return round(value, 3) if math.isfinite(value) else 0.0
 
 
 def moment_text(seconds: int) -> str:
@@ -66,7 +72,7 @@ def _database(database: pb.DatabaseStatus) -> dict[str, Any]:
                 "applied_txid": follower.applied_txid,
                 "durable_txid": follower.durable_txid,
                 "lag_txids": follower.lag_txids,
-                "lag_ms": round(follower.lag_ms, 3),
+                "lag_ms": _milliseconds(follower.lag_ms),
                 "state": follower.state,
                 "peer": follower.peer,
                 "address": follower.address or None,

@@ -27,6 +27,8 @@ def seeds() -> list[bytes]:
     database.archive.CopyFrom(pb.ArchiveStatus(url="s3://bucket/app", txid=6, error="it does not answer"))
     database.lease.CopyFrom(pb.LeaseStatus(holder="a", address="10.0.0.1:7420", lease_ms=10_000, left_ms=-5))
     other = pb.DatabaseStatus(name="b", role="follower", primary="10.0.0.1:7420", state="streaming", trouble="none")
+    database.followers.add(id="edge-2", lag_ms=float("nan"))
+    database.followers.add(id="edge-3", lag_ms=float("inf"))
     tls = pb.TlsStatus(identity="node/a", not_after_s=1_800_000_000)
     replies = [
         pb.StatusReply(role="primary", term=2, protocol=1, databases=[database, other], tls=tls),
@@ -37,7 +39,7 @@ def seeds() -> list[bytes]:
 
 def target(data: bytes) -> None:
     facts = primary_facts(pb.StatusReply.FromString(data))
-    json.loads(json.dumps(facts))
+    json.loads(json.dumps(facts, allow_nan=False))
     shown = table(facts)
     words: list[Any] = [shown.title, shown.caption, *(cell for column in shown.columns for cell in column.cells)]
     for one in words:
