@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +54,19 @@ def test_a_million_inputs_make_no_error_but_walcasts_own(
     report = Run(target(name), seed).go(INPUTS)
     with capsys.disabled():
         print(f"\n{report}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no wheel for this Python")
+@pytest.mark.parametrize("name", TARGETS)
+def test_inputs_that_are_guided_by_coverage_make_no_error_but_walcasts_own(
+    name: str, seed: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "fuzz.guided", name, str(INPUTS // 10), str(seed % (1 << 31) or 1)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert f"stat::number_of_executed_units: {INPUTS // 10}" in done.stderr
 
 
 def _planted(run: object, *seeds: bytes) -> Target:
