@@ -136,7 +136,7 @@ def keep(stage: Stage, over: threading.Event) -> None:
     told: set[Child] = set()
     while not over.wait(0.5):
         for child in (child for region in stage.regions for child in region.children):
-            if child.exit_code is not None and child not in told:
+            if child.exit_code is not None and not child.was_killed and child not in told:
                 told.add(child)
                 click.echo(
                     f"warning: {child.what} ended by itself, exit code {child.exit_code}: {child.last_words()}",

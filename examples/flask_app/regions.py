@@ -44,6 +44,7 @@ class Child:
         self.what, self.log = what, log
         self.said: dict[str, object] = {}
         self.ready = threading.Event()
+        self.was_killed = False  # by us
         # No flag of a shell's WALCAST_<FLAG> or FLASK_<KEY> may change what is started here.
         clean = {
             key: value for key, value in os.environ.items() if not key.startswith(("WALCAST_", "FLASK_", "GUNICORN_"))
@@ -91,6 +92,7 @@ class Child:
 
     def kill(self, *, wait: bool = True) -> None:
         """SIGKILL for all of its group: workers would outlive it by a second."""
+        self.was_killed = True
         if self._process.returncode is None:  # else its number may be another's by now
             os.killpg(self._process.pid, signal.SIGKILL)
             if wait:
