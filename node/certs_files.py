@@ -22,14 +22,13 @@ from walcast.access.certificates import (
     parse_certificates,
 )
 from walcast.access.credentials import PEM_BYTES
+from walcast.access.folder import CA_KEY_NAME, CA_NAME
 from walcast.access.issuing import Pair, certificate_pem, issue, key_pem, new_authority
 from walcast.access.names import check_name
 from walcast.access.secretfile import read_file, read_secret
 from walcast.errors import CertificateRefused, ConfigError
 from walcast.filesystem import fsync_directory
 
-CA_CERTIFICATE = "ca.pem"
-CA_KEY = "ca.key"
 FILE_NAME_BYTES = 200
 
 
@@ -50,11 +49,11 @@ def make_authority(directory: Path, days: int) -> list[Path]:
     _private_directory(directory)
     certificate, key = new_authority(days)
     files = {
-        directory / CA_KEY: (key_pem(key), 0o600),
-        directory / CA_CERTIFICATE: (certificate_pem(certificate), 0o644),
+        directory / CA_KEY_NAME: (key_pem(key), 0o600),
+        directory / CA_NAME: (certificate_pem(certificate), 0o644),
     }
     _create(files)
-    return [directory / CA_CERTIFICATE, directory / CA_KEY]
+    return [directory / CA_NAME, directory / CA_KEY_NAME]
 
 
 def make_certificate(
@@ -66,7 +65,7 @@ def make_certificate(
     authority = read_authority(directory)
     certificate, key = issue(authority, kind, name, hosts, days=days)
     folder = output or directory / stem
-    ca, ca_pem = folder / CA_CERTIFICATE, certificate_pem(authority[0])
+    ca, ca_pem = folder / CA_NAME, certificate_pem(authority[0])
     files = {
         folder / f"{stem}.key": (key_pem(key), 0o600),
         folder / f"{stem}.pem": (certificate_pem(certificate), 0o644),
@@ -85,14 +84,16 @@ def make_certificate(
 
 def read_authority(directory: Path) -> Pair:
     """The CA that `make_authority` made."""
-    path = directory / CA_KEY
-    certificate = parse_certificates(read_file(directory / CA_CERTIFICATE, PEM_BYTES), directory / CA_CERTIFICATE)[0]
+    path = directory / CA_KEY_NAME
+    if not (directory / CA_NAME).exists():
+        raise ConfigError(f"{directory}: no CA here; make one with `walcast certs init {directory}`")
+    certificate = parse_certificates(read_file(directory / CA_NAME, PEM_BYTES), directory / CA_NAME)[0]
     try:
         key = serialization.load_pem_private_key(read_secret(path, PEM_BYTES), password=None)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a PEM file with a private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        raise ConfigError(f"{path}: not the key of {directory / CA_CERTIFICATE}")
+        raise ConfigError(f"{path}: not the key of {directory / CA_NAME}")
     return certificate, key
 
 
@@ -129,7 +130,7 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 def _file_name(name: str) -> str:
     """A name that stays in its folder, whatever is in it."""
     encoded = quote(name, safe=" @+=,~")
-    if encoded.startswith(".") or encoded == Path(CA_KEY).stem:  # which would be hidden, or the CA's own
+    if encoded.startswith(".") or encoded == Path(CA_KEY_NAME).stem:  # which would be hidden, or the CA's own
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     if len(encoded) > FILE_NAME_BYTES:
         raise ConfigError(f"{name!a}: too long for the name of a file")

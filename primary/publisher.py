@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias
@@ -170,6 +170,23 @@ class Publisher(rpc.ReplicationServicer):
     def _may_do_something(self, identity: Identity) -> bool:
         return any(self._gate.roles(identity, name) for name in ("", *self._databases, *self._away))
 
+    async def _opened(
+        self, requests: AsyncIterator[Any], context: Context, check: Callable[[Any], None]
+    ) -> tuple[str, Any]:
+        """Who has begun a stream or a copy, and its hello, which `check` finds possible. Refused; a call that says no
+        hello is ended."""
+        try:
+            who, hello_s = self._admit(context)
+        except Refused as refused:
+            if await _first_of(requests, REFUSED_HELLO_S) is None:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
+            raise
+        first = await _first_of(requests, hello_s)
+        if first is None or first.WhichOneof("kind") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
+        check(first.hello)
+        return who, first.hello
+
     def _find(self, protocol: int, name: str, identity: Identity, *, guess: bool = False) -> Served:
         if protocol != wire.PROTOCOL_VERSION:
             detail = f"this primary speaks protocol {wire.PROTOCOL_VERSION}, the follower {protocol}: upgrade the older"
@@ -194,19 +211,7 @@ class Publisher(rpc.ReplicationServicer):
     ) -> AsyncIterator[pb.PrimaryMessage]:
         """One follower's stream of one database."""
         try:
-            who, hello_s = self._admit(context)
-        except Refused as refused:
-            if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
-            yield pb.PrimaryMessage(refusal=refused.refusal)
-            return
-        first = await _first_of(request_iterator, hello_s)
-        if first is None or first.WhichOneof("kind") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
-            return
-        hello = first.hello
-        try:
-            check_hello(hello)
+            who, hello = await self._opened(request_iterator, context, check_hello)
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
@@ -323,19 +328,7 @@ class Publisher(rpc.ReplicationServicer):
     ) -> AsyncIterator[pb.CopyReply]:
         """The pages that differ from a copy's."""
         try:
-            who, hello_s = self._admit(context)
-        except Refused as refused:
-            if await _first_of(request_iterator, REFUSED_HELLO_S) is None:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
-            yield pb.CopyReply(refusal=refused.refusal)
-            return
-        first = await _first_of(request_iterator, hello_s)
-        if first is None or first.WhichOneof("kind") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
-            return
-        hello = first.hello
-        try:
-            check_copy(hello)
+            who, hello = await self._opened(request_iterator, context, check_copy)
         except Refused as refused:
             yield pb.CopyReply(refusal=refused.refusal)
             return

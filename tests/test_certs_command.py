@@ -87,6 +87,11 @@ def test_a_clients_certificate_serves_nothing(folder: Path, flags: tuple[str, ..
     assert (shown["identity"], shown["hosts"], shown["valid"]) == (identity, [], True)
 
 
+def test_without_a_ca_nothing_is_made(tmp_path: Path) -> None:
+    certs("node", tmp_path, "origin", "--host", "127.0.0.1", code=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     certs("node", folder, "origin", "--host", "a")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

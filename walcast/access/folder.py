@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from walcast.errors import ConfigError
 
-CA_NAME = "ca.pem"
+CA_NAME, CA_KEY_NAME = "ca.pem", "ca.key"
 
 
 class Files(TypedDict):
@@ -24,7 +24,7 @@ def files_of(folder: Path) -> Files:
         keys = sorted(path for path in folder.iterdir() if path.suffix == ".key")
     except OSError as error:
         raise ConfigError(f"the folder of certificates {folder}: {error.strerror or error}") from error
-    if (folder / "ca.key") in keys:
+    if (folder / CA_KEY_NAME) in keys:
         raise ConfigError(f"{folder} is the folder of a CA: give the one in it that `walcast certs node` made")
     if len(keys) != 1:
         found = ", ".join(path.name for path in keys[:5]) or "none"
