@@ -25,7 +25,8 @@ class HungUp(Exception):
 
 @dataclass
 class Seen:
-    """One request, as it came; `size` and `sha256` of as much of its body as was read."""
+    """One request, as it came; `size` and `sha256` of as much of its body as was read. `closed`: its connection was
+    closed after it."""
 
     method: str
     target: str
@@ -35,6 +36,7 @@ class Seen:
     size: int = 0
     sha256: str = ""
     whole: bool = False
+    closed: bool = False
 
     def all(self, name: str) -> list[str]:
         return [value for other, value in self.headers if other == name]
@@ -186,6 +188,7 @@ class Scripted:
             threading.Thread(target=self._serve, args=[Conn(made, self.connections, self)], daemon=True).start()
 
     def _serve(self, conn: Conn) -> None:
+        seen = None
         try:
             while True:
                 seen = conn.head()
@@ -202,6 +205,8 @@ class Scripted:
             self.gone.set()
             self.open.discard(conn.socket)
             conn.socket.close()
+            if seen is not None:
+                seen.closed = True
 
 
 # What it does. True: the connection stays open for the next request.
