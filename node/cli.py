@@ -38,6 +38,17 @@ COMMANDS = {
     "wait": ("status_command", "wait_command", "Wait until a replica has applied a TXID."),
 }
 
+# Litestream's words → what does that here.
+LITESTREAM = {
+    "replicate": "`walcast primary DB URL` or `walcast primary --config FILE`, with --exec for -exec",
+    "databases": "`walcast config check FILE`",
+    "generations": "`walcast ls URL`",
+    "snapshots": "`walcast ls URL`",
+    "ltx": "`walcast ls URL`",
+    "wal": "`walcast ls URL`",
+    "version": "`walcast --version`",
+}
+
 
 class Commands(click.Group):
     """Finds a command in its module."""
@@ -54,6 +65,8 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in LITESTREAM:
+            raise click.UsageError(f"{cmd_name!r} is a command of Litestream: here it is {LITESTREAM[cmd_name]}", ctx)
         if cmd_name not in COMMANDS:
             return None
         module, function, _ = COMMANDS[cmd_name]

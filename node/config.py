@@ -37,6 +37,7 @@ __all__ = ["Config", "DatabaseConfig", "FailoverConfig", "FolderConfig", "Ignore
 NAME_MAX_BYTES = 120
 HEARTBEAT_INTERVAL_S = 300.0
 HEARTBEAT_LEAST_S = 1.0
+STOP_LEAST_S = 1.0
 NO_ARCHIVE = "a heartbeat tells that every database is archived in time, and this one has no archive"
 
 
@@ -46,7 +47,7 @@ def _keys(text: str) -> frozenset[str]:
 
 _TOP = _keys(
     "listen http http-host log-level tls token-file insecure dbs log-max-bytes log-max-age heartbeat-url "
-    "heartbeat-interval scrub-mb-per-s grpc-reflection"
+    "heartbeat-interval scrub-mb-per-s grpc-reflection exec stop-timeout wait-for-db addr logging shutdown-sync-timeout"
 )
 _TLS_FILES = _keys("ca cert key peer-ca client-ca")
 _DATABASE = (
@@ -55,13 +56,15 @@ _DATABASE = (
 
 # Litestream's, from `cmd/litestream/main.go`; those of 0.3 that 0.5 still reads past, too.
 _IGNORED_TOP = (IGNORED_REPLICA - {"tls", "name"}) | _keys(
-    "addr socket validation l0-retention-check-interval verify-compaction exec logging mcp-addr shutdown-sync-timeout "
-    "shutdown-sync-interval snapshot-interval"
+    "socket validation l0-retention-check-interval verify-compaction mcp-addr shutdown-sync-interval snapshot-interval"
 )
 _IGNORED_DATABASE = _keys(
     "meta-path meta-dir monitor-interval checkpoint-interval busy-timeout min-checkpoint-page-count truncate-page-n "
     "max-checkpoint-page-count max-sync-wal-bytes"
 )
+
+
+_LITESTREAM_LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warning", "error": "error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,10 @@ class Config:
     access: Policy = field(default_factory=Policy)
     trust_user: bool = True
     reflect: bool = False
+    command: str | None = field(default=None, repr=False)
+    stop_timeout_s: float | None = None
+    wait_for_db_s: float | None = None
+    log_format: str | None = None
 
     def database(self, path: Path) -> DatabaseConfig | None:
         """What the file says of the database at `path`, whether it is there or not."""
@@ -152,14 +159,20 @@ class _Reader:
             return Config(self._yaml.path)
         optional = self._yaml.optional
         keys = self._yaml.mapping(root, "", _TOP | POLICY | SHARED | FAILOVER | ACCESS, _IGNORED_TOP)
+        self._translate(keys)
         archives = ArchiveReader(self._yaml, keys)
+        logging = self._logging(keys)
         dbs, folders = self._databases(keys, archives)
         config = Config(
             path=self._yaml.path,
             listen=optional(keys, "listen", self._address),
-            http=optional(keys, "http", self._address),
+            http=optional(keys, "http", self._address) or optional(keys, "addr", self._any_host),
             http_hosts=optional(keys, "http-host", self._host_names) or (),
-            log_level=optional(keys, "log-level", self._level),
+            log_level=optional(keys, "log-level", self._level) or optional(logging, "level", self._litestream_level),
+            log_format=optional(logging, "type", self._log_format),
+            command=optional(keys, "exec", self._command),
+            stop_timeout_s=optional(keys, "stop-timeout", self._stop_timeout_s),
+            wait_for_db_s=optional(keys, "wait-for-db", self._wait_s),
             tls=self._tls(keys),
             log_max_bytes=optional(keys, "log-max-bytes", self._yaml.bytes),
             log_max_age_s=optional(keys, "log-max-age", self._yaml.seconds),
@@ -178,6 +191,57 @@ class _Reader:
         if config.heartbeat_url and bare:
             raise ConfigError(f"{config.path}:{min(bare)}: {NO_ARCHIVE}")
         return replace(config, ignored=tuple(sorted(self._yaml.ignored, key=lambda ignored: ignored.line)))
+
+    # What Litestream has other words for
+
+    def _translate(self, keys: Keys) -> None:
+        """Litestream's words stand for walcast's; to give both is to say it twice."""
+        for theirs, ours in (("addr", "http"), ("shutdown-sync-timeout", "stop-timeout")):
+            if theirs in keys and ours in keys:
+                raise self._yaml.error(keys[theirs], f"{theirs!r} is {ours!r} here: give one of them")
+        if "shutdown-sync-timeout" in keys:
+            keys["stop-timeout"] = keys.pop("shutdown-sync-timeout")
+
+    def _logging(self, keys: Keys) -> Keys:
+        if "logging" not in keys:
+            return {}
+        return self._yaml.mapping(keys["logging"], "logging.", _keys("level type"), _keys("stderr source"))
+
+    def _litestream_level(self, node: yaml.Node) -> str:
+        level = self._yaml.text(node).lower()
+        if level not in _LITESTREAM_LEVELS:
+            raise self._yaml.error(
+                node, f"{self._yaml.shown(node)} is not a log level; they are {', '.join(_LITESTREAM_LEVELS)}"
+            )
+        return _LITESTREAM_LEVELS[level]
+
+    def _log_format(self, node: yaml.Node) -> str:
+        text = self._yaml.text(node).lower()
+        if text not in ("text", "json"):
+            raise self._yaml.error(node, f"{self._yaml.shown(node)} is not a log format; they are text, json")
+        return text
+
+    def _any_host(self, node: yaml.Node) -> Address | None:
+        """Without a host: all of this machine's addresses, as Go has it. Nothing: none."""
+        text = self._yaml.text(node)
+        if not text:
+            return None
+        return self._yaml.parsed(node, lambda: Address.parse(f"0.0.0.0{text}" if text.startswith(":") else text))
+
+    def _command(self, node: yaml.Node) -> str:
+        text = self._yaml.text(node)
+        if not text.strip():
+            raise self._yaml.error(node, "exec: give the command that starts the app")
+        return text
+
+    def _stop_timeout_s(self, node: yaml.Node) -> float:
+        seconds = self._yaml.seconds(node)
+        if seconds < STOP_LEAST_S:
+            raise self._yaml.error(node, f"a stop may take {STOP_LEAST_S:g} s or more, not {seconds:g} s")
+        return seconds
+
+    def _wait_s(self, node: yaml.Node) -> float:
+        return math.inf if self._yaml.text(node) == "forever" else self._yaml.seconds(node, zero=True)
 
     def _tls(self, keys: Keys) -> Tls:
         insecure = self._yaml.optional(keys, "insecure", self._yaml.boolean) or False

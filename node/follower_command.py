@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from node.options import (
     flag,
     http_flags,
     mode_flag,
+    process_flags,
     scrub_bytes,
     scrub_flag,
     tls_flags,
@@ -29,7 +31,7 @@ from node.options import (
 )
 from node.run import serve
 from node.saying import say
-from node.settings import DatabaseSettings, HostSettings
+from node.settings import STOP_TIMEOUT_S, DatabaseSettings, HostSettings
 from walcast.permissions import OWNER_ONLY
 from walcast.wire import Address
 
@@ -51,6 +53,7 @@ ANY_PORT = "127.0.0.1:0"
 @http_flags
 @flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
 @mode_flag
+@process_flags
 @scrub_flag
 @failover_flags
 @tls_flags
@@ -67,6 +70,8 @@ def follower_command(
     replace: bool,
     mode: int | None,
     scrub_mb_per_s: float | None,
+    command: str | None,
+    stop_timeout: float | None,
     config: Path | None,
     as_json: bool,
     **flags: Any,
@@ -98,6 +103,8 @@ def follower_command(
         reflect=told.reflect,
         app_urls=allowed,
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
+        command=command or told.command,
+        stop_timeout_s=stop_timeout or told.stop_timeout_s or STOP_TIMEOUT_S,
     )
 
     def ready(host: Host) -> None:
@@ -112,4 +119,4 @@ def follower_command(
         what = f"following {status.primary} into {db}" if status.role == "follower" else f"{db}: {status.role}"
         click.echo(json.dumps(facts)) if as_json else say(what)
 
-    serve(settings, ready)
+    sys.exit(serve(settings, ready))

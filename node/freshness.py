@@ -1,5 +1,5 @@
 """What a running node reads again without a restart: certificates, authorities and tokens when their files change;
-those and the log level on SIGHUP.
+those, and the rules of access and the log level of the configuration file, on SIGHUP.
 
 Everything of the node that shows or checks a certificate or a token, gRPC in both directions and HTTP, takes it from
 its one `Credentials`, and this is what reads those again. What cannot be used leaves the last ones in force; the log,
@@ -14,6 +14,7 @@ import os
 import stat
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Protocol
 
 from node.logs import level_again
 from walcast import audit
@@ -85,22 +86,39 @@ def warn_of_open_key(credentials: Credentials) -> None:
         )
 
 
-def reload_all(credentials: Credentials | None) -> None:
+class Reloadable(Protocol):
+    """A node, as SIGHUP sees it."""
+
+    @property
+    def credentials(self) -> Credentials: ...
+
+    def reload_access(self) -> int | None: ...
+
+
+def reload_all(node: Reloadable | None) -> None:
     """On SIGHUP: one line that says what was read again, and what could not be."""
     errors: list[str] = []
     files: list[str] = []
-    if credentials is not None:
-        reload = refresh(credentials, force=True)
+    rules: int | None = None
+    if node is not None:
+        reload = refresh(node.credentials, force=True)
         files = [str(path) for path in reload.changed]
         if reload.error is not None:
             errors.append(str(reload.error))
+        try:
+            rules = node.reload_access()
+        except ConfigError as error:
+            errors.append(str(error))
     try:
         level = level_again()
     except ConfigError as error:
         errors.append(str(error))
         level = None
-    facts = {"files": ", ".join(files) or "none changed", "log_level": level or "unchanged"}
+    facts: dict[str, object] = {"files": ", ".join(files) or "none changed", "log_level": level or "unchanged"}
+    if rules is not None:
+        facts["access_rules"] = rules
     if errors:
+        errors = list(dict.fromkeys(errors))  # one mistake in the configuration file concerns all that is read from it
         log.error("SIGHUP: not everything could be read again; what was before stays", extra=facts | {"errors": errors})
     else:
         log.info("SIGHUP: read again", extra=facts)

@@ -13,9 +13,11 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from node import limits
+from node.config import load_config
 from node.crowds import Peer, keep_room
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
+from node.first_boot import is_awaited, opened_when_free, restore_missing, wait_for_database
 from node.freshness import keep_fresh
 from node.grpc_server import listen
 from node.health import Failure, FailureKind, member_failure, serving_failure
@@ -48,6 +50,7 @@ from walcast.terms import PRIMARY, read_standing
 log = logging.getLogger("walcast.primary")
 
 GRACE_S = 1.0
+LOOK_S = 0.05
 STATUS_S = 5.0
 GUARDED_PATHS = ("/status", "/metrics")
 AT_ONCE = 4  # that are opened or closed
@@ -80,6 +83,10 @@ class Host:
         self._stop = asyncio.Event()
         self._failed = asyncio.Event()
         self._failure: WalcastError | None = None
+        self._awaited: dict[str, DatabaseSettings] = {}
+        self.start_app: Callable[[], object] = lambda: None  # called once, when the app can have what it needs
+        self.drain_within_s = settings.stop_timeout_s
+        self.all_archived = True
 
     @property
     def stopping(self) -> bool:
@@ -129,6 +136,9 @@ class Host:
             for member in self.settings.members:  # whoever asks before its role is known must ask again
                 self._served.away[member.database.name] = not_served(member.database.name, "its role is not known yet")
             await server.start()
+            for awaited in list(self._awaited.values()):
+                await self.set_away(awaited.name, "its app has not made it yet")
+                stack.callback(asyncio.create_task(self._serve_awaited(awaited)).cancel)
             stack.callback(asyncio.create_task(outlast(self._keep_showing, "status files", "status")).cancel)
             stack.callback(asyncio.create_task(keep_fresh(self.credentials)).cancel)
 
@@ -142,12 +152,30 @@ class Host:
             if self.settings.heartbeat is not None:
                 beating = self.settings.heartbeat
                 stack.callback(Heartbeat(beating.url, beating.interval_s, self.heartbeat_trouble).start().stop)
-            if not self._failed.is_set():
+            if not self._failed.is_set() and not stop.is_set():
+                self.start_app()
                 ready(self)
             await _first(stop, self._failed)
             await self._drain(publisher)
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def awaited(self) -> list[str]:
+        """Of the databases that the app is to make first."""
+        waiting = [member.name for member in self.members if member.awaits_app.is_set() and member.serving is None]
+        return sorted([*self._awaited, *waiting])
+
+    def reload_access(self) -> int | None:
+        """Read the rules of the configuration file again, and go by them: how many there are; None where no file was
+        given. ConfigError, and nothing changes, when it cannot be read. For any thread."""
+        if self.settings.file is None:
+            return None
+        told = load_config(self.settings.file)
+        self._access.go_by(told.access, trust_user=told.trust_user)
+        facts = {"rules": len(told.access.rules), "trust_user": told.trust_user, "file": str(told.path)}
+        audit.record("configuration", f"user:{os.geteuid()}", **facts, outcome="reloaded")
+        return len(told.access.rules)
 
     def _record_settings(self) -> None:
         """In the audit trail: what this process goes by."""
@@ -164,9 +192,9 @@ class Host:
 
     async def _drain(self, publisher: Publisher) -> None:
         """What was committed goes out, before anything ends."""
-        drains = await to_followers(list(self._serving.values()))
+        drains = await to_followers(list(self._serving.values()), self.drain_within_s)
         publisher.stop()
-        await to_archives(drains)
+        self.all_archived = await to_archives(drains)
 
     async def _begin_members(self, stack: AsyncExitStack) -> None:
         """Until each has found its role, or we are to stop."""
@@ -175,8 +203,24 @@ class Host:
             self.members.append(member)
             stack.push_async_callback(member.close)
             member.start(self._static_failed)
+        stack.callback(asyncio.create_task(self._start_app_when_readable()).cancel)
         for member in self.members:
-            await _first(member.settled, self._stop, self._failed)
+            await _first(member.settled, member.awaits_app, self._stop, self._failed)
+
+    async def _start_app_when_readable(self) -> None:
+        """An app beside a follower need not wait for a primary that is away: the replica can be read, and is locked."""
+
+        def is_readable(member: Member) -> bool:
+            following = member.following
+            return member.settled.is_set() or (following is not None and following.applier is not None)
+
+        while not all(map(is_readable, self.members)):
+            await asyncio.sleep(LOOK_S)
+        if not self.stopping:
+            try:
+                self.start_app()
+            except WalcastError as error:
+                self._static_failed(error)
 
     async def _keep_showing(self) -> None:
         """To the apps on this host, for databases that are no members. In a thread: a disk that hangs must not keep
@@ -203,13 +247,13 @@ class Host:
             if database.name in names:
                 raise _name_taken(database, names[database.name])
             names[database.name] = database.path
-            if not database.restore or database.path.exists():
+            if not is_awaited(database):
                 check_database_file(database.path)
             if isinstance(database.archive, str):
                 parse_url(database.archive)
         for member in self.settings.members:
             standing = read_standing(state_dir(member.database.path))
-            if (standing.role if standing else member.role) == PRIMARY:
+            if (standing.role if standing else member.role) == PRIMARY and not is_awaited(member.database):
                 check_database_file(member.database.path)
                 if not state_dir(member.database.path).exists():
                     check_readable(member.database.path)
@@ -356,6 +400,9 @@ class Host:
             async with self.gate:
                 if not errors and not self.stopping:
                     try:
+                        if is_awaited(settings) and not await asyncio.to_thread(restore_missing, settings):
+                            self._awaited[settings.name] = settings
+                            return
                         await self.add(settings, self._static_failed)
                     except Exception as error:  # noqa: BLE001 - raised when the others are done
                         errors.append(error)
@@ -363,6 +410,18 @@ class Host:
         await asyncio.gather(*map(add, databases))
         if errors:
             raise errors[0]
+
+    async def _serve_awaited(self, settings: DatabaseSettings) -> None:
+        """Once the app has made it. Not before `ready` for the others: they are served meanwhile."""
+        try:
+            if await wait_for_database(settings, lambda: self.stopping):
+                async with self.gate:
+                    await opened_when_free(lambda: self.add(settings, self._static_failed), lambda: self.stopping)
+        except Exception as error:  # noqa: BLE001 - as that of one that was there at the start
+            known = error if isinstance(error, WalcastError) else Unavailable(f"{type(error).__name__}: {error}")
+            self._static_failed(known)
+        finally:
+            self._awaited.pop(settings.name, None)
 
     async def remove(self, serving: Serving, reason: WalcastError, *, away: bool) -> None:
         """Let go of it; its followers are told `reason`. `away`: it may come back. Returns before all is closed."""
@@ -425,6 +484,10 @@ class Host:
         """Why not every commit of every database is captured now. For any thread."""
         found = [member_failure(member) for member in self.members]
         found += [serving_failure(serving) for serving in list(self._serving.values())]
+        found += [
+            Failure(FailureKind.NOT_SERVED, f"{awaited.path}: the app has not made it yet", awaited.name)
+            for awaited in list(self._awaited.values())
+        ]
         for watching in self._watching:
             found += [
                 Failure(FailureKind.NOT_SERVED, text, watching.name_of(where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,6 +84,8 @@ class Command(click.Command):
         unsaid = str(ctx.params["log_level"])
         if told.log_level and by_file:
             ctx.params["log_level"] = told.log_level
+        if told.log_format and ctx.get_parameter_source("log_format") is ParameterSource.DEFAULT:
+            ctx.params["log_format"] = told.log_format
         if "tls_ca" in ctx.params:
             given = tls_of(**{name: ctx.params[name] for name in TLS_FLAGS})
             tls = told.tls if replace(given, token_file=None) == Tls() else given
@@ -109,6 +112,40 @@ PATH = click.Path(path_type=Path)
 
 JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")
+
+
+class Wait(click.ParamType[float]):
+    """Seconds, or for ever."""
+
+    name = "seconds|forever"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if value == "forever":
+            return math.inf
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            self.fail(f"{value!r} is neither a number of seconds nor 'forever'", param, ctx)
+        return seconds
+
+
+EXEC = (
+    "The command that starts the app, without a shell: started when the database can be used, sent the signals that "
+    "this process gets, and the process ends with it, and its exit code, once what it committed is archived."
+)
+STOP = "Seconds that a stop may take, half of it for the app of --exec.  [default: 8]"
+
+
+def process_flags(function: F) -> F:
+    """--exec, --stop-timeout."""
+    for option in (
+        flag("--stop-timeout", default=None, type=click.FloatRange(min=1), help=STOP),
+        flag("--exec", "command", default=None, metavar="CMD", help=EXEC),
+    ):
+        function = option(function)
+    return function
 
 
 SCRUB = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from node.options import (
     PATH,
     TLS_FLAGS,
     Command,
+    Wait,
     flag,
     hint_at_secret,
     http_flags,
+    process_flags,
     scrub_bytes,
     scrub_flag,
     tls_flags,
@@ -33,7 +37,7 @@ from node.options import (
 from node.ping import check_url
 from node.run import serve
 from node.saying import say
-from node.settings import DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
+from node.settings import STOP_TIMEOUT_S, DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
 from walcast.errors import ConfigError
 from walcast.secret import Secret
@@ -51,12 +55,17 @@ HEARTBEAT = (
 DEFAULT_LOG_BYTES = 256 << 20
 DEFAULT_LOG_AGE_S = 3600.0
 NAMES_SHOWN = 10
+WAIT = (
+    "How long to wait for the app to make a database that is missing.  "
+    "[default: forever with --restore or --exec, else 0]"
+)
 
 EXAMPLES = """\b
 Example:
   walcast primary app.db s3://bucket/app
   walcast primary app.db /backup/app --listen 127.0.0.1:7420
-  walcast primary --config walcast.yml"""
+  walcast primary --config walcast.yml
+  walcast primary app.db s3://bucket/app --restore --exec "gunicorn app:app" """
 
 
 @click.command("primary", cls=Command, epilog=EXAMPLES)
@@ -69,8 +78,11 @@ Example:
 @flag("--heartbeat-url", default=None, help=HEARTBEAT)
 @flag("--heartbeat-interval", default=None, type=click.FloatRange(min=1), help="Seconds between two.  [default: 300]")
 @flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
+@flag("--restore", "restore_missing", is_flag=True, help="Restore a missing database first, if its archive has one.")
+@flag("--wait-for-db", default=None, type=Wait(), help=WAIT)
 @flag("--force", is_flag=True, help="Take the lease of a primary that is gone for good.")
 @failover_flags
+@process_flags
 @scrub_flag
 @flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
 @tls_flags
@@ -79,10 +91,11 @@ Example:
 def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **flags: Any) -> None:
     """Serve databases to followers, and archive them.
 
-    SIGTERM or SIGINT ends it in order: what was committed before is captured (within 2 s), sent to the followers that
-    stream (2 s) and archived (5 s), so that it is over within ten seconds also where a follower or a store does not
-    answer, and usually at once. The log says for each database what went out. What apps commit meanwhile may or may not
-    go out. A second signal ends it at once.
+    SIGTERM or SIGINT ends it in order: what was committed before is captured, sent to the followers that stream and
+    archived, within --stop-timeout also where a follower or a store does not answer, and usually at once. The log says
+    for each database what went out; the exit code is 1 if something is not archived. What apps commit meanwhile may or
+    may not go out. A second signal ends it at once. SIGHUP reads certificates, tokens, and the file's access rules and
+    log level again.
     """
     settings = _settings(db, archive_url, **flags)
     hint_at_secret("heartbeat_url")
@@ -93,12 +106,15 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
             "listen": str(role.listening),
             "http": str(role.http_listening) if role.http_listening else None,
             "databases": role.names,
+            "awaited": role.awaited,
         }
         what = ", ".join(role.names) if 0 < len(role.names) <= NAMES_SHOWN else f"{len(role.names)} databases"
         words = f"serving {what} on {role.listening}"
+        if role.awaited:
+            words += f"; waiting for the app to make {', '.join(role.awaited[:NAMES_SHOWN])}"
         click.echo(json.dumps(facts)) if as_json else say(words)
 
-    serve(settings, ready)
+    sys.exit(serve(settings, ready))
 
 
 def _settings(
@@ -117,6 +133,10 @@ def _settings(
     heartbeat_interval: float | None,
     continue_archive: bool,
     force: bool,
+    restore_missing: bool,
+    wait_for_db: float | None,
+    command: str | None,
+    stop_timeout: float | None,
     **more: Any,
 ) -> HostSettings:
     """Flags win over the file, the file over the defaults."""
@@ -131,6 +151,9 @@ def _settings(
         if len(databases) != 1 or folders:
             raise click.UsageError("--continue-archive is for one database; in a configuration file say it of that one")
         databases = [replace(databases[0], continue_archive=True)]
+    command = command or told.command
+    wait_s = told.wait_for_db_s if wait_for_db is None else wait_for_db
+    databases = [_first_boot(one, restore_missing, wait_s, bool(command)) for one in databases]
     if not databases and not folders:
         raise click.UsageError("give a database, or --config FILE with some")
     url = Secret(heartbeat_url) if heartbeat_url else told.heartbeat_url
@@ -167,4 +190,17 @@ def _settings(
         reflect=told.reflect,
         app_urls=allowed,
         heartbeat=HeartbeatSettings(url, heartbeat_interval or told.heartbeat_interval_s) if url else None,
+        command=command,
+        stop_timeout_s=stop_timeout or told.stop_timeout_s or STOP_TIMEOUT_S,
     )
+
+
+def _first_boot(database: DatabaseSettings, restore: bool, wait_s: float | None, has_app: bool) -> DatabaseSettings:
+    """What is to be done where the database is missing. An archive that may be empty, and an app that is started from
+    here, say that the app makes it."""
+    restore = restore or database.restore
+    if restore and not database.archive:
+        raise ConfigError(f"{database.path}: --restore needs an archive to restore it from")
+    if wait_s is None:
+        wait_s = math.inf if restore or has_app else 0.0
+    return replace(database, restore=restore, wait_s=wait_s)

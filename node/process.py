@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import uvloop
 
@@ -20,9 +20,15 @@ GC_EVERY = 20_000
 log = logging.getLogger("walcast.node")
 
 
-def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]], reload: Callable[[], None]) -> None:
+def run_until_signal(
+    role: Callable[[asyncio.Event], Awaitable[None]],
+    reload: Callable[[], None],
+    forward: Callable[[signal.Signals], bool] = lambda number: False,
+    forwarded: Collection[signal.Signals] = (),
+) -> None:
     """Run `role` with an event that SIGTERM and SIGINT set; a second signal ends the process at once. SIGHUP calls
-    `reload`, in a thread, once at a time."""
+    `reload`, in a thread, once at a time. Each of the signals in `forwarded` is offered to `forward` first: where that
+    takes SIGTERM or SIGINT, the first one does not set the event."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()  # what is loaded stays: no collection need look at it again
     gc.set_threshold(GC_EVERY)
@@ -34,17 +40,29 @@ def run_until_signal(role: Callable[[asyncio.Event], Awaitable[None]], reload: C
         threads.start_all()
         loop.set_default_executor(threads)
 
+        asked = asyncio.Event()
+
         def on_signal(number: signal.Signals) -> None:
-            if stop.is_set():
+            taken = forward(number)
+            if asked.is_set() or stop.is_set():
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
-            stop.set()
+            asked.set()
+            if not taken:
+                stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         hung_up = asyncio.Event()
         reloading = asyncio.create_task(_reload(reload, hung_up))
-        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+
+        def on_other(number: signal.Signals) -> None:
+            forward(number)
+            if number is signal.SIGHUP:
+                hung_up.set()
+
+        for number in {signal.SIGHUP, *forwarded} - {signal.SIGTERM, signal.SIGINT}:
+            loop.add_signal_handler(number, on_other, number)
         try:
             await role(stop)
         finally:

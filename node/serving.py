@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.first_boot import check_not_emptied
 from node.inodes import Inode, Inodes, inode_of
 from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import DatabaseSettings
@@ -26,7 +27,6 @@ from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.held import Held
 from walcast.identity import make_database_id
-from walcast.restore import restore
 from walcast.rpc import replication_pb2 as pb
 from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.statusfile import LOOK_BOUND_S
@@ -105,7 +105,7 @@ class Serving:
     ) -> Serving:
         """Raises what `primary.opening` does, and ConfigError when this process serves the file already. `on_failure`
         is called in the event loop when capture ended by itself. With a `place` nothing is archived before `begin`."""
-        store = await asyncio.to_thread(_ready_archive, settings)
+        store = await asyncio.to_thread(open_store, settings.archive) if settings.archive else None
         database: Database | None = None
         try:
             path, inode = await asyncio.to_thread(_hold, settings, inodes)
@@ -113,6 +113,8 @@ class Serving:
             _close(store)
             raise
         try:
+            if place is None or place.held is None:
+                await asyncio.to_thread(check_not_emptied, settings, path, store)
             database = await asyncio.to_thread(
                 Database,
                 path,
@@ -276,25 +278,6 @@ class Serving:
 def _close(store: Store | None) -> None:
     if store is not None:
         store.close()
-
-
-def _ready_archive(settings: DatabaseSettings) -> Store | None:
-    """The archive's store; the database restored from it where that was asked for."""
-    if not settings.archive:
-        if settings.restore and not settings.path.exists():
-            raise ConfigError(f"{settings.path}: no such file, and no archive to restore it from")
-        return None
-    store = open_store(settings.archive)
-    try:
-        if settings.restore and not settings.path.exists():
-            report = restore(store, settings.path, if_db_not_exists=True, if_replica_exists=True, mode=settings.mode)
-            if report.restored is None and not settings.path.exists():
-                raise ConfigError(f"{settings.path}: no such file, and its archive {store.url} is empty")
-            log.info("restored", extra={"path": str(settings.path), "url": store.url})
-    except BaseException:
-        store.close()
-        raise
-    return store
 
 
 def _identify(settings: DatabaseSettings, database: Database, store: Store | None, *, strict: bool) -> None:

@@ -16,10 +16,13 @@ from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.secret import Secret
 from walcast.store import StoreSpec
 
+STOP_TIMEOUT_S = 8.0  # a container is killed ten seconds after it was told to end
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """One database to serve. With `restore` a missing file is made from the archive first, if that has any; with
+    """One database to serve. With `restore` a missing file is made from the archive first, if that has any; where there
+    is none then, the app is waited for to make it, for `wait_s` seconds, which may be infinite; with
     `continue_archive` the archive is gone on with, whosever database it is by its id. With `serve_unarchived` it is
     served also while its archive is another database's; without, that keeps a primary from starting. A link
     stands for the file behind it, as it does for SQLite: `-wal`, `-shm` and walcast's folder are beside that. `mode` is
@@ -35,6 +38,7 @@ class DatabaseSettings:
     continue_archive: bool = False
     serve_unarchived: bool = False
     mode: int = OWNER_ONLY
+    wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", resolve_database(self.path))
@@ -91,7 +95,8 @@ class HostSettings:
     """What a node is told. `app_url`: where the app answers HTTP on this host, for apps beside followers; `app_urls`:
     which addresses of apps on other hosts are used. `http_hosts`: names by which clients reach `http`, besides the
     address that it listens on. `access`: who may do what; with `trust_user` processes of the same user on this machine
-    may do everything."""
+    may do everything. `command` starts the app; a stop
+    takes `stop_timeout_s` at most, the app's own included."""
 
     databases: list[DatabaseSettings]
     listen: wire.Address
@@ -110,3 +115,5 @@ class HostSettings:
     file: Path | None = None  # the configuration file that was read
     reflect: bool = False  # gRPC server reflection
     app_urls: AppUrlPolicy = ANY_APP_URL
+    command: str | None = field(default=None, repr=False)  # it may have a password
+    stop_timeout_s: float = STOP_TIMEOUT_S

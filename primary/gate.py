@@ -45,6 +45,10 @@ class Gate:
         self._trust_user = trust_user
         self._rarely = Rarely(log)
 
+    def go_by(self, policy: Policy, *, trust_user: bool) -> None:
+        """Judge every call by other rules from now on. For any thread."""
+        self._policy, self._trust_user = policy, trust_user
+
     def roles(self, identity: Identity, database: str) -> frozenset[Role]:
         """What it may do there; "" for what concerns all databases."""
         return self._policy.roles(identity, database)

@@ -18,6 +18,10 @@ log = logging.getLogger("walcast.primary")
 SWITCH_TIMEOUT_MS = 5000
 
 
+class DatabaseInUse(ConfigError):
+    """Somebody holds the database in a way that keeps it from being opened."""
+
+
 def check_readable(path: Path) -> None:
     """ConfigError for what only looks like a database. Not for one whose WAL somebody is to go on with: closing it here
     would checkpoint that."""
@@ -51,7 +55,7 @@ def open_database(path: Path) -> apsw.Connection:
         mode = connection.pragma("journal_mode")
         if mode != "wal":
             if connection.execute("PRAGMA journal_mode=WAL").get != "wal":
-                raise ConfigError(f"{path}: cannot be switched to WAL mode while it is in use in mode {mode}")
+                raise DatabaseInUse(f"{path}: cannot be switched to WAL mode while it is in use in mode {mode}")
             log.info("switched to WAL mode", extra={"path": str(path), "was": mode})
         # Reading creates -wal and -shm; an empty file gets its first page by the switch to WAL mode.
         begin_reading(connection)
@@ -60,7 +64,7 @@ def open_database(path: Path) -> apsw.Connection:
         raise ConfigError(f"{path}: not a SQLite database, or encrypted") from error
     except (apsw.BusyError, apsw.LockedError) as error:
         connection.close()
-        raise ConfigError(f"{path}: locked by another process; stop what holds it and try again") from error
+        raise DatabaseInUse(f"{path}: locked by another process; stop what holds it and try again") from error
     except apsw.Error as error:
         connection.close()
         raise ConfigError(f"{path}: {error}") from error

@@ -17,6 +17,7 @@ from support.nodes import LOOPBACK, Node, follower, poll, position_of, primary, 
 from support.s3 import CountedS3, counted_s3
 
 from node import draining
+from node.settings import STOP_TIMEOUT_S
 from walcast.position import Position
 from walcast.restore import restore
 from walcast.statusfile import read_status
@@ -93,7 +94,7 @@ def test_what_was_committed_before_the_signal_is_archived_and_at_the_follower(tm
         with writer(tmp_path / "app.db"):  # it never comes to an end of what is committed
             code = home.stop()
         assert code == 0
-        assert time.monotonic() < began_s + draining.ARCHIVE_S
+        assert time.monotonic() < began_s + STOP_TIMEOUT_S
         said = home.wait_event(WHOLE, REPEATED + 1)
         assert said["seconds"] < 1.0 + draining.FOLLOWERS_S
         assert edge.stop() == 0
@@ -144,8 +145,8 @@ def test_a_store_and_a_follower_that_hang_are_said_and_hold_up_the_end_for_a_bou
         it.follower.signal(signal.SIGSTOP)
         with it.s3.traffic.outage("hang"):
             code, seconds, said = it.end()
-        assert code == 0
-        assert seconds < draining.WITHIN_S * quick_node.SCALE + SLACK_S
+        assert code == 1  # something is not archived
+        assert seconds < STOP_TIMEOUT_S * quick_node.SCALE + SLACK_S
         assert said["level"] == "warning"
         archive, behind = said["archived_txid"], list(said["followers"].values())
         assert archive < Position.parse(said["position"]).txid

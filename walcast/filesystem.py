@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,24 @@ def check_database_file(path: Path) -> None:
     if head and head != SQLITE_MAGIC:
         raise ConfigError(f"{path}: not a SQLite database")
     check_local(path)
+
+
+def is_missing(path: Path) -> bool:
+    """Is there no database: no file, or one of zero bytes, which SQLite gives its first page with the first commit? One
+    with a WAL beside it may have commits. OSError when nobody can say."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(facts.st_mode) and not facts.st_size and not has_wal(path)
+
+
+def has_wal(path: Path) -> bool:
+    """May a WAL beside the database at `path` have commits?"""
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def check_local(path: Path) -> None:

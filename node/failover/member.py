@@ -27,6 +27,7 @@ from node.failover import state as d
 from node.failover.keeper import Keeper
 from node.failover.leasing import Leasing
 from node.failover.reports import Shown, database_status, fenced_words, lease_status, stale_words
+from node.first_boot import is_awaited, opened_when_free, restore_missing, wait_for_database
 from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
@@ -70,6 +71,7 @@ class Member:
         self.name = settings.database.name
         self.path = settings.database.path
         self.settled = asyncio.Event()
+        self.awaits_app = asyncio.Event()  # set when the app is to make the database first
         self.tenure = Tenure()
         self.standing = Standing(settings.role, 0)
         self.serving: Serving | None = None
@@ -178,7 +180,14 @@ class Member:
             check_replica(self.path)
         self.standing = standing or Standing(role, 0, history=())
         self._new = not folder.exists()
-        await self._have_role(role)
+        if role == PRIMARY and is_awaited(settings.database):
+            if not await asyncio.to_thread(restore_missing, settings.database):
+                self.awaits_app.set()
+                if not await wait_for_database(settings.database, lambda: self.host.stopping):
+                    return
+            await opened_when_free(lambda: self._have_role(role), lambda: self.host.stopping)
+        else:
+            await self._have_role(role)
         await outlast(self._listen, folder, "local socket")
         while True:
             change = partial(self._change, await self._actions.get())
@@ -409,7 +418,9 @@ class Member:
 
     @property
     def trouble(self) -> str | None:
-        """What an operator should look at: fenced, not captured, not following."""
+        """What an operator should look at: fenced, not captured, not following, not made yet."""
+        if self.awaits_app.is_set() and self.serving is None and self.following is None:
+            return f"{self.path}: the app has not made it yet"
         if self.serving is not None:
             return self.serving.trouble or (None if self.tenure.holds else fenced_words(self))
         return stale_words(self.path, self.following.status, time.time_ns()) if self.following is not None else None

@@ -19,7 +19,8 @@ from typing import Any
 
 SCALE = 0.2
 TIMES = {
-    "node.draining": ("CAPTURE_S", "FOLLOWERS_S", "ARCHIVE_S"),
+    "node.draining": ("CAPTURE_S", "FOLLOWERS_S"),
+    "node.primary_command": ("STOP_TIMEOUT_S",),
     "node.host": ("GRACE_S",),
     "primary.archiving.archiver": ("GIVE_UP_S",),
     "follower.client": ("SILENCE_S",),

@@ -19,6 +19,7 @@ from walcast.archive.generations import GenerationFile, list_generations, plan_g
 from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import read_headers
 from walcast.errors import ConfigError, Corrupt, WalcastError
+from walcast.filesystem import is_missing
 from walcast.identity import DatabaseId, forget_database_id, write_database_id
 from walcast.ltx import Header
 from walcast.permissions import OWNER_ONLY
@@ -83,8 +84,8 @@ def restore(
     """Restore to `output`, all or nothing: a temporary file beside it, then a rename.
 
     Never over an existing file without `force`, which also removes its -wal, -shm and -journal, and keeps its owner and
-    mode; a new file has `mode`. A file of the archive
-    that turns out damaged or removed is gone around when others cover its transactions, never by restoring less. A
+    mode; a new file has `mode`. A file of zero bytes is no database: with `if_db_not_exists` it is replaced. A file of
+    the archive that turns out damaged or removed is gone around when others cover its transactions, never by restoring less. A
     dry run reads the header of each file of the plan, and writes nothing.
 
     An archive without LTX files that Litestream 0.3 wrote is restored too, to the times of `plan_generation` and with
@@ -93,11 +94,12 @@ def restore(
     Raises ConfigError, the errors of `walcast.archive`, Corrupt, Unavailable; the output is then as it was before.
     """
     place = Path(os.path.realpath(output))  # through a symbolic link, as SQLite names the side files
-    if if_db_not_exists and os.path.lexists(place):
+    if if_db_not_exists and os.path.lexists(place) and not is_missing(place):
         return RestoreReport(output, (), None, skipped="the database exists")
     for path in (output, place):
         check_not_planted(path)
-    obstacle = _obstacle(place, force=force)
+    empty = if_db_not_exists and os.path.lexists(place)
+    obstacle = _obstacle(place, force=force or empty)
     if obstacle is not None and not dry_run:
         raise obstacle
     files = list_files(store)
@@ -116,8 +118,10 @@ def restore(
     with temporary_beside(place) as temporary:
         restored = way.go(temporary, parallelism, progress)
         check_integrity(temporary, integrity_check)
+        if empty and not is_missing(place):
+            raise ConfigError(f"{place} was made by somebody else meanwhile")
         with _identified(place, owner):
-            put_in_place(temporary, place, force=force, mode=mode)
+            put_in_place(temporary, place, force=force or empty, mode=mode)
     return RestoreReport(output, restored.applied, restored, went_around=way.went_around)
 
 

@@ -1,0 +1,144 @@
+"""The first boot: a database that is missing is restored from its archive, or the app is waited for to make it.
+
+A file of zero bytes is no database yet: SQLite gives it its first page with the first commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from node.settings import DatabaseSettings
+from primary.opening import DatabaseInUse
+from walcast.archive import ArchiveGap, list_files, plan_restore
+from walcast.archive.reading import read_header
+from walcast.errors import ConfigError, Corrupt
+from walcast.filesystem import SQLITE_MAGIC, check_local, has_wal, is_missing
+from walcast.restore import restore
+from walcast.store import ObjectMissing, Store, open_store
+
+log = logging.getLogger("walcast.primary")
+
+LOOK_S = 0.1
+SAY_EVERY_S = 600.0
+FREE_S = 60.0
+
+T = TypeVar("T")
+
+
+def is_awaited(settings: DatabaseSettings) -> bool:
+    """May this database be missing when its primary starts?"""
+    return (settings.restore or settings.wait_s > 0) and is_missing(settings.path)
+
+
+def restore_missing(settings: DatabaseSettings) -> bool:
+    """Make a missing database from its archive, where that was asked for. False when there is still none, as the
+    archive is empty. ConfigError where nothing could ever come of it."""
+    if not settings.path.parent.is_dir() and not settings.restore:
+        raise ConfigError(f"{settings.path.parent}: no such folder")
+    if not settings.restore:
+        return False
+    if not settings.archive:
+        if settings.wait_s:
+            return False
+        raise ConfigError(f"{settings.path}: no such file, and no archive to restore it from")
+    with open_store(settings.archive) as store:
+        report = restore(store, settings.path, if_db_not_exists=True, if_replica_exists=True, mode=settings.mode)
+        if report.restored is None:
+            if not settings.wait_s and is_missing(settings.path):
+                raise ConfigError(f"{settings.path}: no such file, and its archive {store.url} is empty")
+            return not is_missing(settings.path)
+        log.info("restored", extra={"path": str(settings.path), "url": store.url, "at": str(report.restored.position)})
+        return True
+
+
+async def wait_for_database(settings: DatabaseSettings, stopping: Callable[[], bool]) -> bool:
+    """Until the app has made it; False when the node is to stop first. ConfigError after `settings.wait_s`."""
+    began_s = said_s = time.monotonic()
+    facts = {"database": settings.name, "path": str(settings.path)}
+    limit = "none" if math.isinf(settings.wait_s) else f"{settings.wait_s:g}"
+    log.info("waiting for the app to make the database", extra=facts | {"limit_s": limit})
+    while not await asyncio.to_thread(_is_there, settings.path):
+        now_s = time.monotonic()
+        if stopping():
+            return False
+        if now_s - began_s >= settings.wait_s:
+            raise ConfigError(f"{settings.path}: no such file: the app has not made it within {settings.wait_s:g} s")
+        if now_s - said_s >= SAY_EVERY_S:
+            said_s = now_s
+            log.warning("still waiting for the app to make the database", extra=facts)
+        await asyncio.sleep(LOOK_S)
+    return True
+
+
+async def opened_when_free(open_it: Callable[[], Awaitable[T]], stopping: Callable[[], bool]) -> T:
+    """What `open_it` answers; tried again for a while as long as the app, which has just made it, holds it."""
+    until_s = time.monotonic() + FREE_S
+    while True:
+        try:
+            return await open_it()
+        except DatabaseInUse:
+            if stopping() or time.monotonic() >= until_s:
+                raise
+        await asyncio.sleep(LOOK_S)
+
+
+def _is_there(path: Path) -> bool:
+    """Does the file begin as a database does? What is none is there, too: opening it says what is wrong."""
+    if is_missing(path):
+        return False
+    check_local(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.read(descriptor, len(SQLITE_MAGIC))
+    finally:
+        os.close(descriptor)
+    return len(head) == len(SQLITE_MAGIC) and any(head)
+
+
+def check_not_emptied(settings: DatabaseSettings, path: Path, store: Store | None) -> None:
+    """ConfigError when the database at `path`, which this process has not opened yet, is empty and its archive is not:
+    a file that was lost and made anew must not become the newest state of the archive. `--continue-archive` says that
+    it is meant; with that the archive is not asked."""
+    if store is None or settings.continue_archive or not _is_empty(path):
+        return
+    if not _has_something(store):
+        return
+    raise ConfigError(
+        f"{path} is an empty database, and its archive {store.url} is not empty: remove the file and start with "
+        "--restore to go on with what is archived, or start once with --continue-archive to archive the empty database"
+    )
+
+
+def _has_something(store: Store) -> bool:
+    """Is the newest state of the archive more than an empty database? What cannot be read may be."""
+    files = list_files(store)
+    if not files:
+        return False
+    try:
+        return read_header(store, plan_restore(files)[-1]).commit_pages > 1
+    except (ArchiveGap, Corrupt, ObjectMissing):
+        return True
+
+
+def _is_empty(path: Path) -> bool:
+    """Has it no table and no other page than its first?"""
+    if has_wal(path):
+        return False
+    with path.open("rb") as file:
+        head = file.read(_LEAF.stop)
+        size = file.seek(0, os.SEEK_END)
+    if not head:
+        return True
+    page_size = int.from_bytes(head[16:18], "big")
+    one_page = size <= (65536 if page_size == 1 else page_size)
+    return one_page and head[_LEAF] == b"\x0d" and head[_CELLS] == b"\0\0"
+
+
+_LEAF, _CELLS = slice(100, 101), slice(103, 105)  # of page 1, behind the file's header: the schema's table
