@@ -248,13 +248,13 @@ class Host:
                 raise _name_taken(database, names[database.name])
             names[database.name] = database.path
             if not is_awaited(database):
-                check_database_file(database.path)
+                _check_there(database)
             if isinstance(database.archive, str):
                 parse_url(database.archive)
         for member in self.settings.members:
             standing = read_standing(state_dir(member.database.path))
             if (standing.role if standing else member.role) == PRIMARY and not is_awaited(member.database):
-                check_database_file(member.database.path)
+                _check_there(member.database)
                 if not state_dir(member.database.path).exists():
                     check_readable(member.database.path)
             if isinstance(member.database.archive, str):
@@ -515,6 +515,14 @@ class Host:
         for watching in self._watching:
             reply.databases.extend(watching.status())
         return reply
+
+
+def _check_there(database: DatabaseSettings) -> None:
+    """ConfigError where the database cannot be opened."""
+    if not os.path.lexists(database.path) and database.path.parent.is_dir():
+        ways = "--wait-for-db SECONDS|forever where the app is to make it, --restore where its archive has it"
+        raise ConfigError(f"{database.path}: no such file; start with {ways}")
+    check_database_file(database.path)
 
 
 def _name_taken(settings: DatabaseSettings, path: Path | None) -> ConfigError:

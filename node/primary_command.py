@@ -55,6 +55,7 @@ HEARTBEAT = (
 DEFAULT_LOG_BYTES = 256 << 20
 DEFAULT_LOG_AGE_S = 3600.0
 NAMES_SHOWN = 10
+MISSED = ("mcp-addr", "socket")  # of Litestream: what others may talk to there, and not here
 WAIT = (
     "How long to wait for the app to make a database that is missing.  "
     "[default: forever with --restore or --exec, else 0]"
@@ -142,7 +143,9 @@ def _settings(
     """Flags win over the file, the file over the defaults."""
     told = load_config(config) if config else Config(Path())
     for ignored in told.ignored:
-        log.info("not used by walcast", extra={"key": ignored.key, "line": ignored.line, "file": str(told.path)})
+        level = logging.WARNING if ignored.key in MISSED else logging.INFO
+        facts = {"key": ignored.key, "line": ignored.line, "file": str(told.path)}
+        log.log(level, "not used by walcast", extra=facts)
     more = flags_over_file(more, told.failover)
     databases, folders = [settings_of(d) for d in told.dbs], told.folders
     if db is not None:

@@ -73,11 +73,26 @@ def scan(capture: Capture, stopping: Callable[[], bool] = lambda: False) -> Scan
         return Scanned(reader.header, PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks())))
 
 
-def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, known: Scanned | None = None) -> int | None:
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """The newest state of an archive: its position, with the term and the time of its newest transaction."""
+
+    position: Position
+    term: int
+    timestamp_ms: int
+
+
+def compare(
+    capture: Capture,
+    stopping: Callable[[], bool] = lambda: False,
+    known: Scanned | None = None,
+    archived: Archived | None = None,
+) -> int | None:
     """Log what differs from the log's state as one transaction; how many pages did. Every page is read for it, unless
     the database still is in the state that is `known`.
 
     With no usable state in the log a new history begins at the state that is there, behind any TXID ever given: None.
+    Where no TXID was ever given and the database is in the `archived` state, that history is gone on with: None, too.
     Call with the anchor held. Unavailable when `stopping` becomes true meanwhile.
     """
     log = capture.log
@@ -88,7 +103,12 @@ def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, know
             now = PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks()))
         if log.checksums is None or log.checksums.page_size != capture.page_size:
             capture.files.sync()  # a power cut must not take back what the log does not have
-            log.start(now, Position(log.position.txid + 1, now.database))
+            if archived is not None and not log.position.txid and now.database == archived.position.checksum:
+                log.term = archived.term
+                log.start(now, archived.position)
+                log.not_before(archived.timestamp_ms)
+            else:
+                log.start(now, Position(log.position.txid + 1, now.database))
             changed = None
         else:
             changed = _log_difference(capture, reader, now)

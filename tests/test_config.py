@@ -83,7 +83,7 @@ access-key-id: ${KEY_ID}
 secret-access-key: $SECRET
 region: eu-central-1
 addr: ":9090"
-exec: "app -dsn $UNSET_HERE"
+exec: "app -dsn $$HOME"
 logging: {level: debug, type: json, stderr: true}
 snapshot:
   interval: 4h
@@ -120,9 +120,10 @@ dbs:
         DirectorySpec(Path("/mnt/third")),
     ]
     assert config.dbs[0].path == Path("/data/app.db")
-    assert config.ignored[0] == Ignored("addr", 4)
+    assert config.http == Address("0.0.0.0", 9090)
+    assert (config.command, config.log_level, config.log_format) == ("app -dsn $HOME", "debug", "json")
+    assert config.ignored[0] == Ignored("logging.stderr", 6)
     assert {(found.key, found.line) for found in config.ignored} >= {
-        ("exec", 5),
         ("socket", 11),
         ("dbs.monitor-interval", 15),
         ("dbs.replica.sync-interval", 22),

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from support.folders import rows, serving, write
-from support.nodes import walcast
 
 from node.cli import main
 from node.config import Config, load_config
@@ -64,11 +63,10 @@ ACCEPTED = {
         "sync-interval auto-recover account-name host user webdav-url nkey max-sync-ltx-files",
     ),
     "everything about the process": (
-        "addr: ':9090'\nexec: 'app $X'\nlogging: {level: debug, type: json, stderr: true}\nmcp-addr: ':3'\n"
+        "addr: ':9090'\nexec: app -v\nlogging: {level: debug, type: json, stderr: true}\nmcp-addr: ':3'\n"
         "socket: {enabled: true, path: /s, permissions: 0600}\nvalidation: {interval: 5m}\nverify-compaction: true\n"
         "l0-retention-check-interval: 15s\nshutdown-sync-timeout: 30s\nshutdown-sync-interval: 500ms\ndbs: []",
-        "addr exec logging mcp-addr socket validation verify-compaction l0-retention-check-interval "
-        "shutdown-sync-timeout shutdown-sync-interval",
+        "stderr mcp-addr socket validation verify-compaction l0-retention-check-interval shutdown-sync-interval",
     ),
     "everything about a database": (
         "dbs:\n- path: /d/a.db\n  meta-path: /m\n  monitor-interval: 1s\n  checkpoint-interval: 1m\n"
@@ -210,7 +208,7 @@ def test_check_prints_what_was_understood_and_no_secret(tmp_path: Path, monkeypa
     file.write_text(
         f"""\
 listen: 127.0.0.1:7
-addr: ":9090"
+socket: {{enabled: true}}
 heartbeat-url: https://example.com/ping/${{SECRET}}?token=${{SECRET}}
 access-key-id: id-${{SECRET}}
 secret-access-key: ${{SECRET}}
@@ -246,11 +244,11 @@ dbs:
     assert (found["name"], found["archive"]) == ("sub/b", "s3://bucket/all/sub/b.db")
     assert folder["waiting"] == [f"{tmp_path}/data/empty.db"]
     assert "No such file" in none["problem"]
-    assert facts["ignored"] == [{"key": "addr", "line": 2}]
+    assert facts["ignored"] == [{"key": "socket", "line": 2}]
     shown = yaml.safe_load(text)
     assert shown["databases"][0]["policy"]["retention"] == "1d12h"
     assert shown["databases"][0]["policy"]["level-intervals"] == ["30s", "5m", "1h"]
-    assert shown["ignored"] == [{"key": "addr", "line": 2}]
+    assert shown["ignored"] == [{"key": "socket", "line": 2}]
 
 
 def test_check_fails_in_one_line_that_names_the_place(tmp_path: Path) -> None:
@@ -274,14 +272,3 @@ def test_a_missing_database_is_restored_before_it_is_served(tmp_path: Path) -> N
     with serving(file) as node:
         assert rows(tmp_path / "app.db") == [1, 2]
         assert node.stop() == 0
-
-
-@pytest.mark.slow
-def test_a_missing_database_with_an_empty_archive_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    file = tmp_path / "walcast.yml"
-    file.write_text(f"dbs: [{{path: {tmp_path}/app.db, archive: {tmp_path}/b, restore-if-db-not-exists: true}}]\n")
-    done = walcast("primary", "--config", file, "--listen", "127.0.0.1:0")
-    assert done.returncode == 1
-    assert "no such file, and its archive" in done.stderr
-    assert not list((tmp_path / "b").iterdir())

@@ -85,8 +85,8 @@ def restore(
 
     Never over an existing file without `force`, which also removes its -wal, -shm and -journal, and keeps its owner and
     mode; a new file has `mode`. A file of zero bytes is no database: with `if_db_not_exists` it is replaced. A file of
-    the archive that turns out damaged or removed is gone around when others cover its transactions, never by restoring less. A
-    dry run reads the header of each file of the plan, and writes nothing.
+    the archive that turns out damaged or removed is gone around when others cover its transactions, never by restoring
+    less. A dry run reads the header of each file of the plan, and writes nothing.
 
     An archive without LTX files that Litestream 0.3 wrote is restored too, to the times of `plan_generation` and with
     no TXID.

@@ -1,0 +1,180 @@
+"""The first boot: no database yet, a file of zero bytes, or an archive to go on from."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from support.folders import rows, serving, write
+from support.nodes import LOOPBACK, poll, primary, walcast
+from support.s3 import counted_s3
+
+from node.first_boot import is_awaited
+from node.settings import DatabaseSettings
+from walcast.filesystem import is_missing
+from walcast.position import Position
+from walcast.restore import restore
+from walcast.store import open_store
+
+APP = """\
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("CREATE TABLE t (x INTEGER NOT NULL)")
+db.execute("INSERT INTO t VALUES (1)")
+time.sleep(60)
+"""
+
+
+def restored(url: Path, copy: Path) -> list[int]:
+    copy.unlink(missing_ok=True)
+    with open_store(str(url)) as store:
+        restore(store, copy)
+    return rows(copy)
+
+
+def lose(database: Path) -> None:
+    """As a container's disk that goes with it."""
+    for path in database.parent.glob(f"{database.name}*"):
+        if path.is_file():
+            path.unlink()
+    folder = database.with_name(f"{database.name}-walcast")
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+# Waiting for the app
+
+
+def test_the_app_is_started_and_makes_the_database(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    db, command = tmp_path / "app.db", f"{sys.executable} {tmp_path}/app.py {tmp_path}/app.db"
+    with primary(db, tmp_path / "archive", "--restore", "--exec", command) as node:
+        assert node.wait_event("archived a snapshot")
+        assert poll(lambda: rows(db) == [1])
+        assert node.stop() == 128 + 15
+        assert node.wait_event("stopping: everything went out")
+    assert restored(tmp_path / "archive", tmp_path / "back.db") == [1]
+
+
+def test_others_are_served_while_one_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "there.db", 1)
+    file = tmp_path / "walcast.yml"
+    file.write_text(f"wait-for-db: forever\ndbs: [{{path: {tmp_path}/there.db}}, {{path: {tmp_path}/late.db}}]\n")
+    with serving(file) as node:
+        facts = node.facts  # type: ignore[attr-defined]
+        assert (facts["databases"], facts["awaited"]) == (["there"], ["late"])
+        write(tmp_path / "late.db", 1)
+        assert poll(lambda: [e for e in node.events("serving") if e["database"] == "late"])
+        assert node.stop() == 0
+
+
+def test_it_is_waited_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    where = ("primary", tmp_path / "app.db", "--listen", LOOPBACK)
+    done = walcast(*where, "--wait-for-db", "0.2")
+    assert done.returncode == 1
+    assert "within 0.2 s" in done.stderr
+    done = walcast(*where)
+    assert done.returncode == 1
+    assert "--wait-for-db" in done.stderr
+    assert not (tmp_path / "app.db").exists()
+
+
+# Zero bytes
+
+
+def test_a_file_of_zero_bytes_is_no_database_unless_a_wal_is_beside_it(tmp_path: Path) -> None:
+    db = tmp_path / "app.db"
+    assert is_missing(db)
+    db.touch()
+    assert is_missing(db)
+    assert is_awaited(DatabaseSettings(db, "app", wait_s=math.inf))
+    assert not is_awaited(DatabaseSettings(db, "app"))
+    (tmp_path / "app.db-wal").write_bytes(b"x")
+    assert not is_missing(db)
+    assert not is_missing(tmp_path)
+
+
+def test_a_restore_if_there_is_no_database_replaces_a_file_of_zero_bytes_alone(tmp_path: Path) -> None:
+    write(tmp_path / "first.db", 1, 2)
+    assert walcast("snapshot", tmp_path / "first.db", tmp_path / "archive").returncode == 0
+    db = tmp_path / "app.db"
+    db.touch()
+    with open_store(str(tmp_path / "archive")) as store:
+        (tmp_path / "app.db-wal").write_bytes(b"x")
+        assert restore(store, db, if_db_not_exists=True).skipped
+        (tmp_path / "app.db-wal").unlink()
+        assert restore(store, db, if_db_not_exists=True).restored
+        assert rows(db) == [1, 2]
+        write(db, 3)
+        assert restore(store, db, if_db_not_exists=True).skipped
+    assert rows(db) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["zero bytes", "an empty database"])
+def test_emptiness_is_not_archived_over_something(tmp_path: Path, how: str) -> None:
+    db, archive = tmp_path / "app.db", tmp_path / "archive"
+    write(db, 1, 2)
+    with primary(db, archive) as node:
+        node.wait_event("archived a snapshot")
+        assert node.stop() == 0
+    db.unlink()  # with the state folder there: the id is the archive's
+    if how == "zero bytes":
+        db.touch()
+    else:
+        with closing(sqlite3.connect(db)) as made:
+            made.execute("PRAGMA journal_mode=WAL")
+    before = sorted(path.name for path in archive.rglob("*"))
+    done = walcast("primary", db, archive, "--listen", LOOPBACK)
+    assert done.returncode == 1
+    assert "--restore" in done.stderr
+    assert sorted(path.name for path in archive.rglob("*")) == before
+    if how == "zero bytes":
+        with primary(db, archive, "--restore") as node:
+            assert rows(db) == [1, 2]
+            assert node.stop() == 0
+
+
+def test_an_empty_database_goes_on_with_the_archive_of_an_empty_database(tmp_path: Path) -> None:
+    db, archive = tmp_path / "app.db", tmp_path / "archive"
+    with closing(sqlite3.connect(db)) as made:
+        made.execute("PRAGMA journal_mode=WAL")
+    for _ in range(2):
+        with primary(db, archive) as node:
+            node.wait_event("archived a snapshot")
+            assert node.stop() == 0
+
+
+# Restore, then serve
+
+
+def test_a_restored_database_goes_on_with_its_archive_and_uploads_what_is_new_alone(tmp_path: Path) -> None:
+    db = tmp_path / "disk" / "app.db"
+    write(db, *range(300))
+    with counted_s3(tmp_path / "s3") as s3:
+        env = s3.environment()
+
+        with primary(db, s3.url(), env=env) as node:
+            node.wait_event("archived a snapshot")
+            assert node.stop() == 0
+        whole = max(path.stat().st_size for path in s3.folder.rglob("*.ltx"))
+        for start in range(3):
+            lose(db)
+            known = {path.name for path in s3.folder.rglob("*.ltx")}
+            s3.traffic.requests.clear()
+            with primary(db, s3.url(), "--restore", env=env) as node:
+                assert rows(db) == [*range(300), *range(1000, 1000 + start)]
+                goes_on = node.wait_event("goes on with the archive's history", start + 1)
+                write(db, 1000 + start)
+                assert node.stop() == 0
+            done = node.events("stopping: everything went out")[-1]
+            assert Position.parse(goes_on["position"]).txid == start + 1
+            assert Position.parse(done["position"]).txid == done["archived_txid"] == start + 2
+            assert s3.traffic.requests["PUT"] == 1
+            [new] = [path for path in s3.folder.rglob("*.ltx") if path.name not in known]
+            assert new.stat().st_size < whole
+        assert len(node.events("archived a snapshot")) == 1
