@@ -132,7 +132,7 @@ def _is_empty(path: Path) -> bool:
     if has_wal(path):
         return False
     with path.open("rb") as file:
-        head = file.read(_LEAF.stop)
+        head = file.read(_CELLS.stop)
         size = file.seek(0, os.SEEK_END)
     if not head:
         return True

@@ -1,4 +1,4 @@
-"""`--exec`: the app is started when its database can be used, is sent the node's signals, and takes the node with it."""
+"""`--exec`: the app starts when its database can be used, gets the node's signals, and takes the node with it."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def test_the_app_of_a_litestream_file_is_started_and_its_exit_code_is_the_nodes(
 
 def test_the_app_gets_the_nodes_signals_and_ends_it(tmp_path: Path) -> None:
     with running(tmp_path, script(tmp_path, TRAPPED)) as node:
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            node.signal(number)
-            assert poll(lambda name=number.name.removeprefix("SIG"): name in said(tmp_path))
+        for name in ("HUP", "USR1", "USR2"):
+            node.signal(signal.Signals[f"SIG{name}"])
+            assert poll(lambda name=name: name in said(tmp_path))
         assert node.wait_event("SIGHUP: read again")
         assert node.running
         assert node.stop() == 3

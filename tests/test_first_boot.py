@@ -174,7 +174,7 @@ def test_a_restored_database_goes_on_with_its_archive_and_uploads_what_is_new_al
             done = node.events("stopping: everything went out")[-1]
             assert Position.parse(goes_on["position"]).txid == start + 1
             assert Position.parse(done["position"]).txid == done["archived_txid"] == start + 2
-            assert s3.traffic.requests["PUT"] == 1
+            assert s3.traffic.requests["PUT"] <= 3  # two ask whether the store honours preconditions
             [new] = [path for path in s3.folder.rglob("*.ltx") if path.name not in known]
             assert new.stat().st_size < whole
         assert len(node.events("archived a snapshot")) == 1
