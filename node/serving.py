@@ -15,11 +15,10 @@ from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import DatabaseSettings
 from primary.archiving.archiver import DRAIN_S as ARCHIVE_DRAIN_S
 from primary.archiving.archiver import Archiver
-from primary.archiving.joining import archived_state
 from primary.archiving.ownership import find_owner, identify
 from primary.archiving.tenured import tenured
 from primary.database import Database
-from primary.resume import Archived, State
+from primary.resume import State
 from primary.served import Refused, Served, look_age_ms
 from primary.tenure import Tenure
 from walcast import wire
@@ -133,8 +132,6 @@ class Serving:
             if (facts.st_dev, facts.st_ino) != inode:
                 raise Unavailable(f"{path} was replaced while it was being opened")
             serving = cls(settings, inode, database, store, place)
-            if place is None or place.held is None:
-                capture.archived = await asyncio.to_thread(_restored_from, settings, database)
             if place is None:
                 await asyncio.to_thread(database.start)
             else:
@@ -281,14 +278,6 @@ class Serving:
 def _close(store: Store | None) -> None:
     if store is not None:
         store.close()
-
-
-def _restored_from(settings: DatabaseSettings, database: Database) -> Archived | None:
-    """The newest state of its own archive, for a database that has no log yet: it goes on from there if it is that."""
-    if not settings.archive or database.id is None or database.log.position.txid or database.log.checksums is not None:
-        return None
-    with open_store(settings.archive, ASK_BOUNDS) as asked:
-        return archived_state(asked) if find_owner(asked) == database.id else None
 
 
 def _identify(settings: DatabaseSettings, database: Database, store: Store | None, *, strict: bool) -> None:

@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from primary import savedsums
 from primary.segment import Entry, Segment, Writer
 from primary.segments import delete_segments, load_segments
-from walcast import ltx
+from walcast import ltx, savedsums
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import Corrupt
 from walcast.filesystem import fsync_directory, make_directory

@@ -27,7 +27,7 @@ from primary.identity import SizeWatch, Truncated, check_same_files
 from primary.opening import check_schema
 from primary.redo import recover
 from primary.relief import Relief
-from primary.resume import Archived, Scanned, compare, resume
+from primary.resume import Scanned, begin_restored, compare, resume
 from primary.wakeup import Wakeup
 from walcast.errors import DiskFull, LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.locks import try_lock, unlock
@@ -70,7 +70,6 @@ class CaptureLoop:
         self.failure: WalcastError | None = None
         self.trouble: str | None = None
         self.on_failure: Callable[[], object] = lambda: None
-        self.archived: Archived | None = None  # where a database without a log may go on; set before `start`
         self._anchor = anchor
         self._capture = capture
         self._files = capture.files
@@ -151,7 +150,8 @@ class CaptureLoop:
         held = self._log.checksums
         if held is None or held.page_size != self._capture.page_size:
             check_schema(self._files.path)
-            self._compare("no log yet")
+            restored = held is None and begin_restored(self._capture)
+            self._compare("it was restored" if restored else "no log yet")
             return
         recovered = recover(self._capture, last_boot, lambda: self._stopping, resumed=resumed, trusted=trusted)
         if not recovered.replayed:
@@ -428,11 +428,10 @@ class CaptureLoop:
 
     def _compare(self, reason: str, known: Scanned | None = None) -> None:
         started = time.monotonic()
-        pages = compare(self._capture, lambda: self._stopping, known, self.archived)
+        pages = compare(self._capture, lambda: self._stopping, known)
         facts = {"database": self.name, "reason": reason, "position": str(self._log.position)}
         if pages is None:
-            goes_on = self.archived is not None and self._log.position == self.archived.position
-            log.info("goes on with the archive's history" if goes_on else "began a history", extra=facts)
+            log.info("began a history", extra=facts)
         else:
             seconds = round(time.monotonic() - started, 3)
             log.info("compared all pages", extra=facts | {"changed_pages": pages, "seconds": seconds})

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from primary import savedsums
 from primary.log import TransactionLog
 from primary.segment import Entry
-from walcast import ltx
+from walcast import ltx, savedsums
 from walcast.checksum import page_checksum
 from walcast.position import Position
 from walcast.wal import FRAME_HEADER_SIZE, WAL_HEADER_SIZE

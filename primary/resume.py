@@ -19,7 +19,8 @@ from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.errors import Unavailable
 from walcast.position import Position
-from walcast.terms import first_txid
+from walcast.savedsums import forget_restored, load_restored
+from walcast.terms import first_txid, is_plausible_term
 from walcast.wal import WAL_HEADER_SIZE, frame_offset
 from walcast.walindex import IndexHeader
 
@@ -73,26 +74,11 @@ def scan(capture: Capture, stopping: Callable[[], bool] = lambda: False) -> Scan
         return Scanned(reader.header, PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks())))
 
 
-@dataclass(frozen=True, slots=True)
-class Archived:
-    """The newest state of an archive: its position, with the term and the time of its newest transaction."""
-
-    position: Position
-    term: int
-    timestamp_ms: int
-
-
-def compare(
-    capture: Capture,
-    stopping: Callable[[], bool] = lambda: False,
-    known: Scanned | None = None,
-    archived: Archived | None = None,
-) -> int | None:
+def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, known: Scanned | None = None) -> int | None:
     """Log what differs from the log's state as one transaction; how many pages did. Every page is read for it, unless
     the database still is in the state that is `known`.
 
     With no usable state in the log a new history begins at the state that is there, behind any TXID ever given: None.
-    Where no TXID was ever given and the database is in the `archived` state, that history is gone on with: None, too.
     Call with the anchor held. Unavailable when `stopping` becomes true meanwhile.
     """
     log = capture.log
@@ -103,12 +89,7 @@ def compare(
             now = PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks()))
         if log.checksums is None or log.checksums.page_size != capture.page_size:
             capture.files.sync()  # a power cut must not take back what the log does not have
-            if archived is not None and not log.position.txid and now.database == archived.position.checksum:
-                log.term = archived.term
-                log.start(now, archived.position)
-                log.not_before(archived.timestamp_ms)
-            else:
-                log.start(now, Position(log.position.txid + 1, now.database))
+            log.start(now, Position(log.position.txid + 1, now.database))
             changed = None
         else:
             changed = _log_difference(capture, reader, now)
@@ -191,6 +172,22 @@ def _place(capture: Capture, index: IndexHeader) -> dict[str, Any]:
         "wal_salt": index.salt,
         "wal_cksum": index.frame_cksum,
     }
+
+
+def begin_restored(capture: Capture) -> bool:
+    """Have a log that never gave a TXID begin where a restore ended; False where there was none. What was changed in
+    the database since is for `compare`."""
+    log, folder = capture.log, capture.log.directory.parent
+    restored = load_restored(folder) if not log.position.txid else None
+    if restored is None or restored.checksums.page_size != capture.page_size:
+        return False
+    if not is_plausible_term(restored.term, 1):  # it was an archive's word
+        return False
+    log.term = restored.term
+    log.start(restored.checksums, restored.position)
+    log.not_before(restored.timestamp_ms)
+    forget_restored(folder)
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ import pytest
 
 from primary.entries import append_entry
 from primary.log import Known, TransactionLog
-from primary.savedsums import NAME as CHECKSUMS
 from primary.segment import ALLOCATION_STEP_BYTES, SUFFIX
 from walcast import ltx
 from walcast.checksum import PageChecksums
 from walcast.position import Position
+from walcast.savedsums import NAME as CHECKSUMS
 from walcast.terms import first_txid
 
 PAGE_SIZE = 512

@@ -20,7 +20,6 @@ from support.writers import sql
 
 from primary import log as logging_of_transactions
 from primary import loop as looping
-from primary import savedsums
 from primary.archiving import archiver as archiving
 from primary.archiving.archiver import Archiver
 from primary.archiving.snapshot import snapshot
@@ -30,7 +29,7 @@ from primary.entries import append_entry
 from primary.log import TransactionLog
 from primary.resume import resume
 from primary.segment import SUFFIX
-from walcast import ltx, wire
+from walcast import ltx, savedsums, wire
 from walcast.checksum import PageChecksums
 from walcast.errors import Corrupt
 from walcast.position import Position

@@ -43,6 +43,7 @@ from walcast.lasting import RUN_OUT, is_passing, outlast
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
+from walcast.savedsums import forget_restored
 from walcast.shortage import shortage
 from walcast.statedir import state_dir
 from walcast.store import Store
@@ -219,6 +220,7 @@ class Member:
             wait_s = min(wait_s * 2, BEGIN_MOST_S)
 
     async def _find_role(self, role: str) -> None:
+        folder = state_dir(self.path)
         if self.settings.auto and self.settings.eligible and self.unreachable:
             raise ConfigError(self.unreachable)
         self.id = self.settings.follower_id or self.host.credentials.node_id or changes.persistent_id(self.path)
@@ -248,6 +250,7 @@ class Member:
             changes.fence(self)
         elif self.following is None:
             await asyncio.to_thread(changes.finish_log, self.path)
+            forget_restored(folder)  # where it stands is in the journal from now on
             changes.follow(self, self.settings.primaries)
         if with_lease:
             self.leasing.keep(self.serving is not None)

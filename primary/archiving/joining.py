@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 from primary.database import Database
 from primary.log import Known
-from primary.resume import Archived
-from walcast.archive import ArchiveFile, list_files, plan_restore
+from walcast.archive import ArchiveFile, plan_restore
 from walcast.archive.reading import read_header
 from walcast.errors import ConfigError, Corrupt, WalcastError
 from walcast.position import Position, format_txid
 from walcast.store import ObjectMissing, Store
-from walcast.terms import is_plausible_term
 
 log = logging.getLogger("walcast.archive")
 
@@ -34,23 +32,6 @@ def archive_end(store: Store, files: Sequence[ArchiveFile]) -> Position | None:
     except (Corrupt, ObjectMissing):
         return None
     return Position(last.max_txid, header.database_checksum)
-
-
-def archived_state(store: Store) -> Archived | None:
-    """The newest state of the archive, for a database that may have been restored from it; None when there is none, or
-    nobody can tell now."""
-    try:
-        files = list_files(store)
-        last = plan_restore(files)[-1]
-        if last.max_txid != newest_txid(files):
-            return None
-        header = read_header(store, last)
-    except WalcastError as error:
-        log.debug("cannot tell where the archive ends", extra={"url": store.url, "error": str(error)})
-        return None
-    if not header.database_checksum or not is_plausible_term(header.term or 1, 1):
-        return None
-    return Archived(Position(last.max_txid, header.database_checksum), header.term or 1, header.timestamp_ms)
 
 
 def newest_txid(files: Sequence[ArchiveFile]) -> int:

@@ -29,6 +29,7 @@ from walcast.restore.apply import GoOn, Progress, Restored, restore_to
 from walcast.restore.around import Around, Attempt, Goal
 from walcast.restore.generations import restore_generation
 from walcast.restore.target import check_output, put_in_place, temporary_beside
+from walcast.savedsums import RestoredState, forget_restored, save_restored
 from walcast.statedir import state_dir
 from walcast.store.base import Store
 
@@ -120,7 +121,7 @@ def restore(
         check_integrity(temporary, integrity_check)
         if empty and not is_missing(place):
             raise ConfigError(f"{place} was made by somebody else meanwhile")
-        with _identified(place, owner):
+        with _identified(place, owner, restored):
             put_in_place(temporary, place, force=force or empty, mode=mode)
     return RestoreReport(output, restored.applied, restored, went_around=way.went_around)
 
@@ -135,9 +136,9 @@ def _owner(store: Store) -> DatabaseId | None:
 
 
 @contextmanager
-def _identified(place: Path, owner: DatabaseId | None) -> Iterator[None]:
-    """What is put at `place` meanwhile has the id of the archive's owner. An archive without one says nothing: what is
-    restored over a database is taken for an edit of that.
+def _identified(place: Path, owner: DatabaseId | None, restored: Restored) -> Iterator[None]:
+    """What is put at `place` meanwhile has the id of the archive's owner, and a primary goes on from its position. An
+    archive without one says nothing: what is restored over a database is taken for an edit of that.
 
     Whoever is interrupted leaves a database without an id, or an id without a database, and never one with another's.
     """
@@ -148,11 +149,15 @@ def _identified(place: Path, owner: DatabaseId | None) -> Iterator[None]:
     there = place.exists()
     if there:
         forget_database_id(state)
+        forget_restored(state)
     else:
         write_database_id(state, owner)
     yield
     if there:
         write_database_id(state, owner)
+    if restored.position.txid:  # Litestream 0.3 has none
+        time_ms = restored.timestamp_ms
+        save_restored(state, RestoredState(restored.checksums, restored.position, restored.term or 1, time_ms))
 
 
 class _Way(Protocol):
