@@ -7,6 +7,7 @@ another place or another way than the file asks for is an error.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,7 +231,11 @@ class _Reader:
 
     def _command(self, node: yaml.Node) -> str:
         text = self._yaml.text(node)
-        if not text.strip():
+        try:
+            there = bool(shlex.split(text))
+        except ValueError as error:
+            raise self._yaml.error(node, f"exec: {error}") from None
+        if not there:
             raise self._yaml.error(node, "exec: give the command that starts the app")
         return text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from node.inodes import Inodes
 from node.options import JSON, PATH, Command
 from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
-from walcast.filesystem import check_database_file
+from walcast.filesystem import check_database_file, is_missing
 from walcast.secret import HIDDEN, Secret
 from walcast.store import S3Spec, StoreSpec
 
@@ -58,6 +59,10 @@ def facts(config: Config) -> Facts:
         "http": config.http and str(config.http),
         "http_hosts": list(config.http_hosts),
         "log_level": config.log_level,
+        "log_format": config.log_format,
+        "exec": config.command and shlex.split(config.command)[0],  # its arguments may have a password
+        "stop_timeout_s": config.stop_timeout_s,
+        "wait_for_db_s": config.wait_for_db_s,
         "tls": {
             "ca": _text(tls.ca),
             "peer_ca": _text(tls.peer_ca),
@@ -75,13 +80,18 @@ def facts(config: Config) -> Facts:
         if config.heartbeat_url
         else None,
         "failover": config.failover.facts(),
-        "databases": [_database(one, names) | _kept(one.archive, one.policy) for one in config.dbs],
+        "databases": [_database(one, names, _waits(config)) | _kept(one.archive, one.policy) for one in config.dbs],
         "folders": [_folder(one, config, names) for one in config.folders],
         "ignored": [{"key": one.key, "line": one.line} for one in config.ignored],
     }
 
 
-def _database(config: DatabaseConfig, names: dict[str, Path]) -> Facts:
+def _waits(config: Config) -> bool:
+    """Is the app to make a database that is missing?"""
+    return bool(config.command) if config.wait_for_db_s is None else config.wait_for_db_s > 0
+
+
+def _database(config: DatabaseConfig, names: dict[str, Path], waits: bool = False) -> Facts:
     found: Facts = {"name": config.name, "path": str(config.path), "line": config.line}
     if config.restore:
         found["restore_if_db_not_exists"] = True
@@ -90,7 +100,7 @@ def _database(config: DatabaseConfig, names: dict[str, Path]) -> Facts:
     taken = names.setdefault(config.name, config.path)
     if taken != config.path:
         found["problem"] = f"the name is already that of {taken}"
-    elif not config.restore or config.path.exists():
+    elif not ((config.restore or waits) and is_missing(config.path)):
         try:
             check_database_file(config.path)
         except ConfigError as error:

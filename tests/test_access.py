@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -125,6 +126,26 @@ def test_where_the_user_is_not_trusted_everybody_needs_an_identity(tmp_path: Pat
         assert "needs the role status" in said.stderr
         local = walcast("status", tmp_path / "app.db", "--json")  # by the socket that only this user can reach
         assert json.loads(local.stdout)["role"] == "primary"
+
+
+def test_rules_and_log_level_of_the_file_are_read_again_on_sighup_and_a_wrong_file_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    with primary_of(tmp_path, config="log-level: info\n") as node:
+        file = next(tmp_path.glob("*.yml"))
+        text = file.read_text()
+        assert walcast("status", node.address).returncode == 0
+        file.write_text(text.replace("log-level: info", "log-level: warning\ntrust-user: false\naccess: 7"))
+        node.signal(signal.SIGHUP)
+        said = node.wait_event("SIGHUP: not everything could be read again; what was before stays")
+        assert len(said["errors"]) == 1
+        assert walcast("status", node.address).returncode == 0
+        file.write_text(text.replace("log-level: info", "log-level: debug\ntrust-user: false\naccess: []"))
+        node.signal(signal.SIGHUP)
+        said = node.wait_event("SIGHUP: read again")
+        assert (said["access_rules"], said["log_level"]) == (0, "debug")
+        assert walcast("status", node.address).returncode == 1
+        assert node.events("configuration")[-1]["outcome"] == "reloaded"
 
 
 def test_who_has_not_proven_who_it_is_may_read_by_a_rule_but_never_counts(tmp_path: Path) -> None:
