@@ -51,6 +51,7 @@ log = logging.getLogger("walcast.primary")
 
 GRACE_S = 1.0
 LOOK_S = 0.05
+CLOSE_S = 2.0  # of the time that a stop may take: streams end and files are let go, after what goes out
 STATUS_S = 5.0
 GUARDED_PATHS = ("/status", "/metrics")
 AT_ONCE = 4  # that are opened or closed
@@ -85,7 +86,7 @@ class Host:
         self._failure: WalcastError | None = None
         self._awaited: dict[str, DatabaseSettings] = {}
         self.start_app: Callable[[], object] = lambda: None  # called once, when the app can have what it needs
-        self.drain_within_s = settings.stop_timeout_s
+        self.drain_within_s = settings.stop_timeout_s - min(CLOSE_S, settings.stop_timeout_s / 4)
         self.all_archived = True
 
     @property
