@@ -15,7 +15,7 @@ import yaml
 
 from node.config import Config, DatabaseConfig, FolderConfig, load_config
 from node.inodes import Inodes
-from node.options import JSON, PATH, Command
+from node.options import JSON, PATH, Command, fail
 from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file, is_missing
@@ -41,12 +41,16 @@ def config_command() -> None:
 @JSON
 def check(file: Path, as_json: bool) -> None:
     """Read a configuration file and print what it means: databases, folders and what is in them, archives and how they
-    are kept, and which keys have no effect. Secrets are shown as ***."""
+    are kept, and which keys have no effect. Secrets are shown as ***. Exit code 1 if something of it could not be
+    served now; `problem` says why."""
     found = facts(load_config(file))
     if as_json:
         click.echo(json.dumps(_plain(found)))
     else:
         click.echo(yaml.safe_dump(_words(found), sort_keys=False, allow_unicode=True, width=1000), nl=False)
+    if problems := problems_of(found):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        fail(f"{problems[0]}{more}")
 
 
 def facts(config: Config) -> Facts:
@@ -84,6 +88,13 @@ def facts(config: Config) -> Facts:
         "folders": [_folder(one, config, names) for one in config.folders],
         "ignored": [{"key": one.key, "line": one.line} for one in config.ignored],
     }
+
+
+def problems_of(found: Facts) -> list[str]:
+    """Why something that the file names cannot be served now."""
+    folders = found["folders"]
+    named = [*found["databases"], *folders, *(one for folder in folders for one in folder["databases"])]
+    return [one["problem"] for one in named if "problem" in one]
 
 
 def _waits(config: Config) -> bool:

@@ -24,6 +24,8 @@ from node.health import Failure, FailureKind, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http.request import Request
 from node.inodes import Inode, Inodes
+from node.listed import Listed
+from node.retrying import Retrying
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
 from node.shown import SHOW_S, show_primary
@@ -79,7 +81,7 @@ class Host:
         self.gate = asyncio.Semaphore(AT_ONCE)
         self._most = limits.capacity()
         self.members: list[Member] = []
-        self._watching = [Watching(config, self) for config in settings.folders if config.watch]
+        self._watching: list[Retrying] = [Watching(config, self) for config in settings.folders if config.watch]
         self._healthy: Any = None
         self._stop = asyncio.Event()
         self._failed = asyncio.Event()
@@ -95,13 +97,18 @@ class Host:
         return self._stop.is_set() or self._failed.is_set()
 
     @property
+    def _one_of_many(self) -> bool:
+        """Is each database only one of several, none of which is to be stopped by what is wrong with another?"""
+        return len(self.settings.databases) + len(self.settings.folders) + len(self.settings.members) > 1
+
+    @property
     def room(self) -> int:
         """How many databases more can be served."""
         return max(0, self._most - len(self._serving) - len(self._opening))
 
-    def is_leaving(self, name: str, inode: Inode) -> bool:
+    def is_leaving(self, name: str, inode: Inode | None) -> bool:
         """Is a database of this name, or this file, still being let go?"""
-        return name in self._closing or self.inodes.holder(inode) in self._closing
+        return name in self._closing or (inode is not None and self.inodes.holder(inode) in self._closing)
 
     @property
     def names(self) -> list[str]:
@@ -131,7 +138,10 @@ class Host:
             stack.push_async_callback(server.stop, GRACE_S)
             stack.callback(publisher.stop)
             self._http(stack)
-            await self._add_all(databases)
+            if self._one_of_many:
+                self._watching.insert(0, Listed(databases, self))
+            else:
+                await self._add_all(databases)
             for watching in self._watching:
                 await stack.enter_async_context(watching)
             for member in self.settings.members:  # whoever asks before its role is known must ask again
@@ -248,7 +258,7 @@ class Host:
             if database.name in names:
                 raise _name_taken(database, names[database.name])
             names[database.name] = database.path
-            if not is_awaited(database):
+            if not self._one_of_many and not is_awaited(database):
                 _check_there(database)
             if isinstance(database.archive, str):
                 parse_url(database.archive)

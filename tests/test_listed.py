@@ -1,0 +1,94 @@
+"""A configuration file with several databases: what is wrong with one of them stops none of the others."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from click.testing import CliRunner
+from support.folders import serving, status, wait_served, write
+from support.nodes import poll, walcast
+
+from node.cli import main
+from walcast.store import open_store
+
+
+def configured(tmp_path: Path, *names: str) -> Path:
+    file = tmp_path / "walcast.yml"
+    entries = (f"- path: {tmp_path}/{name}.db\n  replica: {{path: {tmp_path}/archive/{name}}}\n" for name in names)
+    file.write_text("dbs:\n" + "".join(entries))
+    return file
+
+
+def archived(tmp_path: Path, name: str) -> bool:
+    with open_store(str(tmp_path / "archive" / name)) as store:
+        return any(list(store.list(store.level_prefix(9))))
+
+
+def healthz(address: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://{address}/healthz", timeout=10.0) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_databases_that_cannot_be_served_stop_no_others_and_are_served_when_they_can_be(tmp_path: Path) -> None:
+    write(tmp_path / "good.db", 1)
+    (tmp_path / "garbage.db").write_bytes(b"no database at all " * 100)
+    write(tmp_path / "removed.db", 1)
+    config = configured(tmp_path, "good", "missing", "garbage", "removed")
+    with serving(config, "--http", "127.0.0.1:0") as node:
+        http = node.facts["http"]  # type: ignore[attr-defined]
+        wait_served(node, "good", "removed")
+        shown = status(node)
+        assert shown["missing"]["trouble"]
+        assert shown["garbage"]["trouble"]
+        assert healthz(http) == 503
+        assert poll(lambda: archived(tmp_path, "good"), 10)
+
+        for path in tmp_path.glob("removed.db*"):
+            if path.is_file():
+                path.unlink()
+        assert poll(lambda: status(node)["removed"]["trouble"], 10, 0.05)
+        write(tmp_path / "missing.db", 1)
+        wait_served(node, "good", "missing")
+
+        (tmp_path / "garbage.db").unlink()
+        write(tmp_path / "garbage.db", 1)
+        write(tmp_path / "removed.db", 2)
+        wait_served(node, "garbage", "good", "missing", "removed")
+        assert poll(lambda: healthz(http) == 200, 10, 0.05)
+        write(tmp_path / "good.db", 2)  # which was served all the time
+        assert status(node)["good"]["trouble"] is None
+
+
+def test_a_folder_in_the_place_of_a_database_stops_no_others(tmp_path: Path) -> None:
+    write(tmp_path / "good.db", 1)
+    (tmp_path / "locked.db").mkdir()
+    with serving(configured(tmp_path, "good", "locked")) as node:
+        wait_served(node, "good")
+        assert status(node)["locked"]["trouble"]
+        (tmp_path / "locked.db").rmdir()
+        write(tmp_path / "locked.db", 1)
+        wait_served(node, "good", "locked")
+
+
+def test_one_database_by_itself_ends_the_process_in_one_line(tmp_path: Path) -> None:
+    done = walcast("primary", "--config", configured(tmp_path, "missing"), "--listen", "127.0.0.1:0")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+def test_config_check_fails_when_a_database_cannot_be_served(tmp_path: Path) -> None:
+    write(tmp_path / "good.db", 1)
+    config = configured(tmp_path, "good", "missing")
+    done = CliRunner().invoke(main, ["config", "check", str(config), "--json"])
+    assert done.exit_code == 1
+    good, missing = json.loads(done.stdout)["databases"]
+    assert "problem" not in good
+    assert "problem" in missing
+    write(tmp_path / "missing.db", 1)
+    assert CliRunner().invoke(main, ["config", "check", str(config)]).exit_code == 0
