@@ -153,11 +153,13 @@ async def from_primary(
     keeping: Circumstances | None = None,
     identity: ReplicaIdentity | None = None,
     mode: int = OWNER_ONLY,
+    anew: bool = False,
 ) -> None:
     """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
 
     `keeping`: what the replica had in their place goes to `discarded/` first. `identity`: the replica's, which becomes
-    that of the primary's database with the commit, where it may; OtherDatabase where it may not.
+    that of the primary's database with the commit, where it may; OtherDatabase where it may not. `anew`: without an
+    applier, into a new file that takes the place of a database; OtherPageSize says that there is no other way.
     """
     client.database_id = identity.asked if identity is not None and not identity.replace else ""
     keeper = Keeping(applier, state_dir, keeping) if applier and keeping else None
@@ -174,7 +176,9 @@ async def from_primary(
         target: Target | None = keeper or applier or made
         assert target is not None
         if identity is not None:
-            target = identity.renaming(target, start.database_id, applier.sync if applier else None)
+            # A new file is durable when it is in its place; before that, what it replaces must not get the new id.
+            sync = applier.sync if applier else _nothing if anew else None
+            target = identity.renaming(target, start.database_id, sync)
         client.database_id = start.database_id  # the stream must be of the same database
         target.begin()
         try:
@@ -197,6 +201,10 @@ async def from_primary(
             raise
     facts = {"position": str(target.position), "pages": pieces.written, "of": start.commit_pages}
     log.info("copied from the primary", extra=facts)
+
+
+def _nothing() -> None:
+    """Is left to be synced."""
 
 
 async def _stream_until(client: Client, target: Target, start: pb.CopyStart, txid: int) -> None:

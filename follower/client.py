@@ -34,7 +34,7 @@ CHECKSUM_PIECE_BYTES = 32 << 10  # a primary takes no request of more than 64 Ki
 PAGE_SIZES = frozenset(1 << power for power in range(9, 17))  # SQLite's: 512 to 65536
 
 _OTHER = pb.REFUSAL_KIND_OTHER_DATABASE
-_FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE, pb.REFUSAL_KIND_PAGE_SIZE)
+_FINAL = (pb.REFUSAL_KIND_PROTOCOL_VERSION, pb.REFUSAL_KIND_UNKNOWN_DATABASE)
 _ELSEWHERE = (pb.REFUSAL_KIND_NOT_PRIMARY, pb.REFUSAL_KIND_FENCED, pb.REFUSAL_KIND_OLDER_TERM)
 _COPY = (pb.REFUSAL_KIND_LOG_MOVED_ON, pb.REFUSAL_KIND_DIVERGED)
 
@@ -69,6 +69,10 @@ class MustCopy(WalcastError):
         self.history = history
 
 
+class OtherPageSize(WalcastError):
+    """The primary's database has pages of another size than the replica: no page of it can be used."""
+
+
 class Elsewhere(Unavailable):
     """This node is not the primary; `primary` is where it is, "" when the node does not know."""
 
@@ -91,6 +95,8 @@ def refused(refusal: pb.Refusal, primary: wire.Address, seen_term: int = 0) -> W
         return ProtocolViolation(f"{primary}: {error}")
     if refusal.kind == _OTHER:
         return OtherDatabase(detail)
+    if refusal.kind == pb.REFUSAL_KIND_PAGE_SIZE:
+        return OtherPageSize(detail)
     if refusal.kind in _FINAL:
         return ConfigError(detail)
     return Unavailable(detail)

@@ -25,9 +25,10 @@ from pathlib import Path
 import apsw
 
 from follower.applier import Applier, ChecksumMismatch
+from follower.aside import keep_aside
 from follower.bootstrap import Progress, from_archive, from_primary
 from follower.checks import said_by
-from follower.client import Client, Elsewhere, MustCopy, Stream
+from follower.client import Client, Elsewhere, MustCopy, OtherPageSize, Stream
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
 from follower.in_thread import InThread
@@ -439,11 +440,13 @@ class Following:
 
     async def _follow(self) -> None:
         """Stream for ever; when the primary cannot go on from here, catch up another way."""
-        applier = self._applier
-        assert applier is not None
         if not self._identity.is_replica and self._identity.replace:
             self.term, self.history = 0, ()  # of nobody knows what
         while True:
+            if self._applier is None:  # it was to be opened again, and could not be
+                await self._begin()
+            applier = self._applier
+            assert applier is not None
             try:
                 applier.check_usable()
                 position = applier.position
@@ -594,8 +597,38 @@ class Following:
         except ChecksumMismatch:
             self._mismatched = True
             raise
+        except OtherPageSize as other:
+            await self._copy_anew(str(other), keep=keeping is not None)
         self._rotten = False
         self._show(State.CATCHING_UP)
+
+    async def _copy_anew(self, reason: str, *, keep: bool) -> None:
+        """The whole database, which has pages of another size now, into a new file; the replica can be read meanwhile.
+        `keep`: it may have what nobody else has."""
+        facts = {"database": str(self.path), "reason": reason}
+        self._rarely.log(logging.WARNING, "fetching the whole database anew", "anew", facts, burst=BURST)
+        old = self._applier
+        assert old is not None
+        async with self._using:
+            if keep:
+                await self._threads.run(keep_aside, old, self._state.path)
+            await from_primary(
+                self._client,
+                self.path,
+                self._state.path,
+                None,
+                self._progress(),
+                term=self.term,
+                identity=self._identity,
+                mode=self._mode,
+                anew=True,
+            )
+            await self._stop_scrubbing()
+            keeper, self._keeper, self._applier = self._keeper, None, None
+            if keeper is not None:
+                await keeper.close()
+            await self._threads.run(old.close)
+            await self._begin()
 
     async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:
         if self._store is None or self._applier is None or self._stopping or self._released:

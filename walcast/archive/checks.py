@@ -5,6 +5,7 @@ A **problem** is anything that costs, or may cost, a transaction. A **note** cos
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,13 +67,28 @@ def check_reads(reads: Sequence[Read], findings: Findings) -> None:
     `reads` comes by level.
     """
     findings.problems += _disagreements(reads)
-    if len(sizes := sorted({read.page_size for read in reads})) > 1:
-        findings.problems.append(f"files of one archive with page sizes {', '.join(map(str, sizes))}")
+    findings.problems += _page_sizes(reads)
     for _, of_level in groupby(reads, key=lambda read: read.file.level):
         for one, then in pairwise(sorted(of_level, key=lambda read: (read.file.max_txid, read.file.min_txid))):
             if then.timestamp_ms < one.timestamp_ms:
                 times = f"{format_moment(then.timestamp_ms)} is before {format_moment(one.timestamp_ms)}"
                 findings.notes.append(f"{then.file.key}: its time {times} of the file before it")
+
+
+def _page_sizes(reads: Sequence[Read]) -> Iterator[str]:
+    """A database may get another page size (VACUUM, a backup in its place); then a snapshot begins it anew, and each
+    file has pages as those of the snapshot that it continues."""
+    snapshots = sorted((read for read in reads if read.file.is_snapshot), key=lambda read: read.file.max_txid)
+    ends = [read.file.max_txid for read in snapshots]
+    for read in reads:
+        if read.file.is_snapshot:
+            continue
+        first = max(0, bisect_left(ends, read.file.min_txid) - 1)  # the one that is continued, and those within
+        for snapshot in snapshots[first : bisect_right(ends, read.file.max_txid)]:
+            if snapshot.page_size != read.page_size:
+                sizes = f"pages of {read.page_size} bytes, and {snapshot.file.key} has pages of {snapshot.page_size}"
+                yield f"{read.file.key}: {sizes}"
+                break
 
 
 def _disagreements(reads: Sequence[Read]) -> Iterator[str]:

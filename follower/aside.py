@@ -1,0 +1,51 @@
+"""A whole database kept aside, before one with pages of another size takes its place."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import apsw
+
+from follower.applier import Applier
+from follower.room import check_announced
+from walcast.errors import Unavailable
+from walcast.filesystem import fsync_directory
+from walcast.permissions import OWNER_ONLY
+from walcast.position import format_txid
+from walcast.shortage import disk_errors
+
+log = logging.getLogger("walcast.follower")
+
+
+def keep_aside(applier: Applier, state_dir: Path) -> Path:
+    """A durable copy of the database in the state folder, under a name that tells its state: an ordinary SQLite file.
+    Page by page nothing can be kept where the pages that replace them are of another size. DiskFull, Unavailable."""
+    name = f"replaced-{format_txid(applier.position.txid)}-{applier.checksums.database:016x}.db"
+    kept, temporary = state_dir / name, state_dir / f"{name}.tmp"
+    if kept.exists():
+        return kept
+    check_announced(temporary, applier.commit_pages * applier.page_size)
+    temporary.unlink(missing_ok=True)
+    try:
+        connection = apsw.Connection(str(applier.path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            connection.execute("VACUUM INTO ?", (str(temporary),))
+        finally:
+            connection.close()
+        with disk_errors(temporary):
+            temporary.chmod(OWNER_ONLY)
+            fd = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temporary.rename(kept)
+            fsync_directory(state_dir)
+    except apsw.Error as error:
+        raise Unavailable(f"{kept}: the replica cannot be kept aside: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    log.warning("kept the replica aside", extra={"database": str(applier.path), "kept": str(kept)})
+    return kept
