@@ -199,6 +199,12 @@ class Applier:
             _close(self._connections, self._wal, self._files)
             self._journal.close()
 
+    def retire(self) -> None:
+        """`close`, when another database has taken the place of this one: whoever reads this one is told so."""
+        self.rollback()
+        self._wal.retire()
+        self.close()
+
     # The state
 
     @property

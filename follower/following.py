@@ -627,7 +627,7 @@ class Following:
             keeper, self._keeper, self._applier = self._keeper, None, None
             if keeper is not None:
                 await keeper.close()
-            await self._threads.run(old.close)
+            await self._threads.run(old.retire)
             await self._begin()
 
     async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:

@@ -45,11 +45,13 @@ from walcast.walindex import (
     LOCK_READ0,
     LOCK_WRITE,
     READ_MARK_UNUSED,
+    WALINDEX_VERSION,
     HashBlock,
     IndexHeader,
     frame_block,
 )
 
+RETIRED_VERSION = 0  # no version of SQLite has such a wal-index
 BUFFER_BYTES = 1 << 20  # frames are checksummed and written while they are still in the core's cache
 TRUNCATE_BYTES = 64 << 20  # a WAL file larger than this is cut when it restarts
 READ_LOCKS = 4  # read locks 1 to 4: readers that use the WAL
@@ -240,9 +242,15 @@ class WalWriter:
             if number < len(self._blocks):
                 self._blocks[number].clean(index + 1)
 
-    def _move_header(self, header: IndexHeader) -> None:
+    def retire(self) -> None:
+        """Another file is at the database's path by now. Connections that are still open to this one get
+        SQLITE_CANTOPEN ("unable to open database file") from their next transaction on, as SQLite answers a wal-index
+        of a version that it does not know: they would read an old state for ever."""
+        self._move_header(self.header, RETIRED_VERSION)
+
+    def _move_header(self, header: IndexHeader, version: int = WALINDEX_VERSION) -> None:
         """Second copy first: a reader reads the first one first, so when both are equal, they are whole."""
-        data, block = header.encode(), self._files.block(0)
+        data, block = header.encode(version), self._files.block(0)
         self._fence()
         block[HEADER_SIZE : 2 * HEADER_SIZE] = data
         self._fence()

@@ -75,12 +75,12 @@ class IndexHeader:
         page_size = (size & 0xFE00) + ((size & 1) << 16)
         return cls(change, page_size, mx, pages, (f1, f2), (salt[0], salt[1]), bool(big))
 
-    def encode(self) -> bytes:
+    def encode(self, version: int = WALINDEX_VERSION) -> bytes:
         """One copy, 48 bytes, with its checksum."""
         size = (self.page_size & 0xFFFF) | (self.page_size >> 16)
         counts = (self.change, 1, self.big_endian_cksum, size, self.mx_frame, self.commit_pages, *self.frame_cksum)
         salt = struct.unpack("=2I", struct.pack(">2I", *self.salt))
-        data = _HEADER.pack(WALINDEX_VERSION, 0, *counts, *salt, 0, 0)[:_CKSUM_OFFSET]
+        data = _HEADER.pack(version, 0, *counts, *salt, 0, 0)[:_CKSUM_OFFSET]
         return data + _CKSUM.pack(*checksum(data, (0, 0), NATIVE_BIG_ENDIAN))
 
 
