@@ -30,6 +30,7 @@ from walcast.access.folder import files_of
 from walcast.errors import ConfigError
 from walcast.permissions import parse_mode
 from walcast.secret import Secret
+from walcast.statedir import behind_link
 from walcast.store import StoreSpec
 from walcast.wire import Address, Tls
 
@@ -138,7 +139,7 @@ class Config:
         """What the file says of the database at `path`, whether it is there or not."""
         path = path.absolute()
         for database in self.dbs:
-            if database.path == path:
+            if database.path == path or behind_link(database.path) == behind_link(path):
                 return database
         return next((folder.database(path) for folder in self.folders if folder.folder.has(path)), None)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from node.failover.missing import missing_words
-from node.options import JSON, PATH, Command, flag, tls_flags, tls_of
+from node.options import DATABASE, JSON, Command, flag, tls_flags, tls_of
 from node.saying import say
 from node.switching import switch_over
 from walcast import local, wire
@@ -22,7 +22,7 @@ PROMOTE_S = 120.0
     cls=Command,
     epilog="\b\nExample:\n  walcast promote /edge/app.db\n  walcast promote /edge/app.db --force",
 )
-@click.argument("db", type=PATH)
+@click.argument("db", type=DATABASE)
 @flag("--force", is_flag=True, help="The primary is gone for good: what only it had is lost to this set.")
 @JSON
 def promote_command(db: Path, force: bool, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from walcast.errors import ConfigError, WalcastError
 from walcast.identifiers import printable
 from walcast.permissions import parse_mode
 from walcast.redaction import redact
+from walcast.statedir import behind_link
 from walcast.wire import Tls
 
 DEFAULT_LISTEN = "127.0.0.1:7420"
@@ -109,6 +111,16 @@ def fail(message: str) -> None:
 
 
 PATH = click.Path(path_type=Path)
+
+
+class DatabasePath(click.Path):
+    """The path of a database that a command looks at: of the file itself, where it is a symbolic link."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return behind_link(Path(os.fsdecode(super().convert(value, param, ctx))))
+
+
+DATABASE = DatabasePath(path_type=Path)
 
 JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")

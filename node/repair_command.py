@@ -10,13 +10,12 @@ from pathlib import Path
 import click
 
 from node.failover.lease import Lease
-from node.options import JSON, PATH, Command, flag
+from node.options import DATABASE, JSON, Command, flag
 from node.repair import Change, Facts, inspect, mend_role, mended, newest_term, role_facts, standing_or_none, user
 from node.repair_lease import Found, Known, LeaseChange, lease_facts, look, plan, write
 from node.saying import say
 from walcast import audit
 from walcast.errors import ConfigError, WalcastError
-from walcast.statedir import behind_link
 from walcast.store import ObjectChanged, Store, open_store
 from walcast.terms import FOLLOWER, PRIMARY, TERM_MAX
 
@@ -28,7 +27,7 @@ Example:
 
 
 @click.command("repair", cls=Command, epilog=EXAMPLES)
-@click.argument("db", type=PATH)
+@click.argument("db", type=DATABASE)
 @flag("--archive", default=None, help="URL of the archive whose lease is shown, or mended.")
 @flag("--role", type=click.Choice([PRIMARY, FOLLOWER]), default=None, help="What this node is to be when it starts.")
 @flag("--term", type=click.IntRange(1, TERM_MAX), default=None, help="The term that the role file is to have.")
@@ -76,7 +75,6 @@ def repair_command(
     if lease_term is not None and archive is None:
         raise click.UsageError("--lease-term needs --archive, where the lease is")
     wanted = LeaseChange(lease_term, holder, address, lease_time) if lease_term is not None else None
-    db = behind_link(db)
     with _opened(archive) as store:
         facts = inspect(db)
         known = _known(facts)

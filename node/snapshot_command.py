@@ -36,6 +36,7 @@ from walcast.archive.identity import claim_archive, read_archive_id, take_over_a
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.filesystem import check_database_file
 from walcast.identity import read_database_id
+from walcast.planted import resolve_database
 from walcast.position import Position, format_txid
 from walcast.secret import Secret
 from walcast.statedir import in_use, state_dir
@@ -77,6 +78,7 @@ def snapshot_command(
 ) -> None:
     """Back up a database now, whatever is writing to it: a verified snapshot in the archive, and its size."""
     told = check_url(Secret(ping_url)) if ping_url else None
+    db = resolve_database(db)
     check_database_file(db)
     _check_not_replica(db)
     started = time.monotonic()

@@ -15,7 +15,7 @@ from walcast.facts import primary_facts
 from walcast.identity import read_database_id
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
-from walcast.statedir import state_dir
+from walcast.statedir import behind_link, is_path, state_dir
 from walcast.statusfile import State, read_status
 
 TIMEOUT_S = 5.0
@@ -25,9 +25,9 @@ Facts = dict[str, Any]
 
 def status_of(target: str, tls: wire.Tls) -> Facts:
     """Of a primary, when `target` is HOST:PORT, or of what is at that path."""
-    if ("/" not in target and ":" in target) and not Path(target).exists():
-        return primary_status(wire.Address.parse(target), tls)
-    return local_status(Path(target))
+    if is_path(target) or ":" not in target:
+        return local_status(behind_link(Path(target)))
+    return primary_status(wire.Address.parse(target), tls)
 
 
 def local_status(path: Path) -> Facts:

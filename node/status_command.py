@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from node.archive_commands import parse_txid
-from node.options import DEFAULT_LISTEN, JSON, PATH, Command, flag, tls_flags, tls_of
+from node.options import DATABASE, DEFAULT_LISTEN, JSON, Command, flag, tls_flags, tls_of
 from walcast.errors import ConfigError
 
 WAIT_EXAMPLES = """\
@@ -53,7 +53,7 @@ def status_command(target: str, watch: bool, interval: float, as_json: bool, **t
 
 
 @click.command("wait", cls=Command, epilog=WAIT_EXAMPLES)
-@click.argument("db", type=PATH)
+@click.argument("db", type=DATABASE)
 @click.argument("txid")
 @flag("--timeout", default=10.0, type=click.FloatRange(min=0), help="Seconds to wait at most.")
 def wait_command(db: Path, txid: str, timeout: float) -> None:

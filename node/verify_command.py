@@ -19,6 +19,7 @@ from walcast.errors import ConfigError, Corrupt
 from walcast.identifiers import printable
 from walcast.moment import format_moment
 from walcast.position import format_txid
+from walcast.statedir import behind_link
 from walcast.store import StoreSpec, open_store
 from walcast.wire import Tls
 
@@ -71,7 +72,8 @@ def verify_command(
             f"{target} is no archive: give a URL or a directory, or --primary to compare a replica with"
         )
     else:
-        _verify_replica(Path(target), primary_address, name, as_json, tls_of(**tls))
+        path, guess = Path(target), name is None
+        _verify_replica(behind_link(path), primary_address, name or path.stem, as_json, tls_of(**tls), guess=guess)
 
 
 def _verify_archive(
@@ -123,7 +125,7 @@ def _facts(found: Findings) -> dict[str, Any]:
     }
 
 
-def _verify_replica(db: Path, primary_address: str, name: str | None, as_json: bool, tls: Tls) -> None:
+def _verify_replica(db: Path, primary_address: str, name: str, as_json: bool, tls: Tls, *, guess: bool) -> None:
     from follower.client import Client
     from follower.verify import Verified, verify_replica
 
@@ -132,7 +134,7 @@ def _verify_replica(db: Path, primary_address: str, name: str | None, as_json: b
     address = wire.Address.parse(primary_address)
 
     async def run() -> Verified:
-        client = Client(address, tls, database=name or db.stem, follower_id="verify", guess=name is None)
+        client = Client(address, tls, database=name, follower_id="verify", guess=guess)
         try:
             return await verify_replica(db, client)
         finally:

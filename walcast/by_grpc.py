@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.identifiers import printable
 from walcast.levels import Level
 from walcast.position import Position
 from walcast.token import NotPrimary, Token
@@ -181,6 +182,11 @@ class ByGrpc:
 
         from walcast import wire
 
+        if ":" not in text and "@" not in text:
+            raise ConfigError(
+                f"{printable(text)} is neither HOST:PORT nor a file that is here; "
+                f"for a database that is still to come write ./{printable(text)}"
+            )
         address = wire.Address.parse(text)
         credentials = shown.channel(address)
         # A primary that is back is found within a second, not after gRPC's own back-off of up to two minutes.

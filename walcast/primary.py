@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from walcast.levels import Level
 from walcast.position import Position
+from walcast.statedir import is_path
 from walcast.token import NotEnoughFollowers, Token
 
 DEADLINE_SLACK_S = 1.0
@@ -34,7 +35,8 @@ class Way(Protocol):
 class Primary:
     """The primary that is asked: the process that serves a database on this host, or one over the network.
 
-        Primary("/srv/app.db")                          a Path, or a string with a "/": by a socket beside the database
+        Primary("/srv/app.db")                          a path: by a socket beside the database
+        Primary("app.db")                               the same, if the file is there; else write "./app.db"
         Primary("10.0.0.1:7420", name="app")            HOST:PORT; `name` is needed when it serves several databases
         Primary("10.0.0.1:7420,10.0.0.2:7420")          whichever is the primary now; also where one of them says it is
 
@@ -65,7 +67,7 @@ class Primary:
         self.address = os.fspath(address)
         self.name = name
         self._way: Way
-        if isinstance(address, os.PathLike) or "/" in self.address:
+        if isinstance(address, os.PathLike) or is_path(self.address):
             from walcast.by_socket import BySocket
 
             self._way = BySocket(Path(address).absolute())

@@ -49,7 +49,11 @@ class Replica:
         self.path = Path(path).absolute()
         # Three slashes: what follows is a path in all cases. Bytes: names need not be UTF-8.
         self._uri = f"file://{quote(os.fsencode(self.path))}?mode=ro"
-        self._database = behind_link(self.path)
+
+    @property
+    def _database(self) -> Path:
+        """What the link leads to now, where the path is one: a deployment may move it."""
+        return behind_link(self.path)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"

@@ -39,8 +39,9 @@ class UnsafeState(ConfigError):
 
 
 def state_dir(database: Path) -> Path:
-    """Where walcast keeps its state for a database."""
-    return database.with_name(database.name + SUFFIX)
+    """Where walcast keeps its state for a database: beside the file itself, whatever link the path is."""
+    file = behind_link(database)
+    return file.with_name(file.name + SUFFIX)
 
 
 def database_of(folder: Path) -> Path:
@@ -49,14 +50,23 @@ def database_of(folder: Path) -> Path:
 
 
 def behind_link(database: Path) -> Path:
-    """The database itself, where that is what a link leads to: as SQLite's own side files, the folder is beside it."""
-    return database.resolve() if database.is_symlink() and not state_dir(database).exists() else database
+    """The file to which a path leads, where it is a symbolic link; else the path as it is.
+
+    This is the one place where that is decided, for every command, the library and the adapters. SQLite keeps `-wal`
+    and `-shm` beside the file, so that is where walcast's folder is. A folder beside the link means nothing.
+    """
+    return Path(os.path.realpath(database)) if os.path.islink(database) else database  # noqa: PTH114 - half the time
+
+
+def is_path(text: str) -> bool:
+    """Does a text name a database file, and not HOST:PORT? Anything with a slash, and whatever is there."""
+    return "/" in text or os.path.lexists(text)
 
 
 def in_use(database: Path) -> bool | None:
     """Does a process hold the state of this database? None when that cannot be told: another user's file."""
     try:
-        folder = open_folder(f"{database}{SUFFIX}")
+        folder = open_folder(state_dir(database))
     except FileNotFoundError:
         return False
     except (OSError, UnsafeState):
