@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import apsw
 
 from primary.anchor import Anchor
+from primary.anchor_pace import CHECKPOINT_LOOK_S, AnchorPace
 from primary.boot import Boot
 from primary.capture import Capture
 from primary.checkpointer import Checkpointer
@@ -40,10 +41,10 @@ from walcast.walindex import LOCK_WRITE
 
 log = logging.getLogger("walcast.primary")
 
-ANCHOR_EVERY_S = 0.1
+UNQUIET_S = 0.1
 LOOK_AROUND_S = 0.25
 IDLE_S = 1.0
-LOOK_AGAIN_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+LOOK_AGAIN_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, *[0.005] * 17)
 BUSY_COMMITS = 32
 BUSY_PAUSE_S = 0.008
 RETRY_S = 1.0
@@ -91,8 +92,8 @@ class CaptureLoop:
         self._compare_because: str | None = None
         self._trouble_s = 0.0
         self._complete_s = time.monotonic()
-        self._anchored: tuple[object, ...] = ()
-        self._anchored_s = self._looked_s = 0.0
+        self._pace = AnchorPace(anchor, capture)
+        self._looked_s = 0.0
         self.foreign.wake = self._wakeup.call
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
 
@@ -320,17 +321,20 @@ class CaptureLoop:
             self._relief.when_low(self._capture.frame)
             if self.trouble is not None:
                 self._trouble_is_over()
-            settled = self._move_anchor_when_due()
+            settled = self._pace.follow(busy=busy)
             self._look_around_when_due()
             if busy:
                 self._wakeup.pause(BUSY_PAUSE_S)  # grouping is worth more than latency now
             elif looks < len(LOOK_AGAIN_S) and self._more_is_written():
-                self._wakeup.pause(LOOK_AGAIN_S[looks])
+                self._wakeup.pause(min(LOOK_AGAIN_S[looks], self._pace.longest_pause_s))
                 looks += 1
+            elif self._pace.checkpoint_runs:
+                self._wakeup.pause(CHECKPOINT_LOOK_S)
             elif not self._wakeup.arm():
-                # An app's checkpoint writes the database first and moves nBackfill, which no event tells, last.
-                quiet = not self._wakeup.wait(IDLE_S if settled and quiet else ANCHOR_EVERY_S)
-                looks = looks if quiet else 0
+                idle_s = IDLE_S if quiet else UNQUIET_S
+                woken = self._wakeup.wait(idle_s if settled else self._pace.due_in_s)
+                quiet = settled and not woken
+                looks = 0 if woken else looks
 
     def _trouble_is_over(self) -> None:
         self.trouble = self._lacks = None
@@ -392,20 +396,6 @@ class CaptureLoop:
             return os.fstat(self._files.wal_fd).st_size > WAL_HEADER_SIZE
         head = os.pread(self._files.wal_fd, 16, frame_offset(frame + 1, self._capture.page_size))
         return head[8:16] == salt[0].to_bytes(4, "big") + salt[1].to_bytes(4, "big")
-
-    def _move_anchor_when_due(self) -> bool:
-        """Follow the newest state, so that the app's own checkpoints are held up for a moment at most; False when the
-        anchor is not there yet."""
-        info = self._files.checkpoint_info()
-        state = (self._capture.salt, self._capture.frame, info.backfill >= self._capture.frame)
-        if state == self._anchored:
-            return True
-        now = time.monotonic()
-        if now - self._anchored_s < ANCHOR_EVERY_S:
-            return False
-        self._anchor.move(self._capture.settle)
-        self._anchored, self._anchored_s = state, now
-        return True
 
     def _look_around_when_due(self) -> None:
         """What no event tells: files that are not the ones at their paths any more, or were cut."""

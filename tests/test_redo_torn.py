@@ -70,7 +70,7 @@ def restart_wal(app: Machine) -> None:
 
     def copied_back() -> bool:
         _, frames, copied = app.app.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
-        return bool(frames == copied and app.database.loop._anchored[1:] == (frames, True))  # at read lock 0
+        return bool(frames == copied and app.database.loop._pace._place[1:] == (frames, True))  # at read lock 0
 
     assert poll(copied_back, 10.0), "the WAL is not copied back"
     app.commit()

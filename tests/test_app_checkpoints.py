@@ -1,0 +1,79 @@
+"""Checkpoints that apps run: RESTART and TRUNCATE hold the write lock while they wait for readers, of whom the primary is
+one. It goes out of their way, so that neither the checkpoint nor a writer waits for longer than without a primary.
+
+SQLite of this process is the primary's; the apps are other processes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.e2e_oracle import Served, served
+from support.e2e_state import create
+from support.writers import Sql, sql
+
+INSERT = "INSERT INTO filler (body) VALUES (randomblob(2000))"
+ROUNDS = 9
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    path = tmp_path / "app.db"
+    create(path)
+    return path
+
+
+@pytest.fixture
+def app(db: Path) -> Iterator[Served]:
+    with served(db) as made:
+        yield made
+
+
+def checkpoint(one: Sql, mode: str) -> tuple[int, float]:
+    """Was it busy, and how long did it take, in seconds?"""
+    [[busy, *_]] = one(f"PRAGMA wal_checkpoint({mode})")
+    return busy, one.seconds
+
+
+@pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])
+def test_a_checkpoint_after_each_commit_takes_some_milliseconds(db: Path, app: Served, mode: str) -> None:
+    waited_s = []
+    with sql(db, timeout_s=5.0) as one:
+        for _ in range(ROUNDS):
+            one(INSERT)
+            busy, seconds = checkpoint(one, mode)
+            assert not busy
+            waited_s.append(seconds)
+    assert statistics.median(waited_s) < 0.05, waited_s  # it was 0.2 s
+    app.verify()
+
+
+def test_a_writer_with_a_short_busy_timeout_outlasts_truncating_checkpoints(db: Path, app: Served) -> None:
+    with sql(db, timeout_s=5.0) as maintenance, sql(db, timeout_s=0.2) as one:
+        for _ in range(ROUNDS):
+            one(INSERT)
+            assert not checkpoint(maintenance, "TRUNCATE")[0]
+            one(INSERT)
+    assert app.commits == 2 * ROUNDS
+    app.verify()
+
+
+def test_a_primary_that_had_to_share_an_old_read_mark_leaves_it_without_a_commit(db: Path, app: Served) -> None:
+    """With every read mark in use SQLite gives the anchor one of somebody else's, and a checkpoint that waits for it
+    keeps everybody from committing."""
+    with sql(db, timeout_s=2.0) as one:
+        with ExitStack() as stack:
+            for _ in range(6):  # more than there are marks
+                reader = stack.enter_context(sql(db))
+                reader("BEGIN")
+                reader("SELECT count(*) FROM filler")
+                one(INSERT)
+                app.database.loop.barrier().result(10.0)
+            one(INSERT)
+            app.database.loop.barrier().result(10.0)
+        assert checkpoint(one, "TRUNCATE")[0] == 0
+    app.verify()
