@@ -15,7 +15,9 @@ from pathlib import Path
 
 import apsw
 
-from walcast.dbfiles import begin_reading
+from walcast.dbfiles import DatabaseFiles, begin_reading
+from walcast.locks import is_locked, try_lock, unlock
+from walcast.walindex import LOCK_READ0, READ_MARK_UNUSED, READ_MARKS
 
 BUSY_TIMEOUT_MS = 100
 
@@ -56,12 +58,14 @@ class Anchor:
         self._free = connect(path)
         _begin(self._held)
         self.is_held = True
+        self._aside: tuple[int, int] | None = None  # descriptor and lock byte
 
     def let_go(self) -> None:
         """Hold nothing for a while: frames may be overwritten unseen. Nothing happens the second time."""
         if self.is_held:
             self.is_held = False
             _roll_back(self._held)
+            self._end_aside()
 
     def hold(self) -> None:
         """Hold the newest state again, after `let_go`; nobody knows what was committed before."""
@@ -81,10 +85,33 @@ class Anchor:
             _roll_back(self._free)
             raise
         _roll_back(self._held)
+        self._end_aside()
         self._held, self._free = self._free, self._held
+
+    @property
+    def is_aside(self) -> bool:
+        """Is it a lock alone that holds the frames, see `stand_aside`?"""
+        return self._aside is not None
+
+    def stand_aside(self, files: DatabaseFiles) -> bool:
+        """Give up the read mark, until the next `move`; False when that cannot be. A lock on any of the marks keeps the
+        WAL from being restarted, so one that nobody uses holds the frames, and no checkpoint waits for that one."""
+        if self._aside is None:
+            byte = _lock_free_mark(files)
+            if byte is None:
+                return False
+            self._aside = files.shm_fd, byte
+            _roll_back(self._held)
+        return True
+
+    def _end_aside(self) -> None:
+        if self._aside is not None:
+            unlock(*self._aside)
+            self._aside = None
 
     def close(self) -> None:
         """Let go."""
+        self._end_aside()
         self._held.close()
         self._free.close()
 
@@ -96,6 +123,16 @@ def _begin(connection: apsw.Connection) -> None:
     except BaseException:
         _roll_back(connection)
         raise
+
+
+def _lock_free_mark(files: DatabaseFiles) -> int | None:
+    """Lock the byte of a read mark that no reader has, preferably of one that says so: no checkpoint waits for that."""
+    marks = files.checkpoint_info().read_marks
+    for index in sorted(range(1, READ_MARKS), key=lambda index: marks[index] != READ_MARK_UNUSED):
+        byte = LOCK_READ0 + index
+        if not is_locked(files.shm_fd, byte) and try_lock(files.shm_fd, byte, exclusive=False):
+            return byte
+    return None
 
 
 def _roll_back(connection: apsw.Connection) -> None:

@@ -1,5 +1,5 @@
-"""Checkpoints that apps run: RESTART and TRUNCATE hold the write lock while they wait for readers, of whom the primary is
-one. It goes out of their way, so that neither the checkpoint nor a writer waits for longer than without a primary.
+"""Checkpoints that apps run: RESTART and TRUNCATE hold the write lock while they wait for readers, of whom the primary
+is one. It goes out of their way, so that neither the checkpoint nor a writer waits for longer than without a primary.
 
 SQLite of this process is the primary's; the apps are other processes.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
 from support.writers import Sql, sql
+
+from primary.anchor import Anchor
+from walcast.dbfiles import DatabaseFiles
 
 INSERT = "INSERT INTO filler (body) VALUES (randomblob(2000))"
 ROUNDS = 9
@@ -77,3 +81,39 @@ def test_a_primary_that_had_to_share_an_old_read_mark_leaves_it_without_a_commit
             app.database.loop.barrier().result(10.0)
         assert checkpoint(one, "TRUNCATE")[0] == 0
     app.verify()
+
+
+def test_an_anchor_that_took_the_mark_a_checkpoint_waits_for_stands_aside_and_still_holds_the_frames(db: Path) -> None:
+    with sql(db, timeout_s=10.0) as one, ThreadPoolExecutor(1) as thread:
+        one(INSERT)  # so that there is a WAL to have a mark in
+        anchor = Anchor(db)
+        files = DatabaseFiles(db)
+        try:
+            one(INSERT)
+            waiting = thread.submit(checkpoint, one, "FULL")
+            assert not wait([waiting], 0.1).done, "it does not wait for the anchor"
+            anchor.let_go()
+            anchor.hold()  # the same mark, between two looks of SQLite's busy handler
+            assert not wait([waiting], 0.2).done, "it has not come to what this test is about"
+
+            assert anchor.stand_aside(files)
+            assert waiting.result(5.0)[0] == 0
+            before = files.index_header()
+            one(INSERT)  # would restart the WAL, all of which is copied, if nothing held it
+            after = files.index_header()
+            assert before
+            assert after
+            assert after.salt == before.salt
+            assert after.mx_frame > before.mx_frame
+
+            anchor.move(lambda: None)
+            assert not anchor.is_aside
+            assert checkpoint(one, "FULL")[0] == 0
+            anchor.move(lambda: None)  # to read lock 0
+            one(INSERT)
+            restarted = files.index_header()
+            assert restarted
+            assert restarted.salt != after.salt
+        finally:
+            anchor.close()
+            files.close()
