@@ -27,6 +27,7 @@ from primary.foreign import ForeignWrites
 from primary.identity import SizeWatch, Truncated, check_same_files
 from primary.opening import check_schema
 from primary.redo import recover
+from primary.refusing import allow_checkpoints, refuse_checkpoints
 from primary.relief import Relief
 from primary.resume import Scanned, begin_restored, compare, resume
 from primary.wakeup import Wakeup
@@ -214,6 +215,7 @@ class CaptureLoop:
         self._fail_barriers(Unavailable("stopping"))
         if self._thread.is_alive():
             raise Stopped(f"{self._files.path}: capture has not ended within {STOP_S:.0f} s: a disk does not answer")
+        allow_checkpoints(self._files)
         self.foreign.close(Unavailable("stopping"))
         self._checkpointer.close()
         self._wakeup.close()
@@ -249,6 +251,7 @@ class CaptureLoop:
             self._compare_because = str(error)
         except (Unavailable, apsw.BusyError, apsw.LockedError, apsw.ProtocolError) as error:
             log.debug("busy", extra={"database": self.name, "error": str(error)})
+            allow_checkpoints(self._files)  # who has to recover the wal-index needs that lock
             self._wakeup.pause(LOOK_AGAIN_S[4])
         except (apsw.Error, OSError, MemoryError) as error:
             check_same_files(self._files)
@@ -285,10 +288,13 @@ class CaptureLoop:
         key = "trouble", type(self._lacks) if self._lacks else what
         facts = {"database": self.name, "error": what}
         self._rarely.log(logging.ERROR, "cannot capture, trying again", key, facts)
+        if self._anchor.is_held:
+            refuse_checkpoints(self._files)
         if now - self._trouble_s > TROUBLE_S:
             if self._lacks is None:
                 raise Stopped(f"{self._files.path}: could not capture for {TROUBLE_S:.0f} s: {what}")
             self._anchor.let_go()
+            allow_checkpoints(self._files)
             self._relief.suspended()
             self._rarely.log(logging.ERROR, "capture is suspended until that is over", "suspended", facts)
 
@@ -309,6 +315,8 @@ class CaptureLoop:
             if self.foreign.found:
                 return
             transactions = self._turn()
+            if self.trouble is not None:
+                allow_checkpoints(self._files)
             self.foreign.answer()
             self._answer_holders()
             if waits_for_lock:
@@ -428,6 +436,7 @@ class CaptureLoop:
 
     def _fail(self, error: WalcastError) -> None:
         self.failure = error
+        allow_checkpoints(self._files)
         self._fail_barriers(error)
         self.foreign.close(error)
         self.on_failure()

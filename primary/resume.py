@@ -14,6 +14,7 @@ import numpy as np
 
 from primary.capture import Capture
 from primary.entries import append_entry
+from primary.refusing import checkpoints_refused
 from walcast import ltx
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
@@ -70,7 +71,7 @@ class Scanned:
 
 def scan(capture: Capture, stopping: Callable[[], bool] = lambda: False) -> Scanned:
     """Read every page. Unavailable when `stopping` becomes true meanwhile."""
-    with PageReader(capture.files, capture.reader) as reader:
+    with PageReader(capture.files, capture.reader) as reader, checkpoints_refused(capture.files):
         return Scanned(reader.header, PageChecksums.scan(capture.page_size, _until(stopping, reader.chunks())))
 
 
@@ -82,7 +83,7 @@ def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, know
     Call with the anchor held. Unavailable when `stopping` becomes true meanwhile.
     """
     log = capture.log
-    with PageReader(capture.files, capture.reader) as reader:
+    with PageReader(capture.files, capture.reader) as reader, checkpoints_refused(capture.files):
         if known is not None and known.is_of(reader.header):
             now = known.checksums
         else:

@@ -6,6 +6,8 @@ SQLite of this process is the primary's; the apps are other processes.
 
 from __future__ import annotations
 
+import errno
+import os
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
+from support.nodes import poll
 from support.writers import Sql, sql
 
 from primary.anchor import Anchor
@@ -80,6 +83,29 @@ def test_a_primary_that_had_to_share_an_old_read_mark_leaves_it_without_a_commit
             one(INSERT)
             app.database.loop.barrier().result(10.0)
         assert checkpoint(one, "TRUNCATE")[0] == 0
+    app.verify()
+
+
+def test_while_nothing_can_be_captured_a_checkpoint_is_busy_at_once_and_nobody_waits(
+    db: Path, app: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = app.database.loop
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with sql(db, timeout_s=5.0) as maintenance, sql(db, timeout_s=0.2) as one:
+        with monkeypatch.context() as patched:
+            patched.setattr(app.database.log, "append", full)
+            one(INSERT)
+            assert poll(lambda: loop.trouble is not None)
+            busy, seconds = checkpoint(maintenance, "TRUNCATE")
+            assert busy
+            assert seconds < 0.5
+            one(INSERT)
+        assert poll(lambda: loop.trouble is None)
+        assert app.commits == 2
+        assert checkpoint(maintenance, "TRUNCATE")[0] == 0
     app.verify()
 
 
