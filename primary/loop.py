@@ -25,6 +25,7 @@ from primary.capture import Capture
 from primary.checkpointer import Checkpointer
 from primary.foreign import ForeignWrites
 from primary.identity import SizeWatch, Truncated, check_same_files
+from primary.long_readers import LongReaders
 from primary.opening import check_schema
 from primary.redo import recover
 from primary.refusing import allow_checkpoints, refuse_checkpoints
@@ -81,6 +82,7 @@ class CaptureLoop:
         self._rarely = Rarely(log)
         self._lacks: Unavailable | None = None
         self._size = SizeWatch(self._files)
+        self._long_readers = LongReaders(name, self._files)
         self.foreign = ForeignWrites(name, capture, self._log.directory.parent)
         self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
         self._lock = threading.Lock()
@@ -419,6 +421,7 @@ class CaptureLoop:
         except Truncated:
             self.foreign.shrank()  # for good, or for as long as something is being copied over it
         self._log.trim()
+        self._long_readers.look_when_due(self._capture.frame * self._capture.frame_size)
 
     def _check_size(self) -> None:
         """As above, without a capture."""
