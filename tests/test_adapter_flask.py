@@ -192,14 +192,14 @@ def test_a_wrong_setting_is_one_clear_line(config: dict[str, Any], words: str) -
 def plain_database(folder: Path) -> Path:
     """That no node ever served."""
     with closing(sqlite3.connect(folder / "app.db")) as made:
-        made.execute("CREATE TABLE books (title)")
+        made.execute("CREATE TABLE IF NOT EXISTS books (title)")
     return folder / "app.db"
 
 
-def test_without_a_request_and_a_node_a_database_is_read_only(tmp_path: Path) -> None:
+def test_without_a_request_and_a_node_a_database_is_read_only_if_so_told(tmp_path: Path) -> None:
     """In a shell, or in a job."""
     app = Flask("job")
-    app.config["WALCAST_DATABASE"] = os.fspath(plain_database(tmp_path))
+    app.config |= {"WALCAST_DATABASE": os.fspath(plain_database(tmp_path)), "WALCAST_STANDALONE": False}
     extension = Walcast(app)
     with app.app_context():
         assert extension.connection.execute("SELECT count(*) FROM books").fetchone()[0] == 0
@@ -207,10 +207,10 @@ def test_without_a_request_and_a_node_a_database_is_read_only(tmp_path: Path) ->
             extension.connection.execute("INSERT INTO books VALUES ('x')")
 
 
-def test_where_no_node_ever_ran_an_app_is_standalone_if_it_says_so(tmp_path: Path) -> None:
+def test_where_no_node_ever_ran_an_app_is_standalone_or_not_as_it_says(tmp_path: Path) -> None:
     for standalone, status in ((False, 503), (True, 204)):
         app = Flask("developed")
-        app.config["WALCAST_DATABASE"] = os.fspath(plain_database(tmp_path) if standalone else tmp_path / "none.db")
+        app.config["WALCAST_DATABASE"] = os.fspath(plain_database(tmp_path))
         app.config |= {"WALCAST_STANDALONE": standalone, "WALCAST_PRIMARY_WAIT_S": 0}
         extension = Walcast(app)
 

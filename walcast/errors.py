@@ -2,6 +2,7 @@
 
     WalcastError
     ├── ConfigError        fix what was asked for: a path, a flag, a file, a URL; nothing was changed
+    │   └── NotAllowed         this process runs as a user that may not: run it as the one that the message names
     ├── Unavailable        try again later: the other side, the store or the lock is not there now
     │   ├── DiskFull       a disk has no room: free some; walcast gives back what it can, and goes on by itself
     │   ├── Exhausted      no file descriptors, memory or threads are left: raise the limit, or wait
@@ -28,6 +29,10 @@ class WalcastError(Exception):
 
 class ConfigError(WalcastError):
     """What was asked for cannot work; nothing was changed."""
+
+
+class NotAllowed(ConfigError):
+    """The user that this process runs as may not do this; another one may."""
 
 
 class Unavailable(WalcastError):

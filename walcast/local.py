@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.errors import ConfigError, NotAllowed, Unavailable, WalcastError
 from walcast.permissions import OWNER_ONLY
 from walcast.statedir import open_folder, state_dir
 from walcast.token import NotPrimary
@@ -75,7 +75,10 @@ def ask(
                     raise _refused(answer)
                 yield answer, cast(BinaryIO, stream)
         except PermissionError as error:
-            raise ConfigError(f"{database}: served by another user's process; run this as that user") from error
+            raise NotAllowed(
+                f"{database}: served by another user's process, whose socket this one, of uid {os.geteuid()},"
+                " may not open; run this as that user"
+            ) from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise Unavailable(f"{database}: no walcast process serves it") from error
         except (TimeoutError, ConnectionError) as error:

@@ -9,6 +9,10 @@
         return render_template("index.html", books=walcast.connection.execute("SELECT …").fetchall())
 
 Every option of `walcast.web.options.Options` can be set as `WALCAST_…` in capitals; the secret is the app's SECRET_KEY.
+From an environment (`app.config.from_prefixed_env()`) they are turned into the types that the options have, as in
+FLASK_WALCAST_STANDALONE=1.
+
+Where no walcast ever ran beside the database file, as in development and in tests, the app works on that file.
 """
 
 from __future__ import annotations
@@ -24,12 +28,15 @@ from walcast.connection import PrimaryMoved, ReadOnlyReplica, WritingConnection
 from walcast.errors import ConfigError, Unavailable
 from walcast.replica import Replica
 from walcast.statedir import behind_link
+from walcast.web.beside import may_be_alone
 from walcast.web.core import Request
 from walcast.web.options import Options
+from walcast.web.typed import typed
 from walcast.web.wsgi import ENVIRON_KEY, WSGIMiddleware
 
 PREFIX = "WALCAST_"
 NAME = "walcast"
+STANDALONE = "walcast.standalone"
 BUSY_S = 5.0
 
 
@@ -47,6 +54,7 @@ class Walcast:
         if not database:
             raise ConfigError("WALCAST_DATABASE is not set: the path of the database, or of its replica, on this host")
         app.extensions[NAME] = Replica(database)
+        app.extensions[STANDALONE] = options.get("standalone")
         app.wsgi_app = WSGIMiddleware(app.wsgi_app, database, **options)  # type: ignore[method-assign]
         app.teardown_request(_notice)
         app.teardown_appcontext(_close)
@@ -90,7 +98,8 @@ def _options(app: Flask) -> dict[str, Any]:
     for name in told:
         if name not in known:
             raise ConfigError(f"{PREFIX}{name.upper()}: no such option; known: {', '.join(sorted(known))}")
-    secrets = [app.config.get("SECRET_KEY"), *(app.config.get("SECRET_KEY_FALLBACKS") or [])]
+    told = {name: typed(name, value) for name, value in told.items() if value != ""}
+    secrets: list[Any] = [app.config.get("SECRET_KEY"), *(app.config.get("SECRET_KEY_FALLBACKS") or [])]
     return {"secret": secrets} | told
 
 
@@ -98,7 +107,8 @@ def _is_primary(replica: Replica) -> bool:
     try:
         return replica.state() == "primary"
     except Unavailable:  # no node ever ran here
-        return bool(current_app.config.get(PREFIX + "STANDALONE"))
+        standalone: bool | None = current_app.extensions[STANDALONE]
+        return may_be_alone(behind_link(replica.path), standalone)
 
 
 def _asked() -> Request | None:

@@ -8,7 +8,15 @@ from walcast.web import headers as h
 from walcast.web.options import Options
 
 NO_PRIMARY = "there is no primary now; nothing was changed"
-NO_WAY = "this host does not know where the primary's app answers; nothing was changed"
+NO_WAY = (
+    "this host does not know where the primary's app answers: start the primary with --app-url, see the log of this"
+    " app; nothing was changed"
+)
+NO_DATABASE = "there is no database on this host: start walcast here, see the log of this app; nothing was changed"
+NO_NODE = "walcast does not run on this host: start it again; nothing was changed"
+NOT_ALLOWED = (
+    "this app's user may not read what walcast says of the database: see the log of this app; nothing was changed"
+)
 MOVED = "the primary has just moved; nothing was done"
 MAYBE = "the primary did not answer in time: what you asked for may have been done, or not; look before you repeat it"
 READ_FAILED = "the primary did not answer in time"

@@ -96,7 +96,7 @@ class ASGIMiddleware:
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect
-        why = found.why if isinstance(found, Refuse) else answers.NO_PRIMARY
+        why = found.why if isinstance(found, Refuse) else self._core.no_way(found)
         if "websocket.http.response" in scope.get("extensions", {}):
             status = found.status if isinstance(found, Refuse) else 503
             headers, body = answers.answer(status, why, self._core.options)
@@ -247,7 +247,7 @@ class ASGIMiddleware:
                         return await self._refuse(send, incoming, Refuse(502, why))
                     again = False
             if not await self._hold(trying):
-                why = core.no_way(found.why if isinstance(found, Forward) else "")
+                why = core.no_way(found)
                 return await self._refuse(send, incoming, Refuse(503, why, 1))
 
     async def _hold(self, trying: Trying) -> bool:

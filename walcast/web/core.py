@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from walcast.errors import ConfigError, Unavailable, WalcastError
+from walcast.errors import ConfigError, NotAllowed, Unavailable, WalcastError
 from walcast.identity import NAME as ID_NAME
 from walcast.identity import read_database_id
 from walcast.primary import Primary
@@ -25,6 +25,7 @@ from walcast.statusfile import State, Status, read_status, status_path
 from walcast.token import NotEnoughFollowers, Token
 from walcast.web import answers
 from walcast.web import headers as h
+from walcast.web.beside import Beside, look_beside
 from walcast.web.forwarding import BadRequest
 from walcast.web.options import Options
 from walcast.web.proof import (
@@ -37,7 +38,7 @@ from walcast.web.proof import (
     token_keys,
     token_text,
 )
-from walcast.web.routing import UNPROVEN_STATUS, Asked, Local, Route, heard_of, route
+from walcast.web.routing import UNPROVEN_STATUS, Asked, Forward, Local, Route, heard_of, route
 from walcast.web.spool import Budget
 from walcast.web.taken import Full, Taken
 from walcast.web.target import is_below, target_of
@@ -156,6 +157,8 @@ class Core:
         self.spooled = Budget(self.options.max_spooled)
         self._taken = Taken(state_dir(self.path))
         self._rarely = Rarely(log)
+        self._beside = Beside()
+        self._said_alone = False
         self._known: tuple[float, Status | None] = (-KNOWN_FOR_S, None)
         self._id: tuple[int, int, str] = (0, 0, "")
 
@@ -240,17 +243,24 @@ class Core:
             self._rarely.log(logging.WARNING, "the body of a forwarded request was changed on its way", "body", {})
             raise BadRequest(UNPROVEN_STATUS, "the body is not the one that the edge sent on; nothing was done")
 
-    def no_way(self, why: str) -> str:
-        """What a visitor is told where nobody knows where the primary's app is; the log says why."""
-        if not why:
+    def no_way(self, found: Route) -> str:
+        """What a visitor is told where nothing answers as the primary's app; the log says why."""
+        if not isinstance(found, Forward) or found.url:
             return answers.NO_PRIMARY
-        self._rarely.log(logging.WARNING, "it is not known where the primary's app answers", why, {"error": why})
-        return answers.NO_WAY
+        if found.why:
+            event = "no request can be sent on to the primary's app"
+            self._rarely.log(logging.WARNING, event, found.why, {"error": found.why})
+        return found.answer
 
     def route(self, asked: Asked, *, waited: bool = False) -> Route:
         """Where to now."""
         plain = not asked.writes and not asked.forwarded and asked.token is None
-        return route(asked, self.status(fresh=not plain), time.time_ns(), self.options, waited=waited)
+        status = self.status(fresh=not plain)
+        found = route(asked, status, time.time_ns(), self.options, waited=waited, beside=self._beside)
+        if isinstance(found, Local) and found.alone and not self._said_alone:
+            self._said_alone = True
+            log.info("no walcast here: the app writes the database by itself", extra={"database": str(self.path)})
+        return found
 
     def status(self, *, fresh: bool = True) -> Status | None:
         """What the node says; None when none ever ran."""
@@ -260,9 +270,10 @@ class Core:
             return known
         try:
             known = read_status(self.path)
-        except Unavailable:
+        except Unavailable as error:
             # A file that cannot be read tells of a node all the same: nobody is alone here.
             known = Status() if self.options.standalone and status_path(self.path).exists() else None
+            self._beside = look_beside(self.path, error)
         self._known = (now, known)
         return known
 
@@ -303,13 +314,14 @@ class Core:
         try:
             token, more = self._token(writes=writes, primary=primary)
         except (WalcastError, OSError, ValueError) as error:
-            log.warning("an answer goes without a token", extra={"error": str(error)})
+            facts = {"error": str(error)}
+            self._rarely.log(logging.WARNING, "an answer goes without a token", type(error).__name__, facts)
             if not (writes and primary):
                 return []
             status = self.status()
             if status is None or status.state is not State.PRIMARY or not status.is_live(time.time_ns()):
                 raise InDoubt from error
-            return [(h.UNCONFIRMED, f"0/{options.followers}" if options.followers else "no token")]
+            return [(h.UNCONFIRMED, f"0/{options.followers}" if options.followers else _without_token(error))]
         cookie = self._cookies(name)[0 if writes else 1]
         text = token_text(token, name, self._token_keys())
         return h.token_headers(text, cookie=cookie, max_age_s=options.cookie_s, secure=secure) + more
@@ -332,6 +344,10 @@ class Core:
                 if left_s <= ASK_AGAIN_S:
                     raise
                 time.sleep(ASK_AGAIN_S)  # a node that is started again is the primary again
+
+
+def _without_token(error: Exception) -> str:
+    return "no token: the app's user may not open walcast's socket" if isinstance(error, NotAllowed) else "no token"
 
 
 def with_token(headers: h.Headers, more: h.Headers) -> h.Headers:

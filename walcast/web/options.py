@@ -19,7 +19,7 @@ STALE = "stale"
 
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
 
-Secret: TypeAlias = str | bytes | None
+Secret: TypeAlias = str | bytes | int | float | None
 
 _COOKIE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -32,6 +32,17 @@ def writes_by_method(method: str, path: str) -> bool:
 def plain_page(status: int, why: str) -> tuple[str, bytes]:
     """One line of text."""
     return "text/plain; charset=utf-8", f"{why}\n".encode()
+
+
+def _secret_bytes(secret: object) -> bytes:
+    """Environments that are read as JSON make numbers of digits. ConfigError, without the value."""
+    if isinstance(secret, bytes):
+        return secret
+    if isinstance(secret, str | int | float) and not isinstance(secret, bool):
+        return str(secret).encode()
+    if secret is None:
+        return b""
+    raise ConfigError(f"secret: text, bytes or a number belongs there, not {type(secret).__name__}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +65,7 @@ class Options:
     `barrier_s`, until so many followers have it on disk.
 
     `standalone`: where no node ever ran beside the database, the app here is all there is; for development and tests.
+    None: where there is a database file and no state folder beside it, and no `primary_url`; False: never.
 
     `private`: path prefixes that are always answered here, and never forwarded. `trust_forwarded`: the client's own
     Forwarded and X-Forwarded-* headers come from a proxy of yours and are passed on.
@@ -82,7 +94,7 @@ class Options:
     primary_wait_s: float = 5.0
     followers: int = 0
     barrier_s: float = 2.0
-    standalone: bool = False
+    standalone: bool | None = None
     private: tuple[str, ...] = ()
     trust_forwarded: bool = False
     max_body: int = 64 << 20
@@ -117,8 +129,8 @@ class Options:
         if isinstance(allowed_app_urls, str):
             raise ConfigError(f"allowed_app_urls={allowed_app_urls!r}: a sequence of origins or hosts belongs there")
         allowed = None if allowed_app_urls is None else tuple(allowed_app_urls)
-        given = [secret] if secret is None or isinstance(secret, str | bytes) else secret
-        raw = [one.encode() if isinstance(one, str) else one for one in given if one]
+        given = secret if isinstance(secret, Sequence) and not isinstance(secret, str | bytes) else [secret]
+        raw = [found for found in map(_secret_bytes, given) if found]
         # Whatever else the app signs with the same secret is of no use here, nor the other way round.
         derived = tuple(SecretBytes(hashlib.sha256(b"walcast.web\0" + one).digest()) for one in raw)
         options = cls(secrets=derived, private=tuple(private), allowed_app_urls=allowed, **told)
@@ -144,6 +156,8 @@ class Options:
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name}={value!r}: a number belongs there, 0 or more")
         for name in ("monotonic_reads", "trust_forwarded", "standalone", "insecure_app_url"):
+            if name == "standalone" and self.standalone is None:
+                continue
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: True or False belongs there")
         if self.max_connections == 0:

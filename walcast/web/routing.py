@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 from walcast.statusfile import State, Status
 from walcast.token import Token
+from walcast.web import answers
+from walcast.web.beside import Beside
 from walcast.web.options import PRIMARY, Options
 
 APPLYING = (State.STREAMING, State.CATCHING_UP)
@@ -54,10 +56,12 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """To the primary's app at `url`; "": nobody knows where that is, and `why`, unless there is no primary."""
+    """To the primary's app at `url`; "": nobody knows where that is. `why`, for the log, unless there is no primary,
+    and `answer`, for visitors."""
 
     url: str
     why: str = field(default="", compare=False)
+    answer: str = field(default=answers.NO_PRIMARY, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +76,20 @@ class Refuse:
 Route: TypeAlias = Local | Wait | Forward | Refuse
 
 
-def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *, waited: bool = False) -> Route:
-    """`status`: of the replica, None without one. `waited`: as long as is allowed for the token."""
+def route(
+    asked: Asked,
+    status: Status | None,
+    now_ns: int,
+    options: Options,
+    *,
+    waited: bool = False,
+    beside: Beside = Beside(),  # noqa: B008 - frozen
+) -> Route:
+    """`status`: of the replica, None without one; then `beside` says what is there instead. `waited`: as long as is
+    allowed for the token."""
     if asked.private:
         return Refuse(404, "not here") if asked.forwarded else Local()
-    if status is None and options.standalone:
+    if status is None and _is_alone(asked, options, beside):
         return _unproven(asked) or Local(primary=True, alone=True)
     if asked.database and status is not None and status.name not in ("", asked.database):
         return Refuse(421, f"the app that answers here is not that of the database {asked.database!r}: see --app-url")
@@ -89,10 +102,19 @@ def route(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
     if asked.writes:
         if primary:  # a token of a later term: another one is the primary, and this one does not know it yet
             return Refuse(NOT_PRIMARY_STATUS, "this host is not the primary any more; nothing was done", 1)
-        return _forward(asked, status, options)
+        return _forward(asked, status, options, beside)
     if asked.upgrade:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
+    if status is None or status.state in NOTHING_HERE:
+        return _forward(asked, status, options, beside)
     return _read(asked, status, now_ns, options, live=live, waited=waited)
+
+
+def _is_alone(asked: Asked, options: Options, beside: Beside) -> bool:
+    """What an edge has sent on shows that there are other nodes: only an app that was told so is alone then."""
+    if options.standalone is not None:
+        return options.standalone
+    return beside.alone and options.primary_url is None and not asked.forwarded
 
 
 def _unproven(asked: Asked) -> Refuse | None:
@@ -102,9 +124,7 @@ def _unproven(asked: Asked) -> Refuse | None:
     return Refuse(UNPROVEN_STATUS, f"the proof of a forwarded request is not taken: {asked.unproven}. Nothing was done")
 
 
-def _read(asked: Asked, status: Status | None, now_ns: int, options: Options, *, live: bool, waited: bool) -> Route:
-    if status is None or status.state in NOTHING_HERE:
-        return _forward(asked, status, options)
+def _read(asked: Asked, status: Status, now_ns: int, options: Options, *, live: bool, waited: bool) -> Route:
     if asked.token is not None and not has(status, asked.token, now_ns):
         # What is not applying will not have it in time: no worker waits for that.
         if not waited and live and (status.state in APPLYING or status.state is State.PRIMARY):
@@ -118,24 +138,30 @@ def _read(asked: Asked, status: Status | None, now_ns: int, options: Options, *,
     return _forward(asked, status, options) if options.on_lag == PRIMARY else Local(stale_s=lag_s)
 
 
-def _forward(asked: Asked, status: Status | None, options: Options) -> Route:
+def _forward(asked: Asked, status: Status | None, options: Options, beside: Beside = Beside()) -> Route:  # noqa: B008
     if asked.upgrade:
         return Refuse(501, "no other protocol is spoken by way of a replica; ask the primary's host", None)
-    if status is not None and status.is_own:
-        return Forward("")  # the last known primary is this host, and its workers would wait for each other
+    if status is not None and status.is_own:  # to itself nothing is sent on: its workers would wait for each other
+        if status.state is State.STOPPED:
+            return Forward("", "walcast, the primary here, does not run: start it again", answers.NO_NODE)
+        return Forward("")
     if options.primary_url is not None:
         return Forward(options.primary_url)
-    return _where_told(status, options) if status is not None else Forward("")
+    return _where_told(status, options) if status is not None else Forward("", beside.why, beside.answer)
 
 
 def _where_told(status: Status, options: Options) -> Forward:
     """Where the node says; it is checked here, too: what is forwarded goes by this process's options."""
     if status.app_url:
         why = options.app_urls.refusal(status.app_url)
-        return Forward("" if why else status.app_url, why)
+        return Forward("" if why else status.app_url, why, answers.NO_WAY)
     if status.app_url_refused:
-        return Forward("", status.app_url_refused)
-    return Forward("", "its node was told no --app-url" if status.state in APPLYING else "")
+        return Forward("", status.app_url_refused, answers.NO_WAY)
+    if status.state in APPLYING:
+        return Forward("", "the primary was started without --app-url: start it with one", answers.NO_WAY)
+    if status.state is State.STOPPED:
+        return Forward("", "walcast, the follower here, does not run: start it again", answers.NO_NODE)
+    return Forward("")
 
 
 def has(status: Status | None, token: Token, now_ns: int) -> bool:

@@ -227,7 +227,7 @@ class WSGIMiddleware:
                         return self._refuse(start_response, incoming, Refuse(502, why))
                     again = False
             if not self._hold(trying):
-                why = core.no_way(found.why if isinstance(found, Forward) else "")
+                why = core.no_way(found)
                 return self._refuse(start_response, incoming, Refuse(503, why, 1))
 
     def _pass_on(self, start_response: StartResponse, response: httpcore.Response, body: Body) -> Iterable[bytes]:
