@@ -14,6 +14,7 @@ from node.options import CONFIG, JSON, PATH, Command, flag, mode_flag
 from node.progress import progress_of
 from node.saying import say
 from walcast.archive import ArchiveFile
+from walcast.archive.clocks import ClockStep
 from walcast.moment import format_moment
 from walcast.permissions import OWNER_ONLY
 from walcast.position import format_txid
@@ -102,6 +103,14 @@ def _facts(report: RestoreReport, timestamp_ms: int | None) -> dict[str, Any]:
         "page_size": reached.page_size if reached else None,
         "went_around": list(report.went_around),
         "obstacle": report.obstacle,
+        "clock_set_back": [
+            {
+                "seconds": step.back_ms / 1000,
+                "from": format_moment(step.from_ms),
+                "until": format_moment(step.until_ms),
+            }
+            for step in report.clock_steps
+        ],
     }
 
 
@@ -138,14 +147,24 @@ def _words(report: RestoreReport, timestamp_ms: int | None) -> str:
     files = f"{len(report.plan)} file{'s' if len(report.plan) != 1 else ''}, {size}"
     if report.restored is not None:
         time = time_text(report.restored.timestamp_ms)
-        return f"restored {report.output} to {report.restored.position}, {time}, from {files}{around}"
+        done = f"restored {report.output} to {report.restored.position}, {time}, from {files}{around}"
+        return "\n".join([done, *map(_step_words, report.clock_steps)])
     lines = [_table(report)]
     if timestamp_ms is not None:
         lines.append(f"as of {format_moment(timestamp_ms)}:")
     lines.append(f"would restore {report.output}{_goal(report)} from {files}{around}")
     if report.obstacle:
         lines.append(f"but {report.obstacle}")
+    lines += map(_step_words, report.clock_steps)
     return "\n".join(lines)
+
+
+def _step_words(step: ClockStep) -> str:
+    return (
+        f"the primary's clock was set back by {step.back_ms / 1000:g} s to {format_moment(step.from_ms)}; until"
+        f" {format_moment(step.until_ms)} transactions have later times than it showed. This state may lack some that"
+        " it showed the asked time for: walcast ls lists the files with their TXIDs, and --txid restores to one"
+    )
 
 
 def _goal(report: RestoreReport) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from primary.clock import Clock
 from primary.segment import Entry, Segment, Writer
 from primary.segments import delete_segments, load_segments
 from walcast import ltx, savedsums
@@ -33,7 +34,6 @@ from walcast.position import Position
 from walcast.terms import TERM_TXIDS
 
 PINNED_FACTOR = 4
-CLOCK_STEP_MS = 60_000
 WORTH_BYTES = 1 << 20
 
 
@@ -65,7 +65,7 @@ class TransactionLog:
         self._pins = 0
         self._rotten = False
         self._listeners: list[Callable[[], None]] = []
-        self._clock_ms = 0
+        self.clock = Clock()
         self.before_trim: Callable[[Segment], None] = lambda segment: None
         self.sync_database: Callable[[], None] = lambda: None
 
@@ -99,7 +99,7 @@ class TransactionLog:
             entry = self._segments[-1].entry(-1)
             self.position = entry.position
             self.term = entry.header().term or 1
-            self._clock_ms = self._segments[-1].newest_ms
+            self.clock.not_before(self._segments[-1].newest_ms)
         if lost_txid > self.position.txid:
             self.position = Position(lost_txid)
             self._rotten = True
@@ -137,16 +137,12 @@ class TransactionLog:
     # Appending
 
     def timestamp_ms(self) -> int:
-        """The time for the next entry: never before that of the last one, so that times can be searched in an archive.
-        Only a clock that was set back by more than a minute is believed."""
-        now = time.time_ns() // 1_000_000
-        if not 0 <= self._clock_ms - now <= CLOCK_STEP_MS:
-            self._clock_ms = now
-        return self._clock_ms
+        """The time for the next entry: never before that of the last one, so that an archive is searched by time."""
+        return self.clock.stamp_ms()
 
     def not_before(self, timestamp_ms: int) -> None:
         """Have no entry's time be before that of an older one, which another node gave."""
-        self._clock_ms = max(self._clock_ms, timestamp_ms)
+        self.clock.not_before(timestamp_ms)
 
     def writer(self, min_txid: int) -> Writer:
         """For the entry that begins with `min_txid`, which must follow the position."""

@@ -236,8 +236,10 @@ def _written_since(capture: Capture) -> bool:
     last = capture.log.last
     if last is None:
         return True
-    last_ms, written_ms = last.header().timestamp_ms, capture.files.written_ms()
-    if max(written_ms) > last_ms + WRITTEN_SLACK_MS:
+    # Timestamps may run ahead of a clock that was set back; the log's own file has that clock's times.
+    last_ms, logged_ms = last.header().timestamp_ms, last.segment.path.stat().st_mtime_ns // 1_000_000
+    written_ms = capture.files.written_ms()
+    if max(written_ms) > min(last_ms, logged_ms) + WRITTEN_SLACK_MS:
         return True
     now_ms = time.time_ns() // 1_000_000
     if now_ms >= last_ms:

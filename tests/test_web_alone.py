@@ -45,10 +45,14 @@ def app(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
 
 def post(database: Path, headers: dict[str, str] | None = None, **options: Any) -> tuple[str, str]:
     """Status and body of the answer to a request that writes."""
-    found = []
+    found: list[str] = []
+
+    def start(status: str, headers: Any, exc_info: Any = None, /) -> Any:
+        found.append(status)
+
     middleware = WSGIMiddleware(app, database, **{"primary_wait_s": 0, **options})
     environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/", "wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
-    body = middleware(environ | (headers or {}), lambda status, headers, exc_info=None: found.append(status))
+    body = middleware(environ | (headers or {}), start)
     return found[0], b"".join(body).decode().strip()
 
 

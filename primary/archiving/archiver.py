@@ -33,6 +33,7 @@ from primary.database import Database
 from primary.log import Known
 from primary.segment import Entry
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
+from walcast.archive.clocks import add_clock_steps
 from walcast.errors import Corrupt, Unavailable, WalcastError
 from walcast.identity import OtherDatabase
 from walcast.position import Position
@@ -258,6 +259,9 @@ class Archiver:
     def _upload_next(self) -> None:
         """One file more: the next entries, or, where the log does not continue the archive, what bridges that."""
         assert self._position is not None
+        if steps := self._database.log.clock.steps:
+            add_clock_steps(self.store, steps)
+            self._database.log.clock.forget(steps)
         known = self._database.log.knows(self._position)
         if known is Known.DIVERGED:
             begin_behind(self._database, self._position.txid)

@@ -137,7 +137,8 @@ class Upkeep:
         return passed and bool(self._inputs(level))
 
     def _snapshot_due(self, now_ms: int) -> bool:
-        return snapshot_due(self._catalogue.all(), self._policy, now_ms)
+        # Where timestamps run ahead of the clock, a snapshot that was just made is not one from the future.
+        return snapshot_due(self._catalogue.all(), self._policy, max(now_ms, self._database.log.clock.last_ms))
 
     def _may_delete(self, now_ms: int) -> bool:
         if time.monotonic() < self._delete_not_before_s:

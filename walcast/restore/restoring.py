@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from walcast.archive.clocks import ClockStep, read_clock_steps
 from walcast.archive.files import ArchiveFile, ArchiveGap, list_files, restorable_txids
 from walcast.archive.generations import GenerationFile, list_generations, plan_generation
 from walcast.archive.identity import read_archive_id
@@ -56,6 +57,9 @@ class RestoreReport:
     """What `restore` did, or with `dry_run` would do. `went_around` names files that were damaged or gone.
 
     `obstacle` is what a restore would say about the output path, if a dry run found something in the way.
+
+    `clock_steps`: the primary's clock was set back, and showed the time that was asked for while the timestamps were
+    ahead of it; transactions that were made before that time, by that clock, may have later timestamps.
     """
 
     output: Path
@@ -65,6 +69,7 @@ class RestoreReport:
     went_around: tuple[str, ...] = ()
     planned: Planned | None = None
     obstacle: str | None = None
+    clock_steps: tuple[ClockStep, ...] = ()
 
 
 def restore(
@@ -112,9 +117,11 @@ def restore(
         way = _OldWay(store, plan_generation(older, txid=txid, timestamp_ms=timestamp_ms))
     else:
         way = _LtxWay(store, files, Goal(txid, timestamp_ms))
+    steps = () if timestamp_ms is None else _clock_steps(store, timestamp_ms)
     if dry_run:
         plan, planned = way.look_ahead()
-        return RestoreReport(output, plan, None, None, way.went_around, planned, str(obstacle) if obstacle else None)
+        hindrance = str(obstacle) if obstacle else None
+        return RestoreReport(output, plan, None, None, way.went_around, planned, hindrance, steps)
     owner = _owner(store)
     with temporary_beside(place) as temporary:
         restored = way.go(temporary, parallelism, progress)
@@ -123,7 +130,16 @@ def restore(
             raise ConfigError(f"{place} was made by somebody else meanwhile")
         with _identified(place, owner, restored):
             put_in_place(temporary, place, force=force or empty, mode=mode)
-    return RestoreReport(output, restored.applied, restored, went_around=way.went_around)
+    return RestoreReport(output, restored.applied, restored, went_around=way.went_around, clock_steps=steps)
+
+
+def _clock_steps(store: Store, timestamp_ms: int) -> tuple[ClockStep, ...]:
+    """Those in which the time lies. They only explain: what cannot be read keeps no restore from being made."""
+    try:
+        return tuple(step for step in read_clock_steps(store) if step.includes(timestamp_ms))
+    except WalcastError as error:
+        log.warning("whether the clock was set back cannot be told", extra={"url": store.url, "error": str(error)})
+        return ()
 
 
 def _owner(store: Store) -> DatabaseId | None:
