@@ -18,7 +18,7 @@ import math
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 
@@ -351,10 +351,13 @@ class Following:
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
         detail = error.detail if isinstance(error, DiskFull) else None
-        key, burst = ("trying again", type(error), bool(detail)), BURST if detail is None else 1
+        key: Hashable = ("trying again", type(error), bool(detail))
+        burst = BURST if detail is None else 1
         facts = {"error": str(error), "database": str(self.path)}
-        event = DROPPED if isinstance(error, ProtocolViolation) else "trying again"
-        self._rarely.log(logging.WARNING, event, key, facts, burst=burst)
+        event, level = DROPPED if isinstance(error, ProtocolViolation) else "trying again", logging.WARNING
+        if isinstance(error, Elsewhere) and error.primary:  # a change of roles that is under way; no fault
+            event, level, key = "the primary is elsewhere", logging.INFO, ("elsewhere", error.primary)
+        self._rarely.log(level, event, key, facts, burst=burst)
         self._show(state)
 
     async def _begin(self) -> None:

@@ -49,7 +49,8 @@ def _keys(text: str) -> frozenset[str]:
 
 _TOP = _keys(
     "listen http http-host log-level tls token-file insecure dbs log-max-bytes log-max-age heartbeat-url "
-    "heartbeat-interval scrub-mb-per-s grpc-reflection exec stop-timeout wait-for-db addr logging shutdown-sync-timeout"
+    "heartbeat-interval scrub-mb-per-s grpc-reflection exec stop-timeout wait-for-db addr logging "
+    "shutdown-sync-timeout log-summary"
 )
 _TLS_FILES = _keys("ca cert key peer-ca client-ca")
 _DATABASE = (
@@ -116,6 +117,7 @@ class Config:
     http: Address | None = None
     http_hosts: tuple[str, ...] = ()
     log_level: str | None = None
+    log_summary_s: float | None = None
     tls: Tls = field(default_factory=Tls)
     log_max_bytes: int | None = None
     log_max_age_s: float | None = None
@@ -175,6 +177,7 @@ class _Reader:
             command=optional(keys, "exec", self._command),
             stop_timeout_s=optional(keys, "stop-timeout", self._stop_timeout_s),
             wait_for_db_s=optional(keys, "wait-for-db", self._wait_s),
+            log_summary_s=optional(keys, "log-summary", lambda node: self._yaml.seconds(node, zero=True)),
             tls=self._tls(keys),
             log_max_bytes=optional(keys, "log-max-bytes", self._yaml.bytes),
             log_max_age_s=optional(keys, "log-max-age", self._yaml.seconds),

@@ -15,12 +15,14 @@ import yaml
 
 from node.config import Config, DatabaseConfig, FolderConfig, load_config
 from node.inodes import Inodes
-from node.options import JSON, PATH, Command, fail
+from node.options import DEFAULT_LISTEN, JSON, PATH, Command
 from primary.archiving.levels import ArchivePolicy
+from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file, is_missing
 from walcast.secret import HIDDEN, Secret
 from walcast.store import S3Spec, StoreSpec
+from walcast.wire import Address
 
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
@@ -41,16 +43,40 @@ def config_command() -> None:
 @JSON
 def check(file: Path, as_json: bool) -> None:
     """Read a configuration file and print what it means: databases, folders and what is in them, archives and how they
-    are kept, and which keys have no effect. Secrets are shown as ***. Exit code 1 if something of it could not be
-    served now; `problem` says why."""
-    found = facts(load_config(file))
+    are kept, and which keys have no effect. Secrets are shown as ***. The exit code is 1 when `walcast primary` would
+    not serve all of it: a database that is missing or is none, certificates that cannot be read, a name given twice."""
+    config = load_config(file)
+    found = facts(config)
     if as_json:
         click.echo(json.dumps(_plain(found)))
     else:
         click.echo(yaml.safe_dump(_words(found), sort_keys=False, allow_unicode=True, width=1000), nl=False)
-    if problems := problems_of(found):
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        fail(f"{problems[0]}{more}")
+    refused = problems(found)
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise ConfigError(f"{file}: {refused[0]}{more}")
+
+
+def problems(found: Facts) -> list[str]:
+    """All that keeps something from being served, in the order of the file."""
+    parts = [*found["databases"], *found["folders"], *(one for f in found["folders"] for one in f["databases"])]
+    said = [found["problem"]] if found["problem"] else []
+    return said + [
+        f"line {one['line']}: {one['problem']}" if "line" in one else one["problem"]
+        for one in parts
+        if "problem" in one
+    ]
+
+
+def _whole(config: Config) -> str | None:
+    """What `walcast primary` refuses before it looks at any database."""
+    if not config.dbs and not config.folders:
+        return "no databases: give some under dbs"
+    try:
+        Credentials(config.tls).server(config.listen or Address.parse(DEFAULT_LISTEN))
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def facts(config: Config) -> Facts:
@@ -67,6 +93,7 @@ def facts(config: Config) -> Facts:
         "exec": config.command and shlex.split(config.command)[0],  # its arguments may have a password
         "stop_timeout_s": config.stop_timeout_s,
         "wait_for_db_s": config.wait_for_db_s,
+        "log_summary_s": config.log_summary_s,
         "tls": {
             "ca": _text(tls.ca),
             "peer_ca": _text(tls.peer_ca),
@@ -86,15 +113,9 @@ def facts(config: Config) -> Facts:
         "failover": config.failover.facts(),
         "databases": [_database(one, names, _waits(config)) | _kept(one.archive, one.policy) for one in config.dbs],
         "folders": [_folder(one, config, names) for one in config.folders],
+        "problem": _whole(config),
         "ignored": [{"key": one.key, "line": one.line} for one in config.ignored],
     }
-
-
-def problems_of(found: Facts) -> list[str]:
-    """Why something that the file names cannot be served now."""
-    folders = found["folders"]
-    named = [*found["databases"], *folders, *(one for folder in folders for one in folder["databases"])]
-    return [one["problem"] for one in named if "problem" in one]
 
 
 def _waits(config: Config) -> bool:

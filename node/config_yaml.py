@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 
 import yaml
 
+from node.durations import parse_duration
 from walcast.errors import ConfigError
 from walcast.filesystem import read_at_most
 from walcast.redaction import hide_value, redact, shown_url
@@ -31,9 +32,6 @@ Keys = dict[str, yaml.Node]
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _VARIABLE = re.compile(r"\$(\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
-_PART = r"(\d+(?:\.\d+)?)(ns|us|µs|μs|ms|s|m|h|d)"
-_DURATION = re.compile(rf"(?:{_PART})+")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _KINDS = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
 _QUOTED = re.compile(r"'(?!<)[^']{2,}'")
 
@@ -207,10 +205,7 @@ class Yaml:
     def seconds(self, node: yaml.Node, *, zero: bool = False) -> float:
         """A duration as Go writes it, and with days; more than nothing, unless `zero` is allowed."""
         text = self.text(node)
-        if zero and text == "0":
-            return 0.0
-        parts = re.findall(_PART, text) if _DURATION.fullmatch(text) else []
-        seconds = float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
-        if seconds <= 0 and not (zero and parts):
+        seconds = parse_duration(text)
+        if seconds is None or (seconds <= 0 and not zero):
             raise self.error(node, f"{self.shown(node)} is not a duration, as in 90s or 1h30m")
         return seconds

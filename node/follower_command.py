@@ -26,6 +26,8 @@ from node.options import (
     process_flags,
     scrub_bytes,
     scrub_flag,
+    summary_flag,
+    summary_seconds,
     tls_flags,
     tls_of,
 )
@@ -55,6 +57,7 @@ ANY_PORT = "127.0.0.1:0"
 @mode_flag
 @process_flags
 @scrub_flag
+@summary_flag
 @failover_flags
 @tls_flags
 @CONFIG
@@ -72,6 +75,7 @@ def follower_command(
     scrub_mb_per_s: float | None,
     command: str | None,
     stop_timeout: float | None,
+    log_summary_s: float | None,
     config: Path | None,
     as_json: bool,
     **flags: Any,
@@ -105,6 +109,7 @@ def follower_command(
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
         command=command or told.command,
         stop_timeout_s=stop_timeout or told.stop_timeout_s or STOP_TIMEOUT_S,
+        summary_s=summary_seconds(log_summary_s, told.log_summary_s),
     )
 
     def ready(host: Host) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from node.retrying import Retrying
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
 from node.shown import SHOW_S, show_primary
+from node.summary import summarize
 from node.watching import Watching, databases_of
 from primary.gate import Gate
 from primary.opening import check_readable
@@ -152,6 +154,8 @@ class Host:
                 stack.callback(asyncio.create_task(self._serve_awaited(awaited)).cancel)
             stack.callback(asyncio.create_task(outlast(self._keep_showing, "status files", "status")).cancel)
             stack.callback(asyncio.create_task(keep_fresh(self.credentials)).cancel)
+            summing = partial(summarize, self.settings.summary_s, self.status, self.failures)
+            stack.callback(asyncio.create_task(outlast(summing, "summary", "summary")).cancel)
 
             def busy() -> list[Peer]:
                 return [end for peer in publisher.busy_peers if (end := parse_peer(peer)) is not None]

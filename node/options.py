@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from node.logs import LEVELS, configure
+from node.durations import Duration
+from node.logs import LEVELS, configure, log_failure
 from walcast.access.folder import files_of
 from walcast.errors import ConfigError, WalcastError
 from walcast.identifiers import printable
@@ -105,8 +106,10 @@ def hint_at_secret(name: str) -> None:
 
 
 def fail(message: str) -> None:
-    """One line on standard error, exit code 1."""
-    click.echo(f"error: {printable(' '.join(redact(message).split()), ERROR_MAX_CHARS)}", err=True)
+    """One line on standard error, of the log's format where that is JSON; exit code 1."""
+    line = printable(" ".join(redact(message).split()), ERROR_MAX_CHARS)
+    if not log_failure(line):
+        click.echo(f"error: {line}", err=True)
     sys.exit(1)
 
 
@@ -179,6 +182,24 @@ def scrub_bytes(flag_mb: float | None, told_bytes: float | None) -> float:
     if flag_mb is not None:
         return flag_mb * MB
     return DEFAULT_BYTES_PER_S if told_bytes is None else told_bytes
+
+
+SUMMARY = (
+    "How often a line of the log says how all is, as in 1h or 30m: `all well`, or what is wrong; 0: never.  [default: "
+    "1h]"
+)
+
+
+def summary_flag(function: F) -> F:
+    """--log-summary."""
+    return flag("--log-summary", "log_summary_s", default=None, type=Duration(), help=SUMMARY)(function)
+
+
+def summary_seconds(flag_s: float | None, told_s: float | None) -> float:
+    """By the flag or the configuration file."""
+    from node.settings import SUMMARY_S
+
+    return next((given for given in (flag_s, told_s) if given is not None), SUMMARY_S)
 
 
 HTTP_HOST = (

@@ -31,6 +31,8 @@ from node.options import (
     process_flags,
     scrub_bytes,
     scrub_flag,
+    summary_flag,
+    summary_seconds,
     tls_flags,
     tls_of,
 )
@@ -85,6 +87,7 @@ Example:
 @failover_flags
 @process_flags
 @scrub_flag
+@summary_flag
 @flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
 @tls_flags
 @CONFIG
@@ -130,6 +133,7 @@ def _settings(
     log_max_bytes: int | None,
     log_max_age: float | None,
     scrub_mb_per_s: float | None,
+    log_summary_s: float | None,
     heartbeat_url: str | None,
     heartbeat_interval: float | None,
     continue_archive: bool,
@@ -184,6 +188,7 @@ def _settings(
         log_bytes=log_max_bytes or told.log_max_bytes or DEFAULT_LOG_BYTES,
         log_age_s=log_max_age or told.log_max_age_s or DEFAULT_LOG_AGE_S,
         scrub_bytes_per_s=scrub_bytes(scrub_mb_per_s, told.scrub_bytes_per_s),
+        summary_s=summary_seconds(log_summary_s, told.log_summary_s),
         folders=folders,
         members=members,
         app_url=app_url,

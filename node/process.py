@@ -26,9 +26,9 @@ def run_until_signal(
     forward: Callable[[signal.Signals], bool] = lambda number: False,
     forwarded: Collection[signal.Signals] = (),
 ) -> None:
-    """Run `role` with an event that SIGTERM and SIGINT set; a second signal ends the process at once. SIGHUP calls
-    `reload`, in a thread, once at a time. Each of the signals in `forwarded` is offered to `forward` first: where that
-    takes SIGTERM or SIGINT, the first one does not set the event."""
+    """Run `role` with an event that SIGTERM and SIGINT set, which is logged; a second signal ends the process at once.
+    SIGHUP calls `reload`, in a thread, once at a time. Each of the signals in `forwarded` is offered to `forward`
+    first: where that takes SIGTERM or SIGINT, the first one does not set the event."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()  # what is loaded stays: no collection need look at it again
     gc.set_threshold(GC_EVERY)
@@ -47,6 +47,7 @@ def run_until_signal(
             if asked.is_set() or stop.is_set():
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
+            log.info("stopping", extra={"signal": number.name})
             asked.set()
             if not taken:
                 stop.set()

@@ -1,18 +1,31 @@
-"""A node as a process: until a signal ends it, or the app that it has started; SIGHUP has it read files again."""
+"""A node as a process: until a signal ends it, or the app that it has started; SIGHUP has it read files again. Its log
+begins with what it is and goes by, and ends with a line that says so."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import platform
 import signal
+import time
 from collections.abc import Callable
+from importlib.metadata import version
+
+import apsw
 
 from node.app_process import FORWARDED, AppProcess, split_command
 from node.freshness import reload_all
 from node.host import Host
+from node.logs import take_everything
 from node.process import run_until_signal
 from node.settings import HostSettings
 
 APP_SHARE = 0.5  # of the time that a stop may take: the app's own end; what is left is for the archive
+
+log = logging.getLogger("walcast.node")
+
+NAMES_SHOWN = 10
 
 
 def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
@@ -21,6 +34,9 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     hosts: list[Host] = []
     apps: list[AppProcess] = []
     command = split_command(settings.command) if settings.command else None
+    take_everything()
+    began_s = time.monotonic()
+    log.info("starting", extra=start_facts(settings))
 
     async def role(stop: asyncio.Event) -> None:
         host = Host(settings)
@@ -43,12 +59,46 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     def forward(number: signal.Signals) -> bool:
         return bool(apps) and apps[0].forward(number)
 
-    run_until_signal(role, lambda: reload_all(hosts[0] if hosts else None), forward, FORWARDED if command else ())
+    try:
+        run_until_signal(role, lambda: reload_all(hosts[0] if hosts else None), forward, FORWARDED if command else ())
+    except BaseException:  # why it did is said by whoever catches it
+        log.info("ended", extra={"outcome": "failed", "seconds": round(time.monotonic() - began_s, 3)})
+        raise
     code = (apps[0].code or 0) if apps else 0
-    return code or int(bool(hosts) and not hosts[0].all_archived)
+    code = code or int(bool(hosts) and not hosts[0].all_archived)
+    log.info("ended", extra={"outcome": "stopped", "exit_code": code, "seconds": round(time.monotonic() - began_s, 3)})
+    return code
 
 
 async def _stop_with(app: AppProcess, host: Host, stop: asyncio.Event) -> None:
     await app.ended.wait()
     host.drain_within_s -= app.ending_s
     stop.set()
+
+
+def start_facts(settings: HostSettings) -> dict[str, object]:
+    """Which program this is, and what it goes by; only what was said, or differs from machine to machine."""
+    databases = [*settings.databases, *(member.database for member in settings.members)]
+    archives = {d.archive if isinstance(d.archive, str) else d.archive.url for d in databases if d.archive}
+    facts: dict[str, object] = {
+        "version": version("walcast"),
+        "pid": os.getpid(),
+        "uid": os.geteuid(),
+        "python": platform.python_version(),
+        "sqlite": apsw.sqlite_lib_version(),
+        "config": settings.file and str(settings.file),
+        "databases": _listed([str(d.path) for d in databases]),
+        "folders": _listed([str(folder.folder.dir) for folder in settings.folders]),
+        "archives": _listed(sorted(archives)),
+        "listen": str(settings.listen),
+        "http": settings.http and str(settings.http),
+        "tls": settings.tls.cert is not None,
+        "auto_failover": any(member.auto for member in settings.members),
+        "log_summary_s": settings.summary_s,
+    }
+    return {name: value for name, value in facts.items() if value is not None and value != ""}
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

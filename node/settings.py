@@ -17,6 +17,7 @@ from walcast.secret import Secret
 from walcast.store import StoreSpec
 
 STOP_TIMEOUT_S = 8.0  # a container is killed ten seconds after it was told to end
+SUMMARY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +118,4 @@ class HostSettings:
     app_urls: AppUrlPolicy = ANY_APP_URL
     command: str | None = field(default=None, repr=False)  # it may have a password
     stop_timeout_s: float = STOP_TIMEOUT_S
+    summary_s: float = SUMMARY_S  # between two lines of the log that say how all is; 0: none

@@ -457,7 +457,7 @@ def test_a_database_of_its_own_is_not_led_into_a_set_by_its_archive(with_lease: 
             processes.append((path, path.read_bytes(), Node(arguments, tmp_path, name).start()))
         for path, before, process in processes:
             assert process.wait(15.0) == 1
-            [error] = [line for line in process.err.read_text().splitlines() if " info " not in line]
+            [error] = [line for line in process.err.read_text().splitlines() if " level=info " not in line]
             assert error.startswith(f"error: {path}: ")
             assert "has a primary already" in error
             assert path.read_bytes() == before

@@ -133,7 +133,8 @@ async def on_air(member: Member) -> None:
     member.settled.set()
     if member.report is not None:
         facts = {"database": member.name, **{key: member.report[key] for key in ("term", "position", "missing")}}
-        log.warning("promoted: this node is the primary now", extra=facts)
+        level = logging.INFO if member.report["known"] else logging.WARNING
+        log.log(level, "promoted: this node is the primary now", extra=facts)
         member.promoted(member.report)
         member.report = None
     if not member.archiving:
@@ -326,15 +327,18 @@ async def go_to(member: Member, lease: Lease) -> None:
         member.following.go_to(Address.parse(lease.address))
 
 
-async def demote(member: Member, address: str) -> None:
-    """Make way: what was committed here and is not there is kept once the new primary says what it has."""
+async def demote(member: Member, address: str, *, planned: bool = False) -> None:
+    """Make way: what was committed here and is not there is kept once the new primary says what it has. `planned`: this
+    node has handed over itself."""
     serving = member.serving
     assert serving is not None
     reason = f"another node is the primary, at {address}" if address else "another node is the primary"
     member.tenure.end(reason)
     await member.host.take_off_air(member.name, refusal(member, address))
     serving.served.wake()
-    log.warning("deposed: this node follows now", extra={"database": member.name, "primary": address})
+    event = "handed over: this node follows now" if planned else "deposed: this node follows now"
+    level = logging.INFO if planned else logging.WARNING
+    log.log(level, event, extra={"database": member.name, "primary": address})
     captured = await asyncio.wrap_future(serving.database.loop.hold_writers())
     transactions = serving.served.log
     at, term = captured.position, transactions.term

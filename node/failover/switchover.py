@@ -83,7 +83,7 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
         member.handed_over = last, now_s() + LAST_WORD_S
         reply = await _offered(served, offer, term, captured)
         pause_us = int((time.monotonic() - began_s) * 1e6)
-        await outlast(partial(changes.demote, member, follower.address), member.path, "role")
+        await outlast(partial(changes.demote, member, follower.address, planned=True), member.path, "role")
     if not (reply is not None and reply.taken) and await _streams(member, term):
         pause_us = int((time.monotonic() - began_s) * 1e6)  # it found the lease before the offer
         reply = pb.HandOverReply(term=term, taken=True)
@@ -97,7 +97,7 @@ async def hand_over(member: Member, request: pb.SwitchoverRequest) -> pb.Switcho
             f"{advice}",
             primary=follower.address,
         )
-    log.warning("switched over", extra={"to": follower.id, "primary": follower.address, "pause_us": pause_us})
+    log.info("switched over", extra={"to": follower.id, "primary": follower.address, "pause_us": pause_us})
     return pb.SwitchoverReply(
         term=term,
         position=wire.position_message(captured.position, term - 1),

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+from support.logfmt import parse_logfmt
+
 from node.logs import Human, Json
 from walcast.errors import Unavailable
 
@@ -51,7 +53,10 @@ def target(data: bytes) -> None:
         assert line.isprintable()
         assert json.loads(line)["logger"] == "walcast.audit"
         return
-    lines = HUMAN.format(record).split("\n")
-    assert all(line.isprintable() for line in lines), lines
-    assert all(line.startswith("  ") for line in lines[1:]), lines
-    assert len(lines) == 1 or kind & 1, lines
+    line = HUMAN.format(record)
+    assert line.isprintable(), line
+    parsed = parse_logfmt(line)
+    assert list(parsed)[:3] == ["time", "level", "msg"], line
+    assert parsed.keys() - {"traceback"} == {"time", "level", "msg", "error", "followers"} | {*names[: len(words)]}, (
+        line
+    )
