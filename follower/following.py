@@ -351,12 +351,13 @@ class Following:
         bootstrapping = self._applier is None
         state = State.BOOTSTRAPPING if bootstrapping else State.DISCONNECTED
         detail = error.detail if isinstance(error, DiskFull) else None
-        key: Hashable = ("trying again", type(error), bool(detail))
-        burst = BURST if detail is None else 1
-        facts = {"error": str(error), "database": str(self.path)}
-        event, level = DROPPED if isinstance(error, ProtocolViolation) else "trying again", logging.WARNING
-        if isinstance(error, Elsewhere) and error.primary:  # a change of roles that is under way; no fault
+        key: Hashable = "trying again", type(error), bool(detail)
+        event, level, burst = "trying again", logging.WARNING, BURST if detail is None else 1
+        if isinstance(error, ProtocolViolation):
+            event = DROPPED
+        elif isinstance(error, Elsewhere) and error.primary:  # roles change, as somebody asked for; no fault
             event, level, key = "the primary is elsewhere", logging.INFO, ("elsewhere", error.primary)
+        facts = {"error": str(error), "database": str(self.path)}
         self._rarely.log(level, event, key, facts, burst=burst)
         self._show(state)
 

@@ -42,6 +42,7 @@ class Showing:
         self._first_level = asyncio.Event()
         self._durable_s = -math.inf
         self._shared_s = -math.inf
+        self.since_ns = time.time_ns()  # when the state became what it is
         self.over = False  # another one writes the file now
         self.status = Status(
             level_ns=before.level_ns,
@@ -68,6 +69,8 @@ class Showing:
         self._follow_clock()
         now = time.time_ns()
         old = self.status
+        if state is not old.state:
+            self.since_ns = now
         # Only the primary's word counts, not that nothing was heard of it; and it is as old as its look.
         known_us, level = facts.get("known_us"), old.level_ns
         if state is State.STREAMING and known_us is not None and position.txid >= facts["primary_txid"]:

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from node.failover.member import Member
-from node.serving import Serving
-
-
-class FailureKind(StrEnum):
-    """What a load balancer or a stranger is told."""
-
-    NOT_CAPTURED = "not-captured"
-    DAMAGED = "damaged"
-    FENCED = "fenced"
-    STALE = "stale"
-    NOT_SERVED = "not-served"
+from node.serving import Serving, trouble_kind
+from walcast.remedies import FailureKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +24,7 @@ def serving_failure(serving: Serving) -> Failure | None:
     text = serving.trouble
     if text is None:
         return None
-    damaged = text == serving.database.scrubber.trouble
-    return Failure(FailureKind.DAMAGED if damaged else FailureKind.NOT_CAPTURED, text, serving.settings.name)
+    return Failure(FailureKind(trouble_kind(serving)), text, serving.settings.name)
 
 
 def member_failure(member: Member) -> Failure | None:

@@ -21,7 +21,7 @@ from node.failover.member import Member
 from node.first_boot import is_awaited, opened_when_free, restore_missing, wait_for_database
 from node.freshness import keep_fresh
 from node.grpc_server import listen
-from node.health import Failure, FailureKind, member_failure, serving_failure
+from node.health import Failure, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http.request import Request
 from node.inodes import Inode, Inodes
@@ -45,6 +45,7 @@ from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.lasting import outlast
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
 from walcast.statusfile import State

@@ -20,6 +20,7 @@ from node.inodes import Inode, inode_of
 from node.serving import Serving
 from node.settings import DatabaseSettings
 from walcast.errors import Stopped, WalcastError
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 
 if TYPE_CHECKING:
@@ -234,7 +235,8 @@ class Retrying(ABC):
                 path=str(path),
                 position=pb.Position(),
                 archive=pb.ArchiveStatus(error=f"not served: {failed.why}"),
-                trouble=f"not served: {failed.why}",
+                trouble=failed.why,
+                trouble_kind=FailureKind.NOT_SERVED,
             )
             for path, failed in self._failed.items()
         ]

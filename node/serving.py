@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from walcast.facts import primary_facts
 from walcast.filesystem import check_database_file
 from walcast.held import Held
 from walcast.identity import make_database_id
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.scrub import DEFAULT_BYTES_PER_S
 from walcast.statusfile import LOOK_BOUND_S
@@ -89,6 +91,7 @@ class Serving:
         database.loop.foreign.archive = store.url if store else ""
         self._store = store
         self._local: LocalService | None = None
+        self.since_ms = int(time.time() * 1000)
         self.drained = False  # what was left went to the archive, or had its time
 
     @classmethod
@@ -247,13 +250,19 @@ class Serving:
             term=self.served.log.term,
             trouble=self.trouble or "",
             look_age_ms=look_age_ms(self.served),
+            state_since_ms=self.since_ms,
+            trouble_kind=trouble_kind(self),
         )
         unknown_ms = message.look_age_ms if message.look_age_ms > LOOK_BOUND_S * 1000 else 0
         archiver = self.archiver
         if archiver is not None:
             message.archive.CopyFrom(
                 pb.ArchiveStatus(
-                    url=archiver.store.url, txid=archiver.txid, error=archiver.error or archiver.upkeep_error or ""
+                    url=archiver.store.url,
+                    txid=archiver.txid,
+                    error=archiver.error or archiver.upkeep_error or "",
+                    lag_ms=int(archiver.behind_s * 1000),
+                    lag_bytes=self.served.log.bytes_after(archiver.txid),
                 )
             )
         for follower in self.served.followers.connected:
@@ -267,12 +276,21 @@ class Serving:
                     durable_txid=follower.durable_txid,
                     lag_txids=max(0, behind),
                     lag_ms=max(follower.lag_ms(), unknown_ms),
+                    lag_bytes=self.served.log.bytes_after(follower.applied_txid),
                     state=follower.state,
                     peer=follower.peer,
                     address=follower.address,
                 )
             )
         return message
+
+
+def trouble_kind(serving: Serving) -> str:
+    """A word for what its `trouble` says; "" for none."""
+    text = serving.trouble
+    if text is None:
+        return ""
+    return FailureKind.DAMAGED if text == serving.database.scrubber.trouble else FailureKind.NOT_CAPTURED
 
 
 def _close(store: Store | None) -> None:

@@ -11,12 +11,13 @@ import grpc
 from walcast import local, wire
 from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable
-from walcast.facts import primary_facts
+from walcast.facts import finite, lag_facts, moment_text, node_facts, primary_facts, trouble_facts, with_hex
 from walcast.identity import read_database_id
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statedir import behind_link, is_path, state_dir
-from walcast.statusfile import State, read_status
+from walcast.statusfile import State, read_status, status_path
 
 TIMEOUT_S = 5.0
 
@@ -56,31 +57,59 @@ def primary_status(address: wire.Address, tls: wire.Tls) -> Facts:
 
 
 def replica_status(path: Path) -> Facts:
-    """Unavailable when no follower ever ran there."""
+    """Of the database at `path`, by its status file: a replica, or what a primary that is stopped was. Unavailable when
+    no node ever ran there. What is said of the node is said again in `databases`, where each kind of status has it."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
     status = read_status(path)
     now = time.time_ns()
     wal = Path(f"{path}-wal")
-    return {
-        "role": "follower",
+    live = status.is_live(now)
+    lag_txids, lag_ms = max(0, status.primary_txid - status.position.txid), status.lag_ms(now)
+    facts = {
         "name": status.name,
         "path": str(path.absolute()),
         "id": status.follower_id,
         "database_id": _database_id(path),
-        "state": str(status.state if status.is_live(now) else State.STOPPED),
+        "role": "primary" if status.is_own else "follower",
+        "state": str(status.state if live else State.STOPPED),
+        "since": None if live else _last_word(path),
         "term": status.term,
         "position": str(status.position),
         "txid": status.position.txid,
         "primary_txid": status.primary_txid,
-        "lag_txids": max(0, status.primary_txid - status.position.txid),
-        "lag_ms": round(status.lag_ms(now), 3) if status.level_ns else None,
+        "lag_txids": lag_txids,
+        "lag_ms": finite(lag_ms) if status.level_ns else None,
+        "lag": lag_facts(None, None, None)
+        if status.is_own
+        else lag_facts(lag_txids, None if lag_txids else 0, lag_ms if status.level_ns else None),
         "wal_bytes": wal.stat().st_size if wal.exists() else 0,
         "primary": status.primary,
         "app_url": status.app_url or None,
         "app_url_refused": status.app_url_refused or None,
         "pid": status.pid,
+        "trouble": None if live else f"{path}: stopped: no walcast process runs here",
     }
+    return path_facts(facts)
+
+
+def path_facts(facts: Facts) -> Facts:
+    """The status of the database at one path, as the one database of a node."""
+    names = {name: facts.get(name) or "" for name in ("path", "primary", "role")}
+    flags = f" --primary {names['primary']}" if facts["role"] == "follower" else ""
+    kind = FailureKind.STOPPED if facts["state"] == str(State.STOPPED) else FailureKind.OTHER
+    troubles = [trouble_facts(kind, facts["trouble"], flags=flags, **names)] if facts["trouble"] else []
+    database = with_hex({"archive": None, "followers": [], "lease": None} | facts | {"troubles": troubles})
+    node = node_facts(facts["role"], facts["term"], [database])
+    return with_hex(facts) | {"troubles": troubles} | node
+
+
+def _last_word(path: Path) -> str | None:
+    """When the process that is gone last wrote its status."""
+    try:
+        return moment_text(int(status_path(path).stat().st_mtime))
+    except OSError:
+        return None
 
 
 def _database_id(path: Path) -> str | None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.live import Live
 
 from node.archive_commands import parse_txid
 from node.options import DATABASE, DEFAULT_LISTEN, JSON, Command, flag, tls_flags, tls_of
@@ -30,26 +28,26 @@ Example:
 @tls_flags
 @JSON
 def status_command(target: str, watch: bool, interval: float, as_json: bool, **tls: Any) -> None:
-    """Show where a primary and its followers are, or a replica."""
+    """Show a node by its address, or a database by its path: role, state and since when, position, lag, what is wrong
+    and what to do about it.
+
+    TXIDs are shown as 16 hex digits, as `wait` and --txid take them. With --json one shape for all, which
+    docs/status.schema.json describes. --watch goes on while nobody answers.
+    """
     from node.status import status_of
     from node.status_table import table
+    from node.status_watch import watch as watch_status
 
     credentials = tls_of(**tls)
-    if not watch:
-        facts = status_of(target, credentials)
-        if as_json:
-            click.echo(json.dumps(facts))
-        else:
-            Console().print(table(facts))
+    if watch:
+        watch_status(lambda: status_of(target, credentials), target, interval, as_json=as_json)
         return
+    facts = status_of(target, credentials)
     if as_json:
-        while True:
-            click.echo(json.dumps(status_of(target, credentials)))
-            time.sleep(interval)
-    with Live(table(status_of(target, credentials)), auto_refresh=False) as live:
-        while True:
-            time.sleep(interval)
-            live.update(table(status_of(target, credentials)), refresh=True)
+        click.echo(json.dumps(facts))
+    else:
+        console = Console()
+        console.print(table(facts, console.width))
 
 
 @click.command("wait", cls=Command, epilog=WAIT_EXAMPLES)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -295,6 +296,23 @@ class TransactionLog:
             for segment in reversed(self._segments):
                 if len(segment) and segment.min_txids[0] <= txid + 1:
                     return segment.find(txid + 1)
+            return None
+
+    def bytes_after(self, txid: int) -> int | None:
+        """How much of the log is behind `txid`, to the granularity of its entries; None where it does not reach back to
+        it."""
+        with self._lock:
+            if txid >= self.position.txid:
+                return 0
+            after = 0
+            for segment in reversed(self._segments):
+                if not len(segment):
+                    continue
+                if segment.min_txids[0] > txid + 1:
+                    after += segment.end
+                    continue
+                first = bisect_right(segment.max_txids, txid)
+                return after + (segment.end - segment.offsets[first] if first < len(segment) else 0)
             return None
 
     def backwards(self) -> Iterator[Entry]:

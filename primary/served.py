@@ -66,7 +66,8 @@ class Served:
         """Refused when nothing may be sent now: asked before each message."""
         tenure = self.database.tenure
         if not tenure.holds:
-            raise Refused(pb.REFUSAL_KIND_FENCED, tenure.ended or "this node does not hold the lease now")
+            why = tenure.ended or "this node does not hold the lease now"
+            raise Refused(pb.REFUSAL_KIND_FENCED, why, primary=tenure.heir)
 
     def _wake_from_thread(self) -> None:
         if not self._woken:  # many entries between two turns of the loop need one wake-up

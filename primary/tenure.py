@@ -26,13 +26,15 @@ class Tenure:
         self._from_s = -math.inf
         self._until_s = math.inf
         self.ended = ""
+        self.heir = ""  # the address of the node that it was handed over to
 
     def set(self, from_s: float, until_s: float) -> None:
         """It lasts from then until then; -inf, inf: without beginning, without end."""
         self._from_s, self._until_s = from_s, until_s
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, heir: str = "") -> None:
         """It is over for good."""
+        self.heir = self.heir or heir
         self.ended = self.ended or reason
         self._until_s = -math.inf
 

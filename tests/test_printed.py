@@ -59,16 +59,18 @@ def test_no_value_fills_the_log(formatter: logging.Formatter) -> None:
     "text", ["\x1b[2J\x1b]0;owned\x07", "[/]", "[link=http://6.6.6.6]x[/link]", "\u202e", "A" * 10_000]
 )
 def test_a_status_table_shows_names_as_they_are(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lag = {"transactions": 0, "bytes": None, "ms": 0.0}
+    troubles = [{"kind": "other", "text": text, "remedy": text}]
     follower = {"id": text, "state": text, "lag_txids": 0, "lag_ms": 0.0, "applied_txid": 1, "durable_txid": 1}
     database = {
-        "name": text, "role": text, "trouble": text, "archive": {"error": text, "txid": 1}, "wal_bytes": 0, "txid": 1,
-        "followers": [follower],
+        "name": text, "role": text, "state": text, "troubles": troubles, "wal_bytes": 0, "txid": 1,
+        "archive": {"error": text, "txid": 1, "lag": lag}, "followers": [follower],
     }  # fmt: skip
     tls = {"identity": text, "not_after": "2027"}
-    replica = dict.fromkeys(("state", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"), text)
+    replica = dict.fromkeys(("role", "state", "position", "lag_txids", "lag_ms", "primary", "wal_bytes", "id"), text)
     for facts in (
         {"role": text, "term": 1, "databases": [database], "tls": tls},
-        replica | {"path": text, "trouble": text, "discarded": [text], "tls": tls},
+        replica | {"path": text, "troubles": troubles, "discarded": [text], "tls": tls},
     ):
         Console(width=400).print(table(facts))
         shown = capsys.readouterr().out
@@ -89,8 +91,11 @@ def test_what_a_command_prints_moves_no_cursor(character: str, capsys: pytest.Ca
 
 
 def test_a_status_table_tells_the_trouble_of_each_database(capsys: pytest.CaptureFixture[str]) -> None:
-    bare = {"role": "primary", "archive": None, "wal_bytes": 0, "txid": 1, "followers": []}
-    databases = [bare | {"name": name, "trouble": f"{name} is fenced"} for name in ("app", "other")]
+    bare = {"role": "primary", "state": "fenced", "archive": None, "wal_bytes": 0, "txid": 1, "followers": []}
+    databases = [
+        bare | {"name": name, "troubles": [{"text": f"{name} is fenced", "remedy": "promote"}]}
+        for name in ("app", "other")
+    ]
     Console(width=120).print(table({"role": "primary", "term": 1, "databases": databases}))
     shown = capsys.readouterr().out
     assert "app: app is fenced" in shown

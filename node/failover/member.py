@@ -446,7 +446,9 @@ class Member:
         scrubbing = self.following.scrubbing if self.following is not None else None
         kept_and_scrubbed = {"discarded": kept, "scrub": scrubbing.scrubber.progress.facts() if scrubbing else None}
         shown = {name: facts[name] for name in ("tls", "credentials_error") if name in facts}
-        found = replica_status(self.path) | {name: database[name] for name in ("lease", "trouble")}
+        more = {name: database[name] for name in ("lease", "trouble", "troubles", "since")}
+        found = replica_status(self.path) | more
+        found["databases"] = [one | more | {"lag": database["lag"]} for one in found["databases"]]
         return found | kept_and_scrubbed | shown
 
     async def _answer_archived(self, _: Facts) -> Facts:

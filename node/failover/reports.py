@@ -12,6 +12,7 @@ from node.failover import state as d
 from node.shown import SHOW_S, show_primary
 from primary.tenure import Tenure, now_s
 from walcast import wire
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
 from walcast.statusfile import STALE_AFTER_S, State, Status, doubled, read_last_status
@@ -31,6 +32,8 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
         status.role = "primary" if member.tenure.holds else FENCED
         status.term = max(status.term, member.standing.term)
         status.app_url = member.host.settings.app_url
+        status.trouble_kind = status.trouble_kind or (FailureKind.FENCED if trouble else "")
+        status.state_since_ms = member.shown.since_ms or status.state_since_ms
     else:
         status = pb.DatabaseStatus(name=member.name, path=str(member.path), role="follower", term=member.standing.term)
         following = member.following
@@ -40,6 +43,11 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
             status.position.CopyFrom(wire.position_message(now.position, now.term))
             status.term = max(status.term, now.term)
             status.primary, status.state = now.primary, str(now.state)
+            status.state_since_ms = following.showing.since_ns // 10**6
+            status.primary_txid = now.primary_txid
+            if now.level_ns:
+                status.lag_ms = now.lag_ms(time.time_ns())
+            status.trouble_kind = FailureKind.STALE if trouble else ""
             status.app_url, status.app_url_refused = now.app_url, now.app_url_refused
             applier = following.applier
             if applier is not None:
@@ -49,6 +57,8 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
                     applier.wal_bytes,
                 )
     status.trouble = trouble or ""
+    if not trouble:
+        status.trouble_kind = ""
     lease = member.lease
     if lease is not None:
         status.lease.CopyFrom(lease)
@@ -101,6 +111,8 @@ class Shown:
     def __init__(self, member: Member) -> None:
         self._member = member
         self._was_primary_s: float | None = None
+        self._state: State | None = None
+        self.since_ms = 0  # when it became the primary, or was fenced; 0: neither
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -110,7 +122,9 @@ class Shown:
 
     def show(self) -> None:
         """Now."""
-        if self._member.serving is not None:
+        if self._member.serving is None:
+            self._state = None
+        else:
             self._write(State.PRIMARY if self._member.tenure.holds else State.FENCED)
 
     def stopped(self) -> None:
@@ -120,6 +134,8 @@ class Shown:
     def _write(self, state: State, *, over: bool = False) -> None:
         member = self._member
         assert member.serving is not None
+        if state is not self._state:
+            self._state, self.since_ms = state, int(time.time() * 1000)
         app_url = member.host.settings.app_url
         show_primary(member.serving, state, member.address, member.id, app_url, level_ns=self._level_ns(), over=over)
 

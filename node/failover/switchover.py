@@ -190,7 +190,7 @@ async def _give(member: Member, follower: Follower, term: int) -> None:
         except OSError as error:
             detail = f"what this node becomes cannot be written down: {error.strerror}; nothing happened"
             raise Refused(pb.REFUSAL_KIND_STOPPING, detail) from error
-        member.tenure.end(f"handed over to {follower.address}")
+        member.tenure.end(f"handed over to {follower.address}", heir=follower.address)
         return
     member.handing = asyncio.get_running_loop().create_future()
     member.keeper.feed(d.HandOver(now_s(), follower.id, follower.address))
@@ -204,7 +204,7 @@ async def _give(member: Member, follower: Follower, term: int) -> None:
         member.handing = None
     if not done:
         raise Refused(pb.REFUSAL_KIND_STOPPING, "the lease could not be handed over; nothing happened")
-    member.tenure.end(f"handed over to {follower.address}")
+    member.tenure.end(f"handed over to {follower.address}", heir=follower.address)
 
 
 async def _offered(served: Served, offer: Offer, term: int, captured: Captured) -> pb.HandOverReply | None:

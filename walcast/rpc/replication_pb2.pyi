@@ -774,6 +774,7 @@ class FollowerStatus(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     DURABLE_TXID_FIELD_NUMBER: _builtins.int
+    LAG_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     received_txid: _builtins.int
     applied_txid: _builtins.int
@@ -784,6 +785,8 @@ class FollowerStatus(_message.Message):
     address: _builtins.str
     """where it would serve as the primary"""
     durable_txid: _builtins.int
+    lag_bytes: _builtins.int
+    """of the log behind what it has applied; unset: the log does not reach back to it"""
     def __init__(
         self,
         *,
@@ -796,12 +799,15 @@ class FollowerStatus(_message.Message):
         peer: _builtins.str = ...,
         address: _builtins.str = ...,
         durable_txid: _builtins.int = ...,
+        lag_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "lag_bytes", b"lag_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_txid", b"applied_txid", "durable_txid", b"durable_txid", "id", b"id", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "address", b"address", "applied_txid", b"applied_txid", "durable_txid", b"durable_txid", "id", b"id", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "peer", b"peer", "received_txid", b"received_txid", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lag_bytes: _TypeAlias = _typing.Literal["lag_bytes"]  # noqa: Y015
+    _WhichOneofArgType__lag_bytes: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_bytes) -> _WhichOneofReturnType__lag_bytes | None: ...
 
 Global___FollowerStatus: _TypeAlias = FollowerStatus  # noqa: Y015
 
@@ -812,22 +818,32 @@ class ArchiveStatus(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     TXID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    LAG_MS_FIELD_NUMBER: _builtins.int
+    LAG_BYTES_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     txid: _builtins.int
     error: _builtins.str
     """empty: none"""
+    lag_ms: _builtins.int
+    """for how long there has been something that is not archived yet; 0: all is"""
+    lag_bytes: _builtins.int
+    """of the log behind what is archived"""
     def __init__(
         self,
         *,
         url: _builtins.str = ...,
         txid: _builtins.int = ...,
         error: _builtins.str = ...,
+        lag_ms: _builtins.int = ...,
+        lag_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "lag_bytes", b"lag_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "txid", b"txid", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "error", b"error", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "txid", b"txid", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lag_bytes: _TypeAlias = _typing.Literal["lag_bytes"]  # noqa: Y015
+    _WhichOneofArgType__lag_bytes: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_bytes) -> _WhichOneofReturnType__lag_bytes | None: ...
 
 Global___ArchiveStatus: _TypeAlias = ArchiveStatus  # noqa: Y015
 
@@ -855,6 +871,10 @@ class DatabaseStatus(_message.Message):
     LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
     APP_URL_FIELD_NUMBER: _builtins.int
     APP_URL_REFUSED_FIELD_NUMBER: _builtins.int
+    TROUBLE_KIND_FIELD_NUMBER: _builtins.int
+    STATE_SINCE_MS_FIELD_NUMBER: _builtins.int
+    PRIMARY_TXID_FIELD_NUMBER: _builtins.int
+    LAG_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     page_size: _builtins.int
@@ -878,6 +898,14 @@ class DatabaseStatus(_message.Message):
     """where the primary's app answers, as used on this host; empty: not known"""
     app_url_refused: _builtins.str
     """of a follower: why what the primary told is not used; empty: it is"""
+    trouble_kind: _builtins.str
+    """of which kind `trouble` is: a word for programs"""
+    state_since_ms: _builtins.int
+    """when role and state became what they are, since the epoch; 0: not known"""
+    primary_txid: _builtins.int
+    """of a follower: the newest of the primary's that it knows of"""
+    lag_ms: _builtins.float
+    """of a follower: how old its newest state may be; unset: not known"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -913,12 +941,18 @@ class DatabaseStatus(_message.Message):
         look_age_ms: _builtins.int = ...,
         app_url: _builtins.str = ...,
         app_url_refused: _builtins.str = ...,
+        trouble_kind: _builtins.str = ...,
+        state_since_ms: _builtins.int = ...,
+        primary_txid: _builtins.int = ...,
+        lag_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "lease", b"lease", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "archive", b"archive", "lag_ms", b"lag_ms", "lease", b"lease", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "role", b"role", "state", b"state", "term", b"term", "trouble", b"trouble", "wal_bytes", b"wal_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lag_ms", b"lag_ms", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "primary_txid", b"primary_txid", "role", b"role", "state", b"state", "state_since_ms", b"state_since_ms", "term", b"term", "trouble", b"trouble", "trouble_kind", b"trouble_kind", "wal_bytes", b"wal_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
+    _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_ms) -> _WhichOneofReturnType__lag_ms | None: ...
 
 Global___DatabaseStatus: _TypeAlias = DatabaseStatus  # noqa: Y015
 

@@ -1,0 +1,45 @@
+"""What may be wrong with a database, as words for programs, and what an operator does about each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """What a load balancer or a stranger is told."""
+
+    NOT_CAPTURED = "not-captured"
+    DAMAGED = "damaged"
+    FENCED = "fenced"
+    STALE = "stale"
+    NOT_SERVED = "not-served"
+    NOT_ARCHIVED = "not-archived"
+    STOPPED = "stopped"
+    APP_URL_REFUSED = "app-url-refused"
+    OTHER = "other"
+
+
+_REMEDIES = {
+    FailureKind.NOT_CAPTURED: "Mend what the text names: room on the disk, rights, a transaction that does not end. "
+    "The primary goes on by itself.",
+    FailureKind.DAMAGED: "On a primary: stop the app, restore the last good state beside the database (walcast restore "
+    "URL -o NEW.db), and compare. A replica is mended from its primary by itself.",
+    FailureKind.FENCED: "See that the archive can be reached from this node, or promote a follower, on its host: "
+    "walcast promote {path}",
+    FailureKind.STALE: "See that the primary answers: walcast status {primary}. If it is gone for good, on this host: "
+    "walcast promote {path} --force",
+    FailureKind.NOT_SERVED: "Mend what the text names; the database is tried again by itself.",
+    FailureKind.NOT_ARCHIVED: "See that {url} can be reached and written to with the credentials of this node; uploads "
+    "go on by themselves.",
+    FailureKind.STOPPED: "Start it again: walcast {role} {path}{flags}",
+    FailureKind.APP_URL_REFUSED: "Allow the address on this node with --allowed-app-url, or change --app-url on the "
+    "primary.",
+    FailureKind.OTHER: "walcast repair {path} shows role, term and lease.",
+}
+
+
+def remedy(kind: str, **facts: str) -> str:
+    """What to do; `facts` stand for what the texts above name."""
+    known = FailureKind(kind) if kind in set(FailureKind) else FailureKind.OTHER
+    names = {"path": "DB", "primary": "HOST:PORT", "url": "the archive", "role": "primary", "flags": ""}
+    return _REMEDIES[known].format(**names | {name: value for name, value in facts.items() if value})
