@@ -116,7 +116,8 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
         words = f"serving {what} on {role.listening}"
         if role.awaited:
             words += f"; waiting for the app to make {', '.join(role.awaited[:NAMES_SHOWN])}"
-        click.echo(json.dumps(facts)) if as_json else say(words)
+        following = [said for member in role.members if (said := member.remembered_words())]
+        click.echo(json.dumps(facts | {"following": following})) if as_json else say("\n".join([*following, words]))
 
     sys.exit(serve(settings, ready))
 

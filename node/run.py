@@ -15,6 +15,7 @@ from importlib.metadata import version
 import apsw
 
 from node.app_process import FORWARDED, AppProcess, split_command
+from node.failover.remembered import EVENT, remembered
 from node.freshness import reload_all
 from node.host import Host
 from node.logs import take_everything
@@ -36,6 +37,9 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     command = split_command(settings.command) if settings.command else None
     take_everything()
     began_s = time.monotonic()
+    for member in settings.members:
+        if (surprise := remembered(member)) is not None:
+            log.warning(EVENT, extra=surprise.facts())
     log.info("starting", extra=start_facts(settings))
 
     async def role(stop: asyncio.Event) -> None:

@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -40,6 +40,7 @@ from walcast.planted import resolve_database
 from walcast.position import Position, format_txid
 from walcast.secret import Secret
 from walcast.statedir import in_use, state_dir
+from walcast.statusfile import read_last_status
 from walcast.store import Store, open_store
 from walcast.terms import FOLLOWER, read_standing
 
@@ -47,6 +48,8 @@ log = logging.getLogger("walcast.snapshot")
 
 PING = "GET this, only when all went well. Better given as WALCAST_PING_URL: others can see a command line."
 DAY_S = 86_400.0
+STATUS_S = 5.0
+SNAPSHOT_THERE = "take the snapshot where its primary is, or make this the primary (walcast promote)"
 ASK_S = 600.0  # a database of a terabyte takes its time before the first byte comes
 
 EXAMPLES = """\b
@@ -93,11 +96,18 @@ def snapshot_command(
 
 
 def _check_not_replica(db: Path) -> None:
-    """A node that was promoted has been a replica, and is the primary: its role file says so."""
-    standing = read_standing(state_dir(db))
-    is_replica = standing.role == FOLLOWER if standing else (state_dir(db) / "positions").exists()
-    if is_replica:
-        raise ConfigError(f"{db} is a replica: take the snapshot where its primary is")
+    """By the process that runs, whatever its files are left from; else by what the node was last."""
+    if in_use(db) is not False:
+        with suppress(Unavailable), local.ask(db, "status", timeout_s=STATUS_S) as (facts, _):
+            if facts.get("role") == FOLLOWER:
+                raise ConfigError(f"{db} is a replica of {facts.get('primary') or 'a primary'}: {SNAPSHOT_THERE}")
+            return
+    folder = state_dir(db)
+    standing, last = read_standing(folder), read_last_status(folder)
+    was_follower = standing.role == FOLLOWER if standing else (folder / "positions").exists() and not last.is_own
+    if was_follower:
+        primary = (standing.primary if standing else "") or last.primary or "a primary"
+        raise ConfigError(f"{db} is a replica of {primary}: {SNAPSHOT_THERE}")
 
 
 def archive_snapshot(

@@ -15,6 +15,7 @@ class FailureKind(StrEnum):
     NOT_SERVED = "not-served"
     NOT_ARCHIVED = "not-archived"
     STOPPED = "stopped"
+    FOLLOWER_NOW = "follower-now"
     APP_URL_REFUSED = "app-url-refused"
     OTHER = "other"
 
@@ -32,6 +33,8 @@ _REMEDIES = {
     FailureKind.NOT_ARCHIVED: "See that {url} can be reached and written to with the credentials of this node; uploads "
     "go on by themselves.",
     FailureKind.STOPPED: "Start it again: walcast {role} {path}{flags}",
+    FailureKind.FOLLOWER_NOW: "To make it the primary: walcast promote {path}. To leave it a follower, start it as "
+    "one: walcast follower {path} --primary {primary}",
     FailureKind.APP_URL_REFUSED: "Allow the address on this node with --allowed-app-url, or change --app-url on the "
     "primary.",
     FailureKind.OTHER: "walcast repair {path} shows role, term and lease.",

@@ -115,6 +115,14 @@ def read_standing(state_dir: Path) -> Standing | None:
         raise ConfigError(f"{path}: damaged ({error}); remove it, and start this node as a follower") from error
 
 
+def standing_since_s(state_dir: Path) -> float:
+    """When the role file was written last, seconds since the epoch; 0 when there is none."""
+    try:
+        return (state_dir / _NAME).lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def write_standing(state_dir: Path, standing: Standing) -> None:
     """Atomically and durably."""
     facts = asdict(standing) | {

@@ -26,6 +26,7 @@ from node.failover import changes, switchover, telling
 from node.failover import state as d
 from node.failover.keeper import Keeper
 from node.failover.leasing import Leasing
+from node.failover.remembered import Remembered, remembered, remind
 from node.failover.reports import Shown, database_status, fenced_words, lease_status, stale_words
 from node.first_boot import is_awaited, opened_when_free, restore_missing, wait_for_database
 from node.local_service import Facts, LocalService, answer_barrier
@@ -42,6 +43,7 @@ from walcast.identity import id_of_database
 from walcast.lasting import RUN_OUT, is_passing, outlast
 from walcast.position import Position
 from walcast.rarely import Rarely
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.savedsums import forget_restored
 from walcast.shortage import shortage
@@ -91,6 +93,7 @@ class Member:
         self._new = False
         self._error: WalcastError | None = None
         self._rarely = Rarely(log)
+        self._remembered: Remembered | None = None
         self.id = ""
         self._local: LocalService | None = None
         self._actions: asyncio.Queue[d.Action] = asyncio.Queue()
@@ -180,6 +183,9 @@ class Member:
         if role == FOLLOWER and not settings.replace:
             check_replica(self.path)
         self.standing = standing or Standing(role, 0, history=())
+        self._remembered = remembered(settings)
+        if self._remembered is not None:
+            self.spawn(partial(remind, self._remembered, lambda: self.serving is None))
         self._new = not folder.exists()
         if role == PRIMARY and is_awaited(settings.database):
             if not await asyncio.to_thread(restore_missing, settings.database):
@@ -428,9 +434,16 @@ class Member:
             return self.serving.trouble or (None if self.tenure.holds else fenced_words(self))
         return stale_words(self.path, self.following.status, time.time_ns()) if self.following is not None else None
 
+    def remembered_words(self) -> str | None:
+        """That it is a follower, though it was started as a primary; None where it is not, or is the primary by now."""
+        return self._remembered.words() if self._remembered is not None and self.serving is None else None
+
     def status(self) -> pb.DatabaseStatus:
         """For the Status call."""
-        return database_status(self, self.trouble or self.leasing.trouble)
+        status = database_status(self, self.trouble or self.leasing.trouble)
+        if not status.trouble and (words := self.remembered_words()):
+            status.trouble, status.trouble_kind = words, FailureKind.FOLLOWER_NOW
+        return status
 
     async def _answer_status(self, _: Facts) -> Facts:
         status = self.status()
