@@ -58,6 +58,10 @@ class AppProcess:
         """Was it started, and has it not ended?"""
         return self._process is not None and self.code is None
 
+    def pids(self) -> list[int]:
+        """Of the app, once it was started."""
+        return [] if self._process is None else [self._process.pid]
+
     def start(self) -> None:
         """ConfigError when the program cannot be run. Starting it once more does nothing."""
         if self._process is not None:

@@ -19,6 +19,7 @@ from node.failover.remembered import EVENT, remembered
 from node.freshness import reload_all
 from node.host import Host
 from node.logs import take_everything
+from node.orphans import reap_for_ever
 from node.process import run_until_signal
 from node.settings import HostSettings
 
@@ -51,6 +52,7 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
         app = AppProcess(command, settings.stop_timeout_s * APP_SHARE)
         apps.append(app)
         ending = asyncio.create_task(_stop_with(app, host, stop))
+        reaping = asyncio.create_task(reap_for_ever(app.pids))
         host.start_app = app.start
         try:
             await host.run(stop, ready)
@@ -59,6 +61,7 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
                 app.end()
                 await app.ended.wait()
             ending.cancel()
+            reaping.cancel()
 
     def forward(number: signal.Signals) -> bool:
         return bool(apps) and apps[0].forward(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from support.folders import rows, serving, write
-from support.nodes import LOOPBACK, Node, follower, poll, primary, wait_level, walcast
+from support.nodes import ENVIRONMENT, LOOPBACK, Node, follower, poll, primary, wait_level, walcast
 
 from node.app_process import AppProcess, split_command
 from node.cli import main
@@ -136,6 +137,29 @@ def test_no_signal_is_taken_by_an_app_that_does_not_run() -> None:
         return AppProcess(["true"], 1.0).forward(signal.SIGTERM)
 
     assert asyncio.run(taken()) is False
+
+
+ORPHANED = """\
+import ctypes, subprocess, sys, time
+from node.orphans import _zombies, reap
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as process 1 of a container
+mine = subprocess.Popen(["true"])
+subprocess.run(["sh", "-c", "sleep 0.01 & exit 0"])
+until = time.monotonic() + 10
+while len(_zombies()) < 2 and time.monotonic() < until: time.sleep(0.01)
+seen = reap((), [mine.pid])
+assert len(seen) == 1 and len(_zombies()) == 2, (seen, _zombies())
+assert reap(seen, [mine.pid]) == frozenset()
+assert _zombies() == [mine.pid]
+assert mine.wait() == 0
+"""
+
+
+def test_what_an_app_leaves_behind_in_a_container_is_no_zombie_for_long() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANED], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("theirs", ["replicate", "snapshots", "databases"])
