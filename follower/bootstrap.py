@@ -20,10 +20,11 @@ from follower.client import Client
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
 from follower.keeping import Keeping
-from follower.newfile import TEMPORARY, NewFile, put_in_place
+from follower.newfile import COPIED, TEMPORARY, put_in_place
 from follower.pieces import Pieces
 from follower.receiver import Receiver, Target
 from follower.room import check_announced
+from follower.unfinished import Unfinished, may_go_on
 from walcast import ltx, wire
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
 from walcast.archive.damage import DamagedFile, check_seen_term, check_size
@@ -154,8 +155,11 @@ async def from_primary(
     identity: ReplicaIdentity | None = None,
     mode: int = OWNER_ONLY,
     anew: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
+
+    `unfinished`: a new file that an earlier try left, gone on with, and left again if this one breaks off.
 
     `keeping`: what the replica had in their place goes to `discarded/` first. `identity`: the replica's, which becomes
     that of the primary's database with the commit, where it may; OtherDatabase where it may not. `anew`: without an
@@ -168,37 +172,42 @@ async def from_primary(
     mine = applier.checksums if applier else None
     sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
     size = applier.page_size if applier else 0
-    async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
-        start = copy.start
-        have = applier.commit_pages if applier else 0
-        check_announced(state_dir / TEMPORARY, max(0, start.commit_pages - have) * start.page_size)
-        made = NewFile(path, state_dir, start.page_size, start.commit_pages, mode) if applier is None else None
-        target: Target | None = keeper or applier or made
-        assert target is not None
-        if identity is not None:
-            # A new file is durable when it is in its place; before that, what it replaces must not get the new id.
-            sync = applier.sync if applier else _nothing if anew else None
-            target = identity.renaming(target, start.database_id, sync)
-        client.database_id = start.database_id  # the stream must be of the same database
-        target.begin()
-        try:
-            pieces = Pieces(target, start, have)
-            while (message := await copy.read()).WhichOneof("kind") == "pages":
+    have = applier.commit_pages if applier else 0
+    left = unfinished or Unfinished()
+    if applier is None:
+        sums, size, have = left.checksums, left.page_size, left.pages
+    with left.kept():
+        async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
+            start = copy.start
+            check_announced(state_dir / COPIED, max(0, start.commit_pages - have) * start.page_size)
+            made = left.go_on(path, state_dir, start, mode) if applier is None else None
+            target: Target | None = keeper or applier or made
+            assert target is not None
+            if identity is not None:
+                # A new file is durable when it is in its place; before that, what it replaces must not get the new id.
+                sync = applier.sync if applier else _nothing if anew else None
+                target = identity.renaming(target, start.database_id, sync)
+            client.database_id = start.database_id  # the stream must be of the same database
+            target.begin()
+            try:
+                pieces = Pieces(target, start, have)
+                while (message := await copy.read()).WhichOneof("kind") == "pages":
+                    with said_by(client.primary):
+                        pieces.write(message.pages)
+                    if progress is not None:
+                        progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
+                if message.WhichOneof("kind") != "end":
+                    raise Unavailable(f"{client.primary}: a copy broke off")
                 with said_by(client.primary):
-                    pieces.write(message.pages)
-                if progress is not None:
-                    progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
-            if message.WhichOneof("kind") != "end":
-                raise Unavailable(f"{client.primary}: a copy broke off")
-            with said_by(client.primary):
-                begin, end = wire.position_of(start.position), check_copy_end(message.end, start)
-            if begin == end:
-                target.commit(start.position.term, begin, start.commit_pages)
-            else:
-                await _stream_until(client, target, start, end.txid)
-        except BaseException:
-            target.rollback()
-            raise
+                    begin, end = wire.position_of(start.position), check_copy_end(message.end, start)
+                if begin == end:
+                    target.commit(start.position.term, begin, start.commit_pages)
+                else:
+                    await _stream_until(client, target, start, end.txid)
+            except BaseException as error:
+                if made is None or unfinished is None or not may_go_on(error):
+                    target.rollback()
+                raise
     facts = {"position": str(target.position), "pages": pieces.written, "of": start.commit_pages}
     log.info("copied from the primary", extra=facts)
 

@@ -39,6 +39,7 @@ from follower.room import Room
 from follower.scrubber import ReplicaScrubber, Rotten
 from follower.showing import Showing
 from follower.streaming import Streaming
+from follower.unfinished import Unfinished
 from follower.walkeeper import WalKeeper
 from follower.whereabouts import Whereabouts
 from walcast import wire
@@ -149,6 +150,7 @@ class Following:
         self._refused_before = False
         self._copied_s = -MEND_EVERY_S
         self._room = Room()
+        self._unfinished = Unfinished()
         self._archive_not_before_s = 0.0
         self._rarely = Rarely(log)
 
@@ -387,6 +389,7 @@ class Following:
             fresh = await self._from_archive()
             if fresh is None:
                 await self._copy()
+            self._unfinished.discard()
             self._identity.made()
         self._applier = await self._threads.run(Applier.open, self.path, self._state.path, fresh)
 
@@ -597,6 +600,7 @@ class Following:
                     keeping=keeping,
                     identity=self._identity,
                     mode=self._mode,
+                    unfinished=self._unfinished,
                 )
         except ChecksumMismatch:
             self._mismatched = True
@@ -665,6 +669,7 @@ class Following:
             raise HandedOver
 
     async def _close(self) -> None:
+        self._unfinished.discard()
         await self._stop_scrubbing()
         await self._threads.settled()
         if self._keeper is not None:

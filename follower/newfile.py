@@ -24,6 +24,7 @@ from walcast.position import Position
 from walcast.shortage import disk_errors
 
 TEMPORARY = "bootstrap.db.tmp"
+COPIED = "copy.db.tmp"
 
 
 class NewFile:
@@ -44,9 +45,18 @@ class NewFile:
         self._reach_pages = announced_pages
         self._page_one = b""
         self._state_dir = state_dir
-        self._temporary = state_dir / TEMPORARY
+        self._temporary = state_dir / COPIED
         with disk_errors(self._temporary):
             self._fd = open_or_create(self._temporary, os.O_RDWR | os.O_TRUNC)
+
+    @property
+    def is_open(self) -> bool:
+        """Is what was written still there?"""
+        return self._fd >= 0
+
+    def go_on(self, announced_pages: int) -> None:
+        """What was written so far is of a copy that broke off; those pages that differ come anew, and the rest."""
+        self._reach_pages = max(announced_pages, self.checksums.commit_pages)
 
     def begin(self) -> None:
         """Nothing is visible before the one commit."""

@@ -50,10 +50,10 @@ from walcast.rpc import replication_pb2_grpc as rpc
 
 log = logging.getLogger("walcast.primary")
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 32 << 10  # what a receiver must get within ten seconds, however slow its line is
 ACKS_PER_S = 200  # of one that counts for nothing; it sends some twenty
 CHECKSUMS_S = 60.0
-CHECKSUMS_BYTES_PER_S = 1 << 20  # beyond that
+CHECKSUMS_BYTES_PER_S = 4 << 10  # beyond that
 SILENT_S = 10.0  # of a receiver whose page checksums are waited for
 STALL_S = 60.0  # of a receiver that takes nothing of its copy
 KNOWN_MOST = 20

@@ -30,7 +30,8 @@ from walcast.shortage import free_bytes
 
 PIECE_BYTES = 1 << 20
 BARRIER_TIMEOUT_S = 60.0
-SPARE_BYTES = 64 << 20
+SPARE_BYTES = 64 << 20  # that are left to the app, at most
+SPARE_LEAST_BYTES = 1 << 20
 TICK_S = 0.5
 
 Tick = Callable[[], None]
@@ -130,9 +131,14 @@ def _build(database: Database, fd: int, tick: Tick) -> _Copy:
     return _Copy(fd, position, timestamp_ms, checksums)
 
 
+def with_spare(needed_bytes: int) -> int:
+    """So much must be free for work that needs `needed_bytes`: what is left to the app is in proportion to it."""
+    return needed_bytes + max(SPARE_LEAST_BYTES, min(SPARE_BYTES, needed_bytes))
+
+
 def _check_space(database: Database, commit_pages: int) -> None:
     """The app's disk is not ours to fill."""
-    need = 2 * commit_pages * database.page_size + SPARE_BYTES
+    need = with_spare(2 * commit_pages * database.page_size)
     free = free_bytes(database.state.path, for_anybody=True)
     if free is not None and free < need:
         raise DiskFull(database.state.path, "no room for a snapshot", free_bytes=free, needed_bytes=need)

@@ -27,7 +27,7 @@ from primary.archiving.levels import (
 )
 from primary.archiving.putting import probe, put_file
 from primary.archiving.retention import delete_expired
-from primary.archiving.snapshot import SPARE_BYTES, snapshot
+from primary.archiving.snapshot import snapshot, with_spare
 from primary.database import Database
 from walcast import ltx
 from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile
@@ -222,7 +222,7 @@ class Upkeep:
     def _compact(self, level: int, inputs: Sequence[ArchiveFile]) -> tuple[ArchiveFile, Written]:
         started = time.monotonic()
         folder = self._database.state.path
-        if shutil.disk_usage(folder).free < sum(file.size for file in inputs) + SPARE_BYTES:
+        if shutil.disk_usage(folder).free < with_spare(sum(file.size for file in inputs)):
             raise Unavailable(f"no room in {folder} to compact the archive")
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)) as spool:
             written = compact(self._store, inputs, spool.write, self._tick)
