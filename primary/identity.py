@@ -8,6 +8,10 @@ from pathlib import Path
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import Stopped
 
+_REMEDY = "the next start goes on with what is there now"
+_PAGE_SIZE_AT = 16  # sqlite.org/fileformat2.html, "The Database Header"
+_LARGEST_PAGE = 65536  # written as 1
+
 
 def check_same_files(files: DatabaseFiles) -> None:
     """Stopped when the database, its `-wal` or its `-shm` was removed or replaced: what we read is then not what
@@ -20,7 +24,28 @@ def check_same_files(files: DatabaseFiles) -> None:
             raise Stopped(f"{name} was removed while it was being replicated") from None
         mine = os.fstat(fd)
         if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-            raise Stopped(f"{name} was replaced while it was being replicated")
+            raise Stopped(f"{name} was replaced while it was being replicated; {_REMEDY}")
+
+
+def check_page_size(files: DatabaseFiles, page_size: int) -> None:
+    """OtherPages when a database with pages of another size was copied over this one. SQLite changes the size only
+    outside of WAL mode, for which nobody else may have the database open."""
+    stored = int.from_bytes(os.pread(files.db_fd, 2, _PAGE_SIZE_AT), "big")
+    size = _LARGEST_PAGE if stored == 1 else stored
+    if size not in (0, page_size):
+        raise OtherPages(files.path, page_size, size)
+
+
+class OtherPages(Stopped):
+    """The database file has pages of `size` bytes now, and had `before`."""
+
+    def __init__(self, path: Path, before: int, size: int) -> None:
+        super().__init__(
+            f"{path} was overwritten by a database with pages of {size} bytes, not {before}, while it was being "
+            f"replicated; {_REMEDY}"
+        )
+        self.before = before
+        self.size = size
 
 
 class Truncated(Stopped):

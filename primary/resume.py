@@ -14,6 +14,7 @@ import numpy as np
 
 from primary.capture import Capture
 from primary.entries import append_entry
+from primary.identity import check_page_size
 from primary.refusing import checkpoints_refused
 from walcast import ltx
 from walcast.checksum import PageChecksums
@@ -80,9 +81,10 @@ def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, know
     the database still is in the state that is `known`.
 
     With no usable state in the log a new history begins at the state that is there, behind any TXID ever given: None.
-    Call with the anchor held. Unavailable when `stopping` becomes true meanwhile.
+    Call with the anchor held. Unavailable when `stopping` becomes true meanwhile; OtherPages.
     """
     log = capture.log
+    check_page_size(capture.files, capture.page_size)
     with PageReader(capture.files, capture.reader) as reader, checkpoints_refused(capture.files):
         if known is not None and known.is_of(reader.header):
             now = known.checksums

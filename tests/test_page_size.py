@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -83,6 +84,21 @@ def test_replace_takes_a_database_of_another_page_size_and_keeps_what_was_a_repl
             assert poll(lambda: values(replica) == ["other"], 20, 0.05)
     [kept] = state_dir(replica).glob("replaced-*.db")
     assert values(kept) == ["one"]
+
+
+def test_a_backup_with_other_pages_that_is_copied_over_a_served_database_ends_it_in_one_line(tmp_path: Path) -> None:
+    db, backup, replica = make(tmp_path / "app.db", 4096, "x"), tmp_path / "backup.db", tmp_path / "edge" / "r.db"
+    make(backup, 8192, "backup")
+    with primary(db) as node, follower(replica, node.address):
+        assert poll(lambda: replica.exists() and values(replica) == ["x"])
+        shutil.copyfile(backup, db)
+        values(db)
+        assert node.wait() == 1
+        said = [line for line in node.err.read_text().splitlines() if not line.startswith("{")]
+        assert len(said) == 1, said
+        node.start()
+        node.ready()
+        assert poll(lambda: values(replica) == ["backup"], 20, 0.05)
 
 
 def read(level: int, low: int, high: int, page_size: int) -> Read:
