@@ -163,6 +163,26 @@ def test_one_key_that_may_not_be_deleted_is_named_and_does_not_keep_the_others()
         assert type(said_by(store, lambda store: store.delete(["k1"]))) is Unavailable
 
 
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")])
+def test_a_server_that_deletes_no_list_of_keys_is_asked_to_delete_one_by_one(status: int, code: str) -> None:
+    def answer(request: Request) -> Answer:
+        if request.method == "POST":
+            return s3_error(status, code)
+        return s3_error(404, "NoSuchKey") if request.url.endswith("k1") else Answer(204)
+
+    with captured(S3Spec("bucket", "db"), answer) as (store, requests):
+        store.delete(["k0", "k1", "k2"])
+        store.delete(["k3"])  # it was learned
+    assert [request.method for request in requests] == ["POST", *["DELETE"] * 4]
+    assert [request.url[-2:] for request in requests[1:]] == ["k0", "k1", "k2", "k3"]
+
+
+def test_who_may_delete_nothing_is_told_so_after_one_try_of_each_way() -> None:
+    with captured(S3Spec("bucket", "db"), lambda _: s3_error(403, "AccessDenied")) as (store, requests):
+        assert isinstance(said_by(store, lambda store: store.delete(["k0", "k1", "k2"])), ConfigError)
+    assert [request.method for request in requests] == ["POST", "DELETE"]
+
+
 def test_a_check_names_the_permission_that_is_missing() -> None:
     for operation, action in (("LIST", "list"), ("PUT", "write"), ("DELETE", "delete")):
 

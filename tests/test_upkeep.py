@@ -21,7 +21,7 @@ from support.writers import Child, checkpointed, sql, writer
 from primary.archiving.archiver import Archiver
 from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
-from walcast.errors import Unavailable
+from walcast.errors import ConfigError, Unavailable
 from walcast.store import ObjectInfo, Store, open_store
 from walcast.store.directory import DirectoryStore
 
@@ -142,6 +142,32 @@ def test_a_store_that_fails_now_and_then_in_any_call_loses_nothing(app: Served, 
     expected = checkpointed(app.path)
     assert restored(store, tmp_path / "ours.db") == expected
     assert restored_by_litestream(store, tmp_path / "theirs.db") == expected
+
+
+def test_an_archive_that_must_not_be_deleted_from_is_kept_in_shape_all_the_same(
+    app: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Denying(DirectoryStore):
+        refused = 0
+
+        def delete(self, keys: Any) -> None:
+            self.refused += 1
+            raise ConfigError("these credentials may not delete")
+
+    store = Denying(tmp_path / "archive")
+    with archiving(app, store, FAST) as archiver, load(app.path) as busy:
+        assert poll(lambda: store.refused)
+        before = levels(store)
+
+        def goes_on() -> bool:
+            there = levels(store)
+            return all(len(there[level]) > len(before[level]) for level in (1, SNAPSHOT_LEVEL))
+
+        assert poll(goes_on), "compaction and snapshots wait for retention"
+        assert "may not delete" in (archiver.upkeep_error or "")
+        busy.stop()
+    said = [record for record in caplog.records if "may not delete" in str(vars(record).get("error"))]
+    assert len(said) == 1
 
 
 def test_nothing_is_deleted_that_a_damaged_file_was_to_replace(app: Served, tmp_path: Path) -> None:

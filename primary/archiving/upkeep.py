@@ -13,8 +13,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import BinaryIO, cast
 
+from primary.archiving.backoff import Backoff
 from primary.archiving.catalogue import Catalogue
 from primary.archiving.compaction import Written, compact, prove
 from primary.archiving.levels import (
@@ -31,7 +33,7 @@ from primary.archiving.snapshot import snapshot, with_spare
 from primary.database import Database
 from walcast import ltx
 from walcast.archive import LEVELS, SNAPSHOT_LEVEL, ArchiveFile
-from walcast.errors import Corrupt, DiskFull, Exhausted, Unavailable, WalcastError
+from walcast.errors import ConfigError, Corrupt, DiskFull, Exhausted, Unavailable, WalcastError
 from walcast.rarely import Rarely
 from walcast.shortage import shortage
 from walcast.store import ObjectMissing, Store
@@ -41,7 +43,7 @@ log = logging.getLogger("walcast.archive")
 WORKERS = 2
 SPOOL_BYTES = 8 << 20
 SETTLED_S = 3600.0
-RETRY_S = (5.0, 30.0, 60.0, 300.0, 600.0)
+DUTIES = ("owner", "compaction", "snapshot", "retention")
 CLOCK_STEP_S = 60.0
 AFTER_CLOCK_STEP_S = 600.0
 
@@ -67,9 +69,9 @@ class Upkeep:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._errors: dict[str, str] = {}
-        self._failures = 0
+        self._backoffs = {duty: Backoff() for duty in DUTIES}
+        self._said_refused = False
         self._rarely = Rarely(log)
-        self._not_before_s = 0.0
         self._unproven = {file.key for level in LEVELS[1:] for file in catalogue.level(level)}
         self._compacted_ms = {
             level: file.timestamp_ms if (file := catalogue.newest(level)) else _now_ms()
@@ -91,7 +93,7 @@ class Upkeep:
         if self._thread is not None and self._thread.is_alive():
             return
         self._watch_clock()
-        if time.monotonic() >= self._not_before_s and self._due(_now_ms()):
+        if self._may_try("owner") and self._due(_now_ms()):
             name = f"upkeep-{self._database.name}"
             thread = threading.Thread(target=self._run, name=name, daemon=True)
             thread.start()  # RuntimeError where there are no threads left
@@ -130,7 +132,14 @@ class Upkeep:
 
     def _due(self, now_ms: int) -> bool:
         compactions = any(self._compaction_due(level, now_ms) for level in self._levels())
-        return compactions or self._snapshot_due(now_ms) or self._may_delete(now_ms)
+        return (
+            (compactions and self._may_try("compaction"))
+            or (self._snapshot_due(now_ms) and self._may_try("snapshot"))
+            or (self._may_try("retention") and self._may_delete(now_ms))
+        )
+
+    def _may_try(self, work: str) -> bool:
+        return self._backoffs[work].may_try(time.monotonic())
 
     def _compaction_due(self, level: int, now_ms: int) -> bool:
         passed = interval_passed(now_ms, self._compacted_ms[level], self._policy.level_intervals_s[level - 1])
@@ -166,20 +175,17 @@ class Upkeep:
                 return
         try:
             now_ms = _now_ms()
-            done = [self._try("owner", lambda _: self._check_owner(), now_ms)]
-            if done[0]:
-                done += [
-                    self._try("compaction", self._compact_levels, now_ms),
-                    self._try("snapshot", self._snapshot_when_due, now_ms),
-                    self._try("retention", self._delete_when_due, now_ms),
-                ]
+            if self._try("owner", lambda _: self._check_owner(), now_ms):
+                self._try("compaction", self._compact_levels, now_ms)
+                self._try("snapshot", self._snapshot_when_due, now_ms)
+                self._try("retention", self._delete_when_due, now_ms)
         finally:
             _working.release()
-        self._failures = 0 if all(done) else self._failures + 1
-        if self._failures:
-            self._not_before_s = time.monotonic() + RETRY_S[min(self._failures, len(RETRY_S)) - 1]
 
     def _try(self, work: str, step: Callable[[int], None], now_ms: int) -> bool:
+        """False when it failed, now or a moment ago."""
+        if not self._may_try(work):
+            return False
         try:
             step(now_ms)
         except Exception as error:
@@ -187,16 +193,28 @@ class Upkeep:
             text = str(known) or type(known).__name__
             if self._stop.is_set():
                 return False
+            self._backoffs[work].done(time.monotonic(), succeeded=False)
             key = work, (type(known).__name__ if isinstance(known, DiskFull | Exhausted) else text)
-            if self._rarely.due(key) is not None:
+            if isinstance(error, ConfigError) and work == "retention":
+                self._say_refused(text)
+            elif self._rarely.due(key) is not None:
                 expected = isinstance(error, WalcastError | OSError)
                 facts = {"url": self._store.url, "work": work, "error": text}
                 log.warning("archive upkeep failed, trying again", extra=facts, exc_info=not expected)
             self._errors[work] = text
             return False
+        self._backoffs[work].done(time.monotonic(), succeeded=True)
         if self._errors.pop(work, None) is not None:
             self._rarely.forget_all()
+            self._said_refused = self._said_refused and work != "retention"
         return True
+
+    def _say_refused(self, text: str) -> None:
+        """An archive that must not be deleted from is one that somebody may want: it is said once."""
+        if not self._said_refused:
+            self._said_refused = True
+            facts = {"url": self._store.url, "error": text}
+            log.warning("what is expired stays in the archive: this store does not let it be deleted", extra=facts)
 
     def _compact_levels(self, now_ms: int) -> None:
         for level in self._levels():
@@ -236,7 +254,7 @@ class Upkeep:
             self._take_snapshot()
 
     def _take_snapshot(self) -> ArchiveFile:
-        if self._failures:
+        if any(backoff.failures for backoff in self._backoffs.values()):
             probe(self._store)  # before the whole database is copied for a store that is away
         with snapshot(self._database, self._tick) as (written, file):
             there = self.write(SNAPSHOT_LEVEL, written, file)
@@ -257,7 +275,8 @@ class Upkeep:
             header = self._read_twice(file)
         except Corrupt:
             self._catalogue.remove([file])
-            self._store.delete([file.key])
+            with suppress(ConfigError):  # it may be that nothing may be deleted
+                self._store.delete([file.key])
             raise
         except ObjectMissing:
             self._catalogue.remove([file])

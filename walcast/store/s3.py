@@ -11,14 +11,14 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from walcast.errors import Unavailable, WalcastError
+from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.store import s3_swap
 from walcast.store.base import (
     LISTED_MOST,
@@ -65,6 +65,7 @@ class S3Store:
         self._made: tuple[S3Client, Retries] | None = None
         self._honours: bool | None = None
         self._swaps: bool | None = None
+        self._deletes_many = True
 
     @property
     def url(self) -> str:
@@ -163,18 +164,48 @@ class S3Store:
         rest = iter(keys)
         failure: Exception | None = None
         while batch := list(islice(rest, _DELETE_BATCH)):
-            with self._errors(batch[0], "delete"):
-                answer = self._client().delete_objects(
-                    Bucket=self.spec.bucket,
-                    Delete={"Objects": [{"Key": self._prefix + key} for key in batch], "Quiet": True},
-                )
-            for error in answer.get("Errors", []):
-                code, key = error.get("Code", ""), error.get("Key", "").removeprefix(self._prefix)
-                if code != "NoSuchKey":
-                    found = explain(self.spec, key, "delete", code=code, message=error.get("Message", ""), facts=error)
-                    failure = failure or found
+            failure = self._delete_batch(batch) or failure
         if failure is not None:
             raise failure
+
+    def _delete_batch(self, keys: Sequence[str]) -> Exception | None:
+        """In one request; one by one where the server does not have that, as Google's, or refuses it."""
+        if self._deletes_many:
+            try:
+                return self._delete_many(keys)
+            except ConfigError as error:
+                refused = error
+            with suppress(ConfigError):  # what is refused both ways is not for want of a request
+                self._delete_one(keys[0])
+                self._deletes_many = False
+            if self._deletes_many:
+                raise refused
+            keys = keys[1:]
+        failure: Exception | None = None
+        for key in keys:
+            try:
+                self._delete_one(key)
+            except ConfigError as error:
+                failure = failure or error
+        return failure
+
+    def _delete_many(self, keys: Sequence[str]) -> Exception | None:
+        with self._errors(keys[0], "delete"):
+            answer = self._client().delete_objects(
+                Bucket=self.spec.bucket,
+                Delete={"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True},
+            )
+        failure: Exception | None = None
+        for error in answer.get("Errors", []):
+            code, key = error.get("Code", ""), error.get("Key", "").removeprefix(self._prefix)
+            if code != "NoSuchKey":
+                found = explain(self.spec, key, "delete", code=code, message=error.get("Message", ""), facts=error)
+                failure = failure or found
+        return failure
+
+    def _delete_one(self, key: str) -> None:
+        with suppress(ObjectMissing), self._errors(key, "delete"):
+            self._client().delete_object(Bucket=self.spec.bucket, Key=self._prefix + key)
 
     def check(self, *, write: bool = True, delete: bool = True) -> None:
         """Lists one key, and with `write` puts and deletes a probe object under the prefix."""
