@@ -7,6 +7,8 @@ import logging
 import math
 import re
 import signal
+import sqlite3
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -87,18 +89,25 @@ def test_a_node_says_what_it_is_first_and_that_it_ended_last(tmp_path: Path, log
 
 
 def test_a_planned_switchover_logs_no_warning(tmp_path: Path) -> None:
+    """On neither side, nor on a follower that is told of it, with an archive that is written to all the time."""
     create_database(tmp_path / "a.db")
-    (tmp_path / "b").mkdir()
+    flags = str(tmp_path / "archive"), "--id", "a", "--log-summary", "1s"
     with (
-        nodes.primary(tmp_path / "a.db", "--id", "a", "--log-summary", "1s") as primary,
+        nodes.primary(tmp_path / "a.db", *flags) as primary,
         nodes.follower(tmp_path / "b" / "a.db", primary.address, "--id", "b") as follower,
+        nodes.follower(tmp_path / "c" / "a.db", primary.address, "--id", "c") as bystander,
     ):
         follower.wait_event("streaming")
-        done = walcast("switchover", primary.address, "--to", "b")
-        assert done.returncode == 0, done.stderr
+        bystander.wait_event("streaming")
+        with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as app:
+            app.execute("create table more(x)")
+            done = walcast("switchover", primary.address, "--to", "b")
+            assert done.returncode == 0, done.stderr
         primary.wait_event("streaming")
+        bystander.wait_event("streaming", 2)
         primary.wait_event("all well")
-        assert [e for e in primary.events() + follower.events() if e["level"] in ("warning", "error")] == []
+        said = primary.events() + follower.events() + bystander.events()
+        assert [event for event in said if event["level"] in ("warning", "error")] == []
         assert primary.stop() == 0
         assert primary.events()[-1]["outcome"] == "stopped"
         assert all(line.startswith("{") for line in primary.err.read_text().splitlines())

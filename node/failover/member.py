@@ -441,7 +441,7 @@ class Member:
     def status(self) -> pb.DatabaseStatus:
         """For the Status call."""
         status = database_status(self, self.trouble or self.leasing.trouble)
-        if not status.trouble and (words := self.remembered_words()):
+        if not status.trouble and not self.settings.auto and (words := self.remembered_words()):
             status.trouble, status.trouble_kind = words, FailureKind.FOLLOWER_NOW
         return status
 

@@ -191,6 +191,8 @@ class Archiver:
         if isinstance(error, OtherDatabase):
             if str(error) != self.error:
                 log.error("the archive belongs to another database; nothing is uploaded", extra={"error": str(error)})
+        elif self._database.tenure.ended:
+            log.debug("archives no more", extra={"url": self.store.url, "reason": str(error)})  # its end was said
         elif self._rarely.due(key) is not None:
             expected = isinstance(error, WalcastError | OSError)
             facts = {"url": self.store.url, "error": str(error)}

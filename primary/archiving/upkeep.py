@@ -191,7 +191,7 @@ class Upkeep:
         except Exception as error:
             known = shortage(error, self._database.state.path) or error
             text = str(known) or type(known).__name__
-            if self._stop.is_set():
+            if self._stop.is_set() or self._database.tenure.ended:
                 return False
             self._backoffs[work].done(time.monotonic(), succeeded=False)
             key = work, (type(known).__name__ if isinstance(known, DiskFull | Exhausted) else text)
