@@ -32,7 +32,7 @@ def split_command(text: str) -> list[str]:
     try:
         arguments = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"--exec {text!r}: {error}") from error
+        raise ConfigError(f"--exec: {error}") from error  # the command may have a password
     if not arguments:
         raise ConfigError("--exec: give the command that starts the app")
     if shutil.which(arguments[0]) is None:

@@ -187,10 +187,15 @@ class Host:
         given. ConfigError, and nothing changes, when it cannot be read. For any thread."""
         if self.settings.file is None:
             return None
-        told = load_config(self.settings.file)
+        try:
+            told = load_config(self.settings.file)
+        except ConfigError as error:
+            facts = {"file": str(self.settings.file), "error": str(error)}
+            audit.record("configuration", f"user:{os.geteuid()}", **facts, outcome="refused")
+            raise
         self._access.go_by(told.access, trust_user=told.trust_user)
-        facts = {"rules": len(told.access.rules), "trust_user": told.trust_user, "file": str(told.path)}
-        audit.record("configuration", f"user:{os.geteuid()}", **facts, outcome="reloaded")
+        said = {"rules": len(told.access.rules), "trust_user": told.trust_user, "file": str(told.path)}
+        audit.record("configuration", f"user:{os.geteuid()}", **said, outcome="reloaded")
         return len(told.access.rules)
 
     def _record_settings(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 import sqlite3
 import sys
@@ -13,8 +15,9 @@ from support.folders import rows, serving, write
 from support.nodes import LOOPBACK, poll, primary, walcast
 from support.s3 import counted_s3
 
-from node.first_boot import is_awaited
+from node.first_boot import is_awaited, opened_when_free
 from node.settings import DatabaseSettings
+from primary.opening import DatabaseInUse
 from walcast.filesystem import is_missing
 from walcast.position import Position
 from walcast.restore import restore
@@ -81,6 +84,28 @@ def test_it_is_waited_for_as_long_as_was_asked(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "--wait-for-db" in done.stderr
     assert not (tmp_path / "app.db").exists()
+
+
+def test_a_database_that_its_app_holds_as_it_makes_it_is_opened_when_it_is_free() -> None:
+    tries = iter([DatabaseInUse("locked"), DatabaseInUse("locked"), None])
+
+    async def open_it() -> str:
+        if (error := next(tries)) is not None:
+            raise error
+        return "open"
+
+    assert asyncio.run(opened_when_free(open_it, lambda: False)) == "open"
+    tries = iter([DatabaseInUse("locked")])
+    with pytest.raises(DatabaseInUse):
+        asyncio.run(opened_when_free(open_it, lambda: True))
+
+
+def test_a_node_that_waits_says_so_and_ends_at_once(tmp_path: Path) -> None:
+    with primary(tmp_path / "app.db", "--wait-for-db", "forever") as node:
+        [database] = json.loads(walcast("status", node.address, "--json").stdout)["databases"]
+        assert (database["role"], "has not made it" in database["trouble"]) == ("primary", True)
+        assert node.stop() == 0
+    assert not list(tmp_path.glob("app.db*"))
 
 
 # Zero bytes

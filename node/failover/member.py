@@ -33,6 +33,7 @@ from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
 from primary.damage import Damaged
+from primary.opening import DatabaseInUse
 from primary.served import Refused
 from primary.tenure import Tenure, now_s
 from walcast import wire
@@ -192,7 +193,7 @@ class Member:
                 self.awaits_app.set()
                 if not await wait_for_database(settings.database, lambda: self.host.stopping):
                     return
-            await opened_when_free(lambda: self._have_role(role), lambda: self.host.stopping)
+            await opened_when_free(lambda: self._begin_with_app(role), lambda: self.host.stopping)
         else:
             await self._have_role(role)
         await outlast(self._listen, folder, "local socket")
@@ -204,6 +205,14 @@ class Member:
         """What ran out on the way does not end it: the action is begun again, which finds what of it was done."""
         async with self.changing:
             await outlast(partial(self._carry_out, action), state_dir(self.path), type(action).__name__)
+
+    async def _begin_with_app(self, role: str) -> None:
+        """As `_have_role`; DatabaseInUse leaves nothing open."""
+        try:
+            await self._have_role(role)
+        except DatabaseInUse:
+            self.leasing.close()
+            raise
 
     async def _have_role(self, role: str) -> None:
         """Find the role. While the disk is full, or descriptors or threads are exhausted, wait and try again, as a node

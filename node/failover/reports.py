@@ -35,7 +35,8 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
         status.trouble_kind = status.trouble_kind or (FailureKind.FENCED if trouble else "")
         status.state_since_ms = member.shown.since_ms or status.state_since_ms
     else:
-        status = pb.DatabaseStatus(name=member.name, path=str(member.path), role="follower", term=member.standing.term)
+        role = "primary" if member.awaits_app.is_set() and member.following is None else "follower"
+        status = pb.DatabaseStatus(name=member.name, path=str(member.path), role=role, term=member.standing.term)
         following = member.following
         if following is not None:
             now = following.status
