@@ -137,6 +137,11 @@ class Config:
     wait_for_db_s: float | None = None
     log_format: str | None = None
 
+    @property
+    def has_many(self) -> bool:
+        """Is each database only one of several?"""
+        return len(self.dbs) + len(self.folders) > 1
+
     def database(self, path: Path) -> DatabaseConfig | None:
         """What the file says of the database at `path`, whether it is there or not."""
         path = path.absolute()

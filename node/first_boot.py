@@ -19,7 +19,7 @@ from primary.opening import DatabaseInUse
 from walcast.archive import ArchiveGap, list_files, plan_restore
 from walcast.archive.reading import read_header
 from walcast.errors import ConfigError, Corrupt
-from walcast.filesystem import SQLITE_MAGIC, check_local, has_wal, is_missing
+from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local, has_wal, is_missing
 from walcast.restore import restore
 from walcast.store import ObjectMissing, Store, open_store
 
@@ -142,3 +142,11 @@ def _is_empty(path: Path) -> bool:
 
 
 _LEAF, _CELLS = slice(100, 101), slice(103, 105)  # of page 1, behind the file's header: the schema's table
+
+
+def check_there(database: DatabaseSettings) -> None:
+    """ConfigError where the database cannot be opened."""
+    if not os.path.lexists(database.path) and database.path.parent.is_dir():
+        ways = "--wait-for-db SECONDS|forever where the app is to make it, --restore where its archive has it"
+        raise ConfigError(f"{database.path}: no such file; start with {ways}")
+    check_database_file(database.path)

@@ -18,13 +18,14 @@ from node.config import load_config
 from node.crowds import Peer, keep_room
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
-from node.first_boot import is_awaited, opened_when_free, restore_missing, wait_for_database
+from node.first_boot import check_there, is_awaited, opened_when_free, restore_missing, wait_for_database
 from node.freshness import keep_fresh
 from node.grpc_server import listen
 from node.health import Failure, member_failure, serving_failure
 from node.heartbeat import ARCHIVED_WITHIN_S, Heartbeat
 from node.http.request import Request
 from node.inodes import Inode, Inodes
+from node.kept_members import KeptMembers, check_member
 from node.listed import Listed
 from node.retrying import Retrying
 from node.serving import ServedByName, Serving, not_served
@@ -33,7 +34,6 @@ from node.shown import SHOW_S, show_primary
 from node.summary import summarize
 from node.watching import Watching, databases_of
 from primary.gate import Gate
-from primary.opening import check_readable
 from primary.publisher import Publisher
 from primary.served import Refused, Served
 from primary.visible import Sees, visible
@@ -43,14 +43,11 @@ from walcast.access.credentials import Credentials
 from walcast.access.neighbours import parse_peer
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.facts import primary_facts
-from walcast.filesystem import check_database_file
 from walcast.lasting import outlast
 from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
-from walcast.statedir import state_dir
 from walcast.statusfile import State
 from walcast.store.url import parse_url
-from walcast.terms import PRIMARY, read_standing
 
 log = logging.getLogger("walcast.primary")
 
@@ -219,6 +216,12 @@ class Host:
 
     async def _begin_members(self, stack: AsyncExitStack) -> None:
         """Until each has found its role, or we are to stop."""
+        if self._one_of_many:
+            kept = KeptMembers(self.settings.members, self)
+            self._watching.append(kept)
+            await stack.enter_async_context(kept)
+            await kept.settle()
+            return
         for settings in self.settings.members:
             member = Member(self, settings)
             self.members.append(member)
@@ -269,15 +272,12 @@ class Host:
                 raise _name_taken(database, names[database.name])
             names[database.name] = database.path
             if not self._one_of_many and not is_awaited(database):
-                _check_there(database)
+                check_there(database)
             if isinstance(database.archive, str):
                 parse_url(database.archive)
         for member in self.settings.members:
-            standing = read_standing(state_dir(member.database.path))
-            if (standing.role if standing else member.role) == PRIMARY and not is_awaited(member.database):
-                _check_there(member.database)
-                if not state_dir(member.database.path).exists():
-                    check_readable(member.database.path)
+            if not self._one_of_many and not is_awaited(member.database):
+                check_member(member)
             if isinstance(member.database.archive, str):
                 parse_url(member.database.archive)
         if len(found) > self._most:
@@ -536,14 +536,6 @@ class Host:
         for watching in self._watching:
             reply.databases.extend(watching.status())
         return reply
-
-
-def _check_there(database: DatabaseSettings) -> None:
-    """ConfigError where the database cannot be opened."""
-    if not os.path.lexists(database.path) and database.path.parent.is_dir():
-        ways = "--wait-for-db SECONDS|forever where the app is to make it, --restore where its archive has it"
-        raise ConfigError(f"{database.path}: no such file; start with {ways}")
-    check_database_file(database.path)
 
 
 def _name_taken(settings: DatabaseSettings, path: Path | None) -> ConfigError:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from node.config import NO_ARCHIVE, Config, load_config
+from node.config import NO_ARCHIVE, Config, DatabaseConfig, load_config
 from node.config_failover import flags_over_file
 from node.failover_flags import app_urls, failover_flags, member_settings
 from node.host import Host
@@ -42,8 +42,9 @@ from node.saying import say
 from node.settings import STOP_TIMEOUT_S, DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
 from walcast import wire
 from walcast.errors import ConfigError
+from walcast.planted import DanglingLink
 from walcast.secret import Secret
-from walcast.statedir import state_dir
+from walcast.statedir import behind_link, state_dir
 from walcast.terms import PRIMARY, read_standing
 from walcast.wire import Address
 
@@ -152,7 +153,7 @@ def _settings(
         facts = {"key": ignored.key, "line": ignored.line, "file": str(told.path)}
         log.log(level, "not used by walcast", extra=facts)
     more = flags_over_file(more, told.failover)
-    databases, folders = [settings_of(d) for d in told.dbs], told.folders
+    databases, folders = [_one(d) if told.has_many else settings_of(d) for d in told.dbs], told.folders
     if db is not None:
         databases, folders = [DatabaseSettings(db, name or db.stem, archive_url, told.policy)], ()
     if continue_archive:
@@ -175,7 +176,7 @@ def _settings(
     members = tuple(
         member_settings(database, PRIMARY, force=force, guess=db is not None and name is None, **more)
         for database in databases
-        if db is not None or more["auto_failover"] or read_standing(state_dir(database.path)) is not None
+        if db is not None or more["auto_failover"] or _has_role(database.path)
     )
     if more["auto_failover"] and folders:
         raise ConfigError(f"{folders[0].where}: --auto-failover is for databases that are named, not for folders")
@@ -213,3 +214,19 @@ def _first_boot(database: DatabaseSettings, restore: bool, wait_s: float | None,
     if wait_s is None:
         wait_s = math.inf if restore or has_app else 0.0
     return replace(database, restore=restore, wait_s=wait_s)
+
+
+def _one(config: DatabaseConfig) -> DatabaseSettings:
+    """One of several. A link to nothing is a database that is not there yet, as a volume that is mounted later."""
+    try:
+        return settings_of(config)
+    except DanglingLink:
+        return settings_of(replace(config, path=behind_link(config.path)))
+
+
+def _has_role(path: Path) -> bool:
+    """Has it one from before? Also where that cannot be read, which is said when the database is to be served."""
+    try:
+        return read_standing(state_dir(path)) is not None
+    except (ConfigError, OSError):
+        return True

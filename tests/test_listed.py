@@ -9,10 +9,12 @@ from pathlib import Path
 
 from click.testing import CliRunner
 from support.folders import serving, status, wait_served, write
-from support.nodes import poll, walcast
+from support.nodes import poll, primary, walcast
 
 from node.cli import main
+from walcast.statedir import state_dir
 from walcast.store import open_store
+from walcast.terms import PRIMARY, Standing, write_standing
 
 
 def configured(tmp_path: Path, *names: str) -> Path:
@@ -77,6 +79,22 @@ def test_a_folder_in_the_place_of_a_database_stops_no_others(tmp_path: Path) -> 
         wait_served(node, "good", "locked")
 
 
+def test_a_link_to_nothing_and_a_damaged_role_stop_no_others(tmp_path: Path) -> None:
+    for name in ("good", "damaged"):
+        write(tmp_path / f"{name}.db", 1)
+    (tmp_path / "linked.db").symlink_to("volume/linked.db")
+    role = state_dir(tmp_path / "damaged.db") / "role"
+    role.parent.mkdir(mode=0o700)
+    role.write_text("no role")
+    role.chmod(0o600)
+    with serving(configured(tmp_path, "good", "linked", "damaged")) as node:
+        wait_served(node, "good")
+        assert status(node)["damaged"]["trouble"]
+        write(tmp_path / "volume" / "linked.db", 1)
+        role.unlink()
+        wait_served(node, "damaged", "good", "linked")
+
+
 def test_one_database_by_itself_ends_the_process_in_one_line(tmp_path: Path) -> None:
     done = walcast("primary", "--config", configured(tmp_path, "missing"), "--listen", "127.0.0.1:0")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
@@ -92,3 +110,27 @@ def test_config_check_fails_when_a_database_cannot_be_served(tmp_path: Path) -> 
     assert "problem" in missing
     write(tmp_path / "missing.db", 1)
     assert CliRunner().invoke(main, ["config", "check", str(config)]).exit_code == 0
+
+
+def test_a_member_whose_database_is_removed_stops_no_others_and_is_served_again(tmp_path: Path) -> None:
+    for name in ("good", "lost"):
+        write(tmp_path / f"{name}.db", 1)
+        with primary(tmp_path / f"{name}.db"):
+            pass
+        write_standing(state_dir(tmp_path / f"{name}.db"), Standing(PRIMARY, 1, history=()))  # as after a failover
+    for path in tmp_path.glob("lost.db*"):
+        if path.is_file():
+            path.unlink()
+    with serving(configured(tmp_path, "good", "lost")) as node:
+        wait_served(node, "good")
+        assert status(node)["lost"]["trouble"]
+        assert status(node)["good"]["role"] == "primary"
+        write(tmp_path / "lost.db", 2)
+        wait_served(node, "good", "lost")
+        for path in tmp_path.glob("lost.db*"):
+            if path.is_file():
+                path.unlink()
+        assert poll(lambda: status(node)["lost"]["trouble"], 10, 0.05)
+        write(tmp_path / "lost.db", 3)
+        wait_served(node, "good", "lost")
+        assert node.running

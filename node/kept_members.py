@@ -1,0 +1,119 @@
+"""Members of replica sets, where one process has several databases: one that fails stops none of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from node.failover.member import Member
+from node.first_boot import check_there
+from node.inodes import Inode, inode_of
+from node.listed import LOOK_S
+from node.retrying import RESCAN_S, RETRY_S, Retrying, Taken
+from node.settings import DatabaseSettings, MemberSettings
+from primary.opening import check_readable
+from walcast.errors import WalcastError
+from walcast.statedir import state_dir
+from walcast.terms import PRIMARY, read_standing
+
+if TYPE_CHECKING:
+    from node.host import Host
+
+SETTLE_LOOK_S = 0.1
+
+
+def check_member(settings: MemberSettings) -> None:
+    """ConfigError when it is to be the primary, and its database is missing or is none."""
+    path = settings.database.path
+    standing = read_standing(state_dir(path))
+    if (standing.role if standing else settings.role) == PRIMARY:
+        check_there(settings.database)
+        if not state_dir(path).exists():
+            check_readable(path)
+
+
+class KeptMembers(Retrying):
+    """All members of a process; each is begun again when it failed, later each time."""
+
+    where = "the members"
+
+    def __init__(self, members: Sequence[MemberSettings], primary: Host) -> None:
+        super().__init__(primary)
+        self._all = {settings.database.path: settings for settings in members}
+        self._running: dict[Path, tuple[Member, float]] = {}  # since a time of the monotonic clock
+        self._ended: dict[Path, WalcastError] = {}
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        await asyncio.gather(*(member.close() for member, _ in self._running.values()))
+
+    async def settle(self) -> None:
+        """Until each has found its role, or cannot."""
+        while not self._primary.stopping:
+            open_ones = [member for member, _ in self._running.values() if not member.settled.is_set()]
+            if not open_ones:
+                return
+            with contextlib.suppress(TimeoutError):  # it may end before it has one
+                async with asyncio.timeout(SETTLE_LOOK_S):
+                    await open_ones[0].settled.wait()
+
+    def _pause_s(self) -> float:
+        return LOOK_S if self._failed else RESCAN_S
+
+    async def _look(self) -> None:
+        self._noticed.clear()
+        for path in list(self._ended):
+            await self._end(path, self._ended.pop(path))
+        now = time.monotonic()
+        for path, settings in self._all.items():
+            if path not in self._running and (path not in self._failed or self._failed[path].is_due(path, now)):
+                await self._begin(path, settings)
+
+    async def _begin(self, path: Path, settings: MemberSettings) -> None:
+        try:
+            await asyncio.to_thread(check_member, settings)
+        except WalcastError as error:
+            await self._fail(path, settings.database.name, error, _inode(path))
+            return
+        self._failed.pop(path, None)
+        self._say(str(path), None)
+        member = Member(self._primary, settings)
+        self._running[path] = member, time.monotonic()
+        self._primary.members.append(member)
+        member.start(partial(self._failed_later, path))
+
+    def _failed_later(self, path: Path, error: WalcastError) -> None:
+        self._ended.setdefault(path, error)
+        self._noticed.set()
+
+    async def _end(self, path: Path, error: WalcastError) -> None:
+        member, since_s = self._running.pop(path)
+        self._primary.members.remove(member)
+        if time.monotonic() - since_s > RETRY_S[-1]:
+            self._failures.pop(path, None)  # it was well for long
+        await member.close()
+        await self._fail(path, member.name, error, _inode(path))
+
+    def _settings(self, path: Path) -> DatabaseSettings:
+        return self._all[path].database
+
+    async def _gone(self, path: Path, taken: Taken) -> None:
+        """Members let go of their databases themselves."""
+
+    async def _missing(self, path: Path, name: str) -> None:
+        """`check_member` says so."""
+
+
+def _inode(path: Path) -> Inode | None:
+    try:
+        return inode_of(path)
+    except OSError:
+        return None
