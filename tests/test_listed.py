@@ -132,5 +132,6 @@ def test_a_member_whose_database_is_removed_stops_no_others_and_is_served_again(
                 path.unlink()
         assert poll(lambda: status(node)["lost"]["trouble"], 10, 0.05)
         write(tmp_path / "lost.db", 3)
+        assert poll(lambda: status(node)["lost"]["trouble"] is None, 15, 0.05)
         wait_served(node, "good", "lost")
         assert node.running
