@@ -96,11 +96,15 @@ class KeptMembers(Retrying):
 
     async def _end(self, path: Path, error: WalcastError) -> None:
         member, since_s = self._running.pop(path)
-        self._primary.members.remove(member)
         if time.monotonic() - since_s > RETRY_S[-1]:
             self._failures.pop(path, None)  # it was well for long
+        # Of the file that failed: another one that is at the path by now is tried at once.
+        inode = member.serving.inode if member.serving is not None else _inode(path)
+        # Status has it at every moment, as a member or as what failed, and asks nothing of files that are being closed.
+        self._primary.members.remove(member)
+        self._primary.forget(member.name)
+        await self._fail(path, member.name, error, inode)
         await member.close()
-        await self._fail(path, member.name, error, _inode(path))
 
     def _settings(self, path: Path) -> DatabaseSettings:
         return self._all[path].database
