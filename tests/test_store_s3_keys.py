@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from support.s3 import S3Server, moto_s3
-from support.s3_answers import Answer, Request, captured, friendly
+from support.s3_answers import Answer, Request, captured, friendly, s3_error
 
-from walcast.errors import ConfigError
+from walcast.errors import ConfigError, Unavailable
 from walcast.store import S3Spec, parse_url
 from walcast.store.s3 import S3Store
+from walcast.store.s3_retry import Bounds
 
 KEY = bytes(range(32))
 KEY_BASE64 = base64.b64encode(KEY).decode()
@@ -94,6 +95,51 @@ def test_a_profile_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_PROFILE", "typo")
     with pytest.raises(ConfigError, match="typo"), captured(S3Spec("bucket"), keys=False):
         pass
+
+
+def test_keys_that_change_in_their_file_are_taken_up_when_the_old_ones_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+
+    def answer(request: Request) -> Answer:
+        old = "Credential=DEFAULT/" in request.headers["authorization"]
+        return s3_error(403, "InvalidAccessKeyId") if old and "NEW" in file.read_text() else friendly(request)
+
+    with captured(S3Spec("bucket"), answer, keys=False) as (store, requests):
+        store.put("a", b"x", timestamp_ms=0)
+        file.write_text("[default]\naws_access_key_id=NEW\naws_secret_access_key=s\naws_session_token=t\n")
+        store.put("b", b"x", timestamp_ms=0)
+        store.put("c", b"x", timestamp_ms=0)
+    assert ["Credential=NEW/" in request.headers["authorization"] for request in requests] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert requests[-1].headers["x-amz-security-token"] == "t"
+
+
+@pytest.mark.parametrize("text", ["", "[default]\naws_access_key_id=NEW\n"])
+def test_a_file_that_is_half_written_changes_nothing(tmp_path: Path, text: str) -> None:
+    def answer(request: Request) -> Answer:
+        return s3_error(403, "AccessDenied")
+
+    with captured(S3Spec("bucket"), answer, keys=False) as (store, requests):
+        (tmp_path / "credentials").write_text(text)
+        with pytest.raises(ConfigError):
+            store.put("a", b"x", timestamp_ms=0)
+    assert ["Credential=DEFAULT/" in request.headers["authorization"] for request in requests] == [True]
+
+
+def test_credentials_that_come_after_the_first_try_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    text = file.read_text()
+    file.unlink()
+    with S3Store(parse_url("s3://bucket?endpoint=http://127.0.0.1:1"), Bounds(attempts=1)) as store:
+        with pytest.raises(ConfigError, match="no credentials"):
+            store.put("a", b"x", timestamp_ms=0)
+        file.write_text(text)
+        with pytest.raises(Unavailable):  # it signs, and there is nobody to send it to
+            store.put("a", b"x", timestamp_ms=0)
 
 
 # What encrypts

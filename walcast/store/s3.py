@@ -32,9 +32,10 @@ from walcast.store.base import (
     Versioned,
 )
 from walcast.store.regular import NotAnObject
-from walcast.store.s3_client import from_environment, make_client
+from walcast.store.s3_client import from_environment, has_credentials, make_client
 from walcast.store.s3_errors import NotUnderstood, PastTheEnd, explain, no_s3, translate
 from walcast.store.s3_retry import Bounds, Retries
+from walcast.store.s3_spacing import Spacing, write_interval_s
 from walcast.store.s3_spec import S3Spec, customer_key
 from walcast.store.s3_upload import PART_BYTES, Target, upload
 from walcast.store.swaps import check_size, keeps_to_versions
@@ -66,6 +67,7 @@ class S3Store:
         self._honours: bool | None = None
         self._swaps: bool | None = None
         self._deletes_many = True
+        self._spacing = Spacing(write_interval_s(self.spec))
 
     @property
     def url(self) -> str:
@@ -100,9 +102,11 @@ class S3Store:
         if self._honours is None:
             # Not the same bytes twice: an upload that finds its own object takes that for its own success.
             key, first, second = (f".walcast-probe.{os.urandom(4).hex()}", os.urandom(8), os.urandom(8))
+            self._spacing.wait(key)
             try:
                 with self._errors(key, "write"):
                     self._upload(key, first, 0, if_absent=True)
+                    self._spacing.wait(key)
                     self._upload(key, second, 0, if_absent=True)
                 self._honours = False
             except ObjectExists:
@@ -122,6 +126,7 @@ class S3Store:
 
     def swap(self, key: str, data: bytes, version: str | None) -> str:
         check_size(data)
+        self._spacing.wait(key)
         with self._errors(key, "write"):
             written = s3_swap.swap(self._client(), self.spec, self._prefix + key, data, version)
         if written is None:
@@ -315,7 +320,7 @@ class S3Store:
 
     def _client(self) -> S3Client:
         with self._lock:
-            if self._made is None:
+            if self._made is None or not has_credentials(self._made[0]):
                 retries = Retries(self._bounds)
                 with self._errors("", "use"):
                     self._made = make_client(self.spec, self._bounds, retries), retries

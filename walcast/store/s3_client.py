@@ -27,6 +27,7 @@ from walcast.secret import Secret
 from walcast.store.s3_bounded import BoundedSession
 from walcast.store.s3_paced import pace
 from walcast.store.s3_retry import Bounds, Retries
+from walcast.store.s3_rotation import Rotation
 from walcast.store.s3_spec import S3Spec
 from walcast.store.url import normal_endpoint
 
@@ -101,11 +102,19 @@ def make_client(spec: S3Spec, bounds: Bounds, retries: Retries) -> S3Client:
     pace(client._endpoint.http_session, bounds.read_s)
     client._endpoint.http_session = BoundedSession(client._endpoint.http_session)
     client.meta.events.register("needs-retry.s3", retries.needs_retry)
+    if key_id is None:
+        Rotation(client, spec.url)
     if custom:
         client.meta.events.register("before-parameter-build.s3", _stay_here)
         client.meta.events.register("before-call.s3", _send_small_bodies_at_once)
         client.meta.events.register("before-sign.s3.DeleteObjects", _digest_as_ever)
     return cast("S3Client", client)
+
+
+def has_credentials(client: S3Client) -> bool:
+    """Did it find any when it was made? A file may have come since."""
+    found: Any = client
+    return found._request_signer._credentials is not None
 
 
 @cache
