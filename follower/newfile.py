@@ -84,7 +84,8 @@ class NewFile:
             self.checksums.apply(numbers, sums, max(self.checksums.commit_pages, int(numbers.max())))
 
     def commit(self, term: int, position: Position, commit_pages: int, timestamp_ms: int = 0) -> None:
-        """Verify, make durable, put in place. ChecksumMismatch and ProtocolViolation leave nothing behind."""
+        """Verify, make durable, put in place. ProtocolViolation leaves nothing behind. After
+        ChecksumMismatch the pages are as they came: a copy of those that differ mends them."""
         none = np.zeros(0, np.uint32)
         try:
             check_whole(self.checksums, commit_pages)
@@ -94,7 +95,6 @@ class NewFile:
             raise
         self.checksums.apply(none, none.astype(np.uint64), commit_pages)
         if self.checksums.database != position.checksum:
-            self.rollback()
             raise ChecksumMismatch(position, self.checksums.database)
         with disk_errors(self._temporary):
             os.ftruncate(self._fd, commit_pages * self.page_size)

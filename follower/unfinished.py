@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from follower.applier import ChecksumMismatch
 from follower.client import MustCopy
 from follower.newfile import NewFile
 from walcast.errors import Corrupt, DiskFull, ProtocolViolation, Unavailable
@@ -84,4 +85,5 @@ def may_go_on(error: BaseException) -> bool:
     """Does a copy that ended so leave pages that are worth keeping?"""
     if isinstance(error, DiskFull | ProtocolViolation):
         return False
-    return isinstance(error, Unavailable | MustCopy | Corrupt)
+    # A wrong page, of a byte that was damaged on its way, differs from the primary's and comes anew.
+    return isinstance(error, Unavailable | MustCopy | Corrupt | ChecksumMismatch)

@@ -16,7 +16,7 @@ BUFFER_BYTES = 16 << 10  # a real line holds little
 @dataclass
 class Line:
     """What is done to the bytes that come from the server. `rate`: bytes a second, None: as they come. `cut_after`: so
-    many bytes, each connection ends. `damage`: which bytes are changed, one a connection, in this order."""
+    many bytes, each connection ends. `damage`: which bytes of all are changed, ascending."""
 
     rate: float | None = None
     cut_after: int | None = None
@@ -26,10 +26,11 @@ class Line:
     connections: int = 0
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        passed, broken = 0, self.damage.pop(0) if self.damage else None
+        passed = 0
         while data := await reader.read(PIECE_BYTES):
-            if broken is not None and passed <= broken < passed + len(data):
-                data = data[: broken - passed] + bytes([data[broken - passed] ^ 0x5A]) + data[broken - passed + 1 :]
+            while self.damage and self.damage[0] < self.passed_bytes + len(data):
+                at = max(0, self.damage.pop(0) - self.passed_bytes)
+                data = data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :]
             if self.rate is not None:
                 await asyncio.sleep(len(data) / self.rate)
             writer.write(data)
