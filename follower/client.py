@@ -172,18 +172,29 @@ class Client:
             (wire.MAX_RECEIVE, RECEIVE_MAX_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.use_local_subchannel_pool", 1),  # else a new channel gets the connection of the one before
         ]
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, options=options)
-            if credentials
-            else grpc.aio.insecure_channel(target, options=options)
-        )
+
+        def open_channel() -> grpc.aio.Channel:
+            if credentials:
+                return grpc.aio.secure_channel(target, credentials, options=options)
+            return grpc.aio.insecure_channel(target, options=options)
+
+        self._open_channel = open_channel
+        self._channel = open_channel()
         self._stub: Any = rpc.ReplicationStub(self._channel)
 
     @property
     def is_outdated(self) -> bool:
         """Have the certificates been changed since the channel was opened?"""
         return self._credentials.version != self._version
+
+    async def renew(self) -> None:
+        """Go on over another connection. A byte of a header that was damaged on its way stays in the table that HTTP/2
+        keeps for a connection, and every later call over it would fail."""
+        old, self._channel = self._channel, self._open_channel()
+        self._stub = rpc.ReplicationStub(self._channel)
+        await old.close(None)
 
     async def close(self) -> None:
         """Close the channel."""

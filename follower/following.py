@@ -74,6 +74,7 @@ log = logging.getLogger("walcast.follower")
 
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
+RENEW_FROM_S = 2 * RETRY_FIRST_S  # after the second failure in a row the connection itself is suspected
 RETRY_BOOTSTRAP_MOST_S = 120.0  # without room for a first copy
 ARCHIVE_AGAIN_S = 60.0  # after one that there was no room or memory for, the primary alone is asked for so long
 STEADY_S = 10.0  # a stream that lasted for so long was no failure
@@ -301,6 +302,8 @@ class Following:
             elif not isinstance(failure, Exhausted | ConfigError):  # the same node is asked again what it meant
                 self._turn_away(failure)
             self._lost(failure)
+            if self._retry_s >= RENEW_FROM_S and not isinstance(failure, DiskFull | Exhausted):
+                await self._client.renew()
             await self._pause(self._retry_s * random.uniform(0.5, 1.0))
             first = isinstance(failure, DiskFull) and self._applier is None
             self._retry_s = min(self._retry_s * 2, RETRY_BOOTSTRAP_MOST_S if first else RETRY_MOST_S)

@@ -27,6 +27,7 @@ from follower.walkeeper import WalKeeper
 from primary import loop as looping
 from primary import relief
 from primary.archiving.archiver import Archiver
+from primary.archiving.snapshot import with_spare
 from walcast.errors import DiskFull
 from walcast.statusfile import State, read_status
 from walcast.store import DirectorySpec, open_store
@@ -413,3 +414,8 @@ def test_a_primary_whose_disk_is_full_for_minutes_loses_nothing(tmp_path: Path) 
             other.stop()
             one.stop()
         assert checkpointed(db) == checkpointed(tmp_path / "other" / "app.db")
+
+
+def test_a_small_database_needs_little_room_for_its_snapshot() -> None:
+    assert with_spare(32 << 10) <= 2 << 20
+    assert with_spare(1 << 30) == (1 << 30) + (64 << 20)

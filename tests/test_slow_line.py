@@ -122,6 +122,18 @@ def test_a_damaged_byte_costs_a_connection(app: Served, tmp_path: Path, seed: in
     assert line.passed_bytes < 1.5 * size
 
 
+@pytest.mark.parametrize("at", [130, 133])
+def test_a_damaged_header_does_not_spoil_a_connection_for_good(app: Served, tmp_path: Path, at: int) -> None:
+    """It goes into the table that HTTP/2 keeps for the connection."""
+    line = Line(damage=[at])
+
+    async def work() -> None:
+        async with following(app, tmp_path / "edge" / "app.db", line) as follower:
+            await until(level(follower, app), 20)
+
+    run(work())
+
+
 @pytest.mark.slow
 def test_a_follower_behind_twenty_kilobytes_a_second_comes_level(app: Served, tmp_path: Path) -> None:
     """A copy of 1.6 MB, and then one transaction of 600 KB."""
