@@ -53,7 +53,7 @@ class Human(logging.Formatter):
             "msg": _value(record.getMessage(), quoted=True),
         }
         for name, value in _facts(record).items():
-            parts[_name(name, parts)] = _value(str(value))
+            parts[_name(name, parts)] = _value(_text(value))
         if (trace := _traceback(record, self)) is not None:
             parts[_name("traceback", parts)] = _value(trace, shorten=False)
         return " ".join(f"{name}={value}" for name, value in parts.items())
@@ -61,6 +61,10 @@ class Human(logging.Formatter):
 
 def _name(name: str, taken: dict[str, str]) -> str:
     return f"{name}_" if name in taken else name
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 def _value(text: str, *, quoted: bool = False, shorten: bool = True) -> str:

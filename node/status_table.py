@@ -106,7 +106,8 @@ def _path_table(facts: Facts) -> Table:
     shown.add_column()
     shown.add_column(overflow="fold")
     for name in ("state", "since", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
-        if facts.get(name) is not None:
+        behind_nobody = facts["role"] == "primary" and name in ("lag_txids", "lag_ms", "primary")
+        if facts.get(name) is not None and not behind_nobody:
             shown.add_row(name, plain(str(facts[name])))
     for folder in facts.get("discarded", ()):
         shown.add_row("kept aside", plain(folder))

@@ -60,6 +60,11 @@ def test_a_text_line_has_date_time_and_zone() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", facts["time"])
 
 
+def test_what_is_true_and_what_is_not_there_are_words_of_logfmt() -> None:
+    facts = parse_logfmt(Human().format(record("x", yes=True, none=None)))
+    assert (facts["yes"], facts["none"]) == ("true", "")
+
+
 @pytest.mark.parametrize("name", ["time", "level", "event", "logger", "msg"])
 def test_no_fact_takes_the_place_of_what_every_line_has(name: str) -> None:
     line = record("x", **{name: "mine"}) if name != "msg" else record("x")
