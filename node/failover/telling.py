@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import grpc
+
 from primary.served import Refused
+from walcast.rarely import Rarely
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.shortage import reason
 from walcast.terms import PRIMARY
 from walcast.wire import Address, position_message
 
@@ -36,6 +40,7 @@ async def tell(member: Member, addresses: Sequence[Address], term: int, database
         request.position.CopyFrom(position_message(begun.start, term))
     waiting = [address for address in dict.fromkeys(addresses) if address != member.address]
     refused: dict[Address, str] = {}
+    rarely = Rarely(log)
     pause_s = PAUSE_FIRST_S
     while waiting and member.standing.term <= term:
         for address in list(waiting):
@@ -44,7 +49,8 @@ async def tell(member: Member, addresses: Sequence[Address], term: int, database
                 try:
                     reply = await asyncio.to_thread(call)
                 except Exception as error:  # noqa: BLE001 - gRPC's, whichever: tried again
-                    log.debug("cannot be told", extra={"address": str(address), "error": str(error)})
+                    why = {"address": str(address), "error": _words(member, address, error), "term": term}
+                    rarely.log(logging.INFO, "a node cannot be told of the new primary yet, trying again", address, why)
                     continue
             newer = reply.refusal.kind == pb.REFUSAL_KIND_OLDER_TERM and reply.term > term
             if newer and await _make_way(member, reply, address):
@@ -57,6 +63,12 @@ async def tell(member: Member, addresses: Sequence[Address], term: int, database
                 log.error("another node does not make way: there may be two primaries", extra=why)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, PAUSE_MOST_S)
+
+
+def _words(member: Member, address: Address, error: Exception) -> str:
+    if isinstance(error, grpc.RpcError):
+        return member.host.credentials.failure(address, error.code().name, error.details(), CALL_S)
+    return reason(error)
 
 
 async def _make_way(member: Member, reply: pb.StepDownReply, address: Address) -> bool:
