@@ -72,7 +72,11 @@ def test_no_fact_takes_the_place_of_what_every_line_has(name: str) -> None:
     assert parse_logfmt(Human().format(line))["msg"] == "x"
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan, {1, 2}, {(1, 2): b"x"}, object(), Path("x")], ids=["inf", "nan", "set", "dict", "object", "path"])
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, math.nan, {1, 2}, {(1, 2): b"x"}, object(), Path("x")],
+    ids=["inf", "nan", "set", "dict", "object", "path"],
+)
 def test_every_value_is_json(value: object) -> None:
     line = Json().format(record("x", value=value, listed=[value]))
     assert json.loads(line, parse_constant=pytest.fail)["event"] == "x"
