@@ -18,13 +18,13 @@ import sys
 import time
 from contextlib import suppress
 
+from node.process import BY_SIGNAL
 from walcast.errors import ConfigError
 
 log = logging.getLogger("walcast.node")
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGTERM, signal.SIGINT)
-BY_SIGNAL = 128  # the exit code of a shell for a command that a signal ended is this and the signal's number
 
 
 def split_command(text: str) -> list[str]:

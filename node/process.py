@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Collection
@@ -16,6 +17,8 @@ from node.threads import Threads
 # Capture, stream and archive share the interpreter: a thread that computes gives way after this long, not after 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 GC_EVERY = 20_000
+
+BY_SIGNAL = 128  # and the signal's number: the exit code that a shell has for what a signal ended
 
 log = logging.getLogger("walcast.node")
 
@@ -47,6 +50,7 @@ def run_until_signal(
             if asked.is_set() or stop.is_set():
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
+                os._exit(BY_SIGNAL + number)  # process 1 of a container is not ended by a signal's default
             log.info("stopping", extra={"signal": number.name})
             asked.set()
             if not taken:
