@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support.nodes import follower, poll, primary
+from support.nodes import follower, poll, primary, walcast
 
 from walcast.archive.checks import Findings, Read, check_reads
 from walcast.archive.files import ArchiveFile
@@ -99,6 +99,20 @@ def test_a_backup_with_other_pages_that_is_copied_over_a_served_database_ends_it
         node.start()
         node.ready()
         assert poll(lambda: values(replica) == ["backup"], 20, 0.05)
+
+
+def test_a_file_that_was_put_beside_the_wal_of_another_is_refused(tmp_path: Path) -> None:
+    db, new = make(tmp_path / "app.db", 4096, "old"), tmp_path / "new.db"
+    with opened(db) as app:
+        app.execute("VACUUM INTO ?", (str(new),))
+        app.execute("INSERT INTO t VALUES ('in the WAL')")
+        new.rename(db)
+        done = walcast("primary", db, "--listen", "127.0.0.1:0")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    for suffix in ("-wal", "-shm"):
+        Path(f"{db}{suffix}").unlink(missing_ok=True)
+    with primary(db):
+        assert values(db) == ["old"]
 
 
 def read(level: int, low: int, high: int, page_size: int) -> Read:

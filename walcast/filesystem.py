@@ -17,6 +17,8 @@ _NETWORK_TYPES = (
     "9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.s3fs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 "
     "ocfs2 orangefs smb3 smbfs"
 )
+_VERSIONS_AT = slice(18, 20)  # sqlite.org/fileformat2.html, "File format version numbers"
+_ROLLBACK_VERSIONS = b"\1\1"
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # space, tab, newline, backslash and hash, as the kernel writes them
 NETWORK_TYPES = frozenset(_NETWORK_TYPES.split())
 _PIECE_BYTES = 4096  # of what does not say its size, as a pipe
@@ -29,11 +31,18 @@ def check_database_file(path: Path) -> None:
             what = "is a folder" if path.is_dir() else "no such file" if not path.exists() else "is not a file"
             raise ConfigError(f"{path}: {what}")
         with path.open("r+b") as file:
-            head = file.read(len(SQLITE_MAGIC))
+            head = file.read(_VERSIONS_AT.stop)
     except OSError as error:
         raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from error
-    if head and head != SQLITE_MAGIC:
+    if head and not head.startswith(SQLITE_MAGIC):
         raise ConfigError(f"{path}: not a SQLite database")
+    wal = f"{os.path.realpath(path)}-wal"
+    if head[_VERSIONS_AT] == _ROLLBACK_VERSIONS and os.path.lexists(wal):
+        # SQLite would mix the two: it writes the versions for WAL mode before it makes a WAL.
+        raise ConfigError(
+            f"{wal} is of another database than {path}, which was put in its place (it is not in WAL mode): close "
+            f"what has it open, remove that file and the -shm beside it, and start again"
+        )
     check_local(path)
 
 
