@@ -18,7 +18,7 @@ def main() -> None:
 
         def copied_back() -> bool:
             _, frames, copied = app.app.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0]
-            return bool(frames == copied and app.database.loop._anchored[1:] == (frames, True))
+            return bool(frames == copied and app.database.loop._pace._place[1:] == (frames, True))
 
         assert poll(copied_back, 10.0), "the WAL is not copied back"
         app.commit()
