@@ -23,7 +23,7 @@ from walcast.checksum import lock_pgno, page_checksum
 from walcast.rpc import replication_pb2 as pb
 
 PIECE_BYTES = 1 << 20
-MESSAGE_BYTES = 32 << 10  # what a receiver must get within ten seconds, however slow its line is
+MESSAGE_BYTES = 64 << 10  # a receiver must get one within ten seconds, however slow its line is
 PIN_SECONDS = 30.0
 LOOK_S = 0.1
 

@@ -50,7 +50,7 @@ from walcast.rpc import replication_pb2_grpc as rpc
 
 log = logging.getLogger("walcast.primary")
 
-CHUNK_BYTES = 32 << 10  # what a receiver must get within ten seconds, however slow its line is
+CHUNK_BYTES = 64 << 10  # a receiver must get one within ten seconds, however slow its line is
 ACKS_PER_S = 200  # of one that counts for nothing; it sends some twenty
 CHECKSUMS_S = 60.0
 CHECKSUMS_BYTES_PER_S = 4 << 10  # beyond that
