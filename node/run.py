@@ -10,6 +10,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 
 import apsw
@@ -22,6 +23,7 @@ from node.logs import take_everything
 from node.orphans import reap_for_ever
 from node.process import run_until_signal
 from node.settings import HostSettings
+from walcast.errors import ConfigError
 
 APP_SHARE = 0.5  # of the time that a stop may take: the app's own end; what is left is for the archive
 
@@ -39,8 +41,9 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     take_everything()
     began_s = time.monotonic()
     for member in settings.members:
-        if (surprise := remembered(member)) is not None:
-            log.warning(EVENT, extra=surprise.facts())
+        with suppress(ConfigError):  # a damaged role is said when that database is begun, and stops no other
+            if (surprise := remembered(member)) is not None:
+                log.warning(EVENT, extra=surprise.facts())
     log.info("starting", extra=start_facts(settings))
 
     async def role(stop: asyncio.Event) -> None:

@@ -157,7 +157,7 @@ def _follower(follower: pb.FollowerStatus) -> Facts:
             "applied_txid": follower.applied_txid,
             "durable_txid": follower.durable_txid,
             "lag_txids": follower.lag_txids,
-            "lag_ms": round(follower.lag_ms, 3),
+            "lag_ms": finite(follower.lag_ms) or 0.0,
             "lag": lag_facts(follower.lag_txids, size, follower.lag_ms),
             "state": follower.state,
             "peer": follower.peer,
