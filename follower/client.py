@@ -290,7 +290,7 @@ class Stream:
         self._reading_since_s = math.inf
         self._ended: str | WalcastError = ""
         self._tenure_until_s = math.inf
-        self._watching = asyncio.create_task(outlast(self._watch, str(primary), "stream"))
+        self._watching: asyncio.Task[None] | None = asyncio.create_task(outlast(self._watch, str(primary), "stream"))
 
     async def _watch(self) -> None:
         """End the call when nothing comes for too long: cheaper than a timeout around every read."""
@@ -314,8 +314,11 @@ class Stream:
         self._tenure_until_s = _clock_s() + tenure_ms / 1000 if tenure_ms else math.inf
 
     def close(self) -> None:
-        """End the stream."""
-        self._watching.cancel()
+        """End the stream. The task is let go of: its CancelledError refers to this stream, and the cycle would keep
+        the call, and with it the connection of a closed channel, until the garbage collector comes by."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
         self._call.cancel()
 
     async def read(self) -> pb.PrimaryMessage:

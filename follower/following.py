@@ -302,7 +302,7 @@ class Following:
             elif not isinstance(failure, Exhausted | ConfigError):  # the same node is asked again what it meant
                 self._turn_away(failure)
             self._lost(failure)
-            if self._retry_s >= RENEW_FROM_S and not isinstance(failure, DiskFull | Exhausted):
+            if self._retry_s >= RENEW_FROM_S and not isinstance(failure, DiskFull | Exhausted | Elsewhere):
                 await self._client.renew()
             await self._pause(self._retry_s * random.uniform(0.5, 1.0))
             first = isinstance(failure, DiskFull) and self._applier is None
