@@ -177,7 +177,8 @@ class Host:
     def awaited(self) -> list[str]:
         """Of the databases that the app is to make first."""
         waiting = [member.name for member in self.members if member.awaits_app.is_set() and member.serving is None]
-        return sorted([*self._awaited, *waiting])
+        listed = [name for listed in self._watching if isinstance(listed, Listed) for name in listed.awaited]
+        return sorted([*self._awaited, *listed, *waiting])
 
     def reload_access(self) -> int | None:
         """Read the rules of the configuration file again, and go by them: how many there are; None where no file was

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from node.failover.member import Member
-from node.first_boot import check_there
+from node.first_boot import check_there, is_awaited
 from node.inodes import Inode, inode_of
 from node.listed import LOOK_S
 from node.retrying import RESCAN_S, RETRY_S, Retrying, Taken
@@ -33,6 +33,8 @@ def check_member(settings: MemberSettings) -> None:
     path = settings.database.path
     standing = read_standing(state_dir(path))
     if (standing.role if standing else settings.role) == PRIMARY:
+        if is_awaited(settings.database):
+            return
         check_there(settings.database)
         if not state_dir(path).exists():
             check_readable(path)
@@ -56,9 +58,10 @@ class KeptMembers(Retrying):
         await asyncio.gather(*(member.close() for member, _ in self._running.values()))
 
     async def settle(self) -> None:
-        """Until each has found its role, or cannot."""
+        """Until each has found its role, or cannot, or waits for the app to make its database."""
         while not self._primary.stopping:
-            open_ones = [member for member, _ in self._running.values() if not member.settled.is_set()]
+            members = [member for member, _ in self._running.values()]
+            open_ones = [one for one in members if not one.settled.is_set() and not one.awaits_app.is_set()]
             if not open_ones:
                 return
             with contextlib.suppress(TimeoutError):  # it may end before it has one

@@ -202,6 +202,14 @@ class Retrying(ABC):
         if name:
             await self._primary.set_away(name, why)
 
+    async def _wait_for(self, path: Path, name: str, why: str) -> None:
+        """It is not there yet, which is no fault: refuse its followers for now, and look again at the next look."""
+        self._failed[path] = Failed(name, f"{path}: {why}", None, 0.0)
+        if self.trouble.get(str(path)) != f"{path}: {why}":
+            self.trouble[str(path)] = f"{path}: {why}"
+            log.info("waiting for the app to make the database", extra={"database": name, "path": str(path)})
+        await self._primary.set_away(name, why)
+
     async def _forget(self, path: Path) -> None:
         """It is none of ours any more."""
         self._failures.pop(path, None)

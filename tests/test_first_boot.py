@@ -75,6 +75,42 @@ def test_others_are_served_while_one_is_waited_for(tmp_path: Path) -> None:
         assert node.stop() == 0
 
 
+def test_one_of_several_is_restored_when_it_is_lost(tmp_path: Path) -> None:
+    write(tmp_path / "there.db", 1)
+    write(tmp_path / "lost.db", 1)
+    archive = {"lost": f"file://{tmp_path}/archive/lost", "there": f"file://{tmp_path}/archive/there"}
+    databases = ", ".join(
+        f"{{path: {tmp_path}/{name}.db, restore-if-db-not-exists: true, replica: {{url: '{archive[name]}'}}}}"
+        for name in archive
+    )
+    (tmp_path / "walcast.yml").write_text(f"dbs: [{databases}]\n")
+    with serving(tmp_path / "walcast.yml") as node:
+        assert poll(lambda: len(node.events("archived a snapshot")) == 2)
+        assert node.stop() == 0
+    lose(tmp_path / "lost.db")
+    with serving(tmp_path / "walcast.yml") as node:
+        assert node.facts["databases"] == ["lost", "there"]  # type: ignore[attr-defined]
+        assert node.stop() == 0
+    assert rows(tmp_path / "lost.db") == [1]
+
+
+@pytest.mark.parametrize("failover", [False, True])
+def test_several_are_waited_for_at_once(tmp_path: Path, failover: bool) -> None:
+    names = ["one", "two"]
+    databases = ", ".join(
+        f"{{path: {tmp_path}/{name}.db, replica: {{url: 'file://{tmp_path}/archive/{name}'}}}}" for name in names
+    )
+    (tmp_path / "walcast.yml").write_text(f"wait-for-db: forever\ndbs: [{databases}]\n")
+    with serving(tmp_path / "walcast.yml", *(["--auto-failover"] if failover else [])) as node:
+        facts = node.facts  # type: ignore[attr-defined]
+        assert facts["awaited"] == names
+        write(tmp_path / "one.db", 1)
+        assert node.wait_event("archived a snapshot")["url"].endswith("/one")
+        write(tmp_path / "two.db", 1)
+        assert node.wait_event("archived a snapshot", 2)["url"].endswith("/two")
+        assert node.stop() == 0
+
+
 def test_it_is_waited_for_as_long_as_was_asked(tmp_path: Path) -> None:
     where = ("primary", tmp_path / "app.db", "--listen", LOOPBACK)
     done = walcast(*where, "--wait-for-db", "0.2")
