@@ -373,3 +373,12 @@ def test_the_dockerfile_makes_the_folder_for_the_user_that_all_runs_as() -> None
     assert lines[3] == "USER app"
     unit = settings_of(RECIPES["app.service"])
     assert lines[4].split()[1] == unit["Service.WorkingDirectory"][0]
+
+
+def test_the_one_container_runs_a_primary_with_the_app_in_it() -> None:
+    lines = RECIPES["one/Dockerfile"].text.splitlines()
+    assert lines[:4] == [line.replace("django", "flask") for line in RECIPES["Dockerfile"].text.splitlines()[:4]]
+    program, *arguments = json.loads(lines[-1].removeprefix("CMD "))
+    told = parse_command(arguments)
+    assert (program, arguments[0], str(told["db"]), told["restore_missing"]) == ("walcast", "primary", DB, True)
+    assert shlex.split(told["command"])[0] == "gunicorn"
