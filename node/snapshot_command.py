@@ -23,6 +23,7 @@ from node.options import JSON, PATH, Command, flag
 from node.ping import check_url, ping
 from node.saying import say
 from primary.archiving.compaction import Written, prove
+from primary.archiving.gone_on import check_not_gone_on
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
 from primary.archiving.levels import ArchivePolicy
 from primary.archiving.ownership import identify, other_database
@@ -186,6 +187,8 @@ def _by_ourselves(
         identify(database, store, read_archive_id(store), take_over=take_over)
         _claim(db, store, take_over=take_over)
         if files and not continues(database, archive_end(store, files)):
+            if not take_over:
+                check_not_gone_on(database, store, files)
             begin_behind(database, newest_txid(files))
         with snapshot(database) as taken:
             yield taken

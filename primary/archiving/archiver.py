@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from primary.archiving.aside import of_no_history, set_aside
 from primary.archiving.catalogue import Catalogue
 from primary.archiving.compaction import Written
+from primary.archiving.gone_on import check_not_gone_on
 from primary.archiving.joining import archive_end, begin_behind, continues, newest_txid
 from primary.archiving.levels import ArchivePolicy
 from primary.archiving.merging import merge
@@ -79,6 +80,7 @@ class Archiver:
         self._database = database
         self._interval_s = interval_s
         self._position: Position | None = None
+        self._take_over = take_over
         self._ownership = Ownership(store, database, take_over=take_over)
         self._unarchived = Unarchived(database.state.path, database.log)
         self._catalogue: Catalogue | None = None
@@ -237,6 +239,8 @@ class Archiver:
         files = self._list()
         end = archive_end(self.store, files)
         if not continues(self._database, end):
+            if files and not self._take_over:
+                check_not_gone_on(self._database, self.store, files)
             if files:
                 begin_behind(self._database, newest_txid(files))
             return Catalogue(files), None

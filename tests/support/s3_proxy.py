@@ -3,6 +3,7 @@
     with proxied("http://127.0.0.1:9000") as (endpoint, traffic):
         traffic.requests                    # Counter: LIST, GET, HEAD, PUT, DELETE, OTHER, and of an upload in parts
                                             # MULTIPART (it begins), PART, COMPLETE, ABORT
+        traffic.sent_bytes                  # Counter, by operation: of the bodies that were sent to the server
         traffic.delay_s = 0.2               # before every answer, from now on
         with traffic.outage("503"): ...     # every request is answered 503 Slow Down
         with traffic.outage("close"): ...   # every connection is closed at its next request
@@ -42,6 +43,7 @@ class Traffic:
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
         self.delay_s = 0.0
         self._outage: tuple[str, tuple[str, ...]] | None = None
         self._left: int | None = None
@@ -215,6 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             if name.lower() not in _HOP_BY_HOP:
                 self.upstream.putheader(name, value)
         self.upstream.endheaders()
+        self.traffic.sent_bytes[operation_of(self.command, self.path)] += int(self.headers.get("Content-Length") or 0)
         self._read_body(self.upstream.send)
 
     def _read_body(self, take: Any) -> None:
