@@ -14,18 +14,21 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from node.detached import run_detached
 from node.settings import DatabaseSettings
 from primary.opening import DatabaseInUse
 from walcast.archive import ArchiveGap, list_files, plan_restore
 from walcast.archive.reading import read_header
-from walcast.errors import ConfigError, Corrupt
+from walcast.errors import ConfigError, Corrupt, Stopped, Unavailable
 from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local, has_wal, is_missing
+from walcast.rarely import Rarely
 from walcast.restore import restore
 from walcast.store import ObjectMissing, Store, open_store
 
 log = logging.getLogger("walcast.primary")
 
 LOOK_S = 0.1
+RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 SAY_EVERY_S = 600.0
 FREE_S = 60.0
 
@@ -37,9 +40,9 @@ def is_awaited(settings: DatabaseSettings) -> bool:
     return (settings.restore or settings.wait_s > 0) and is_missing(settings.path)
 
 
-def restore_missing(settings: DatabaseSettings) -> bool:
+def restore_missing(settings: DatabaseSettings, stopping: Callable[[], bool] = lambda: False) -> bool:
     """Make a missing database from its archive, where that was asked for. False when there is still none, as the
-    archive is empty. ConfigError where nothing could ever come of it."""
+    archive is empty. ConfigError where nothing could ever come of it; Stopped once the node is to stop."""
     if not settings.path.parent.is_dir() and not settings.restore:
         raise ConfigError(f"{settings.path.parent}: no such folder")
     if not settings.restore:
@@ -48,14 +51,52 @@ def restore_missing(settings: DatabaseSettings) -> bool:
         if settings.wait_s:
             return False
         raise ConfigError(f"{settings.path}: no such file, and no archive to restore it from")
+
+    def go_on(done: int, total: int) -> None:
+        if stopping():
+            raise Stopped(f"{settings.path}: not restored, because this node is to stop")
+
     with open_store(settings.archive) as store:
-        report = restore(store, settings.path, if_db_not_exists=True, if_replica_exists=True, mode=settings.mode)
+        report = restore(
+            store, settings.path, if_db_not_exists=True, if_replica_exists=True, mode=settings.mode, progress=go_on
+        )
         if report.restored is None:
             if not settings.wait_s and is_missing(settings.path):
                 raise ConfigError(f"{settings.path}: no such file, and its archive {store.url} is empty")
             return not is_missing(settings.path)
         log.info("restored", extra={"path": str(settings.path), "url": store.url, "at": str(report.restored.position)})
         return True
+
+
+async def restore_when_reachable(
+    settings: DatabaseSettings, stopping: Callable[[], bool], say: Callable[[str | None], object]
+) -> bool:
+    """As `restore_missing`, tried again where the archive, or room on the disk, is not there now: a container often
+    starts before its network does. For `settings.wait_s`, then Unavailable; what is wrong for good (credentials, a
+    bucket's name) is an error at once. `say` is told why there is no database yet, and None when that is over. False
+    also when the node is to stop first."""
+    began_s, rarely, tries = time.monotonic(), Rarely(log), 0
+    while True:
+        try:
+            restored = await run_detached(restore_missing, settings, stopping, name=f"restore-{settings.name}")
+        except Unavailable as error:
+            if time.monotonic() - began_s >= settings.wait_s and not stopping():
+                raise
+            facts = {"database": settings.name, "path": str(settings.path), "error": str(error)}
+            rarely.log(logging.WARNING, "cannot restore the database yet, trying again", "restore", facts)
+            say(f"{settings.path}: cannot be restored yet: {error}")
+        except Stopped:
+            return False
+        else:
+            rarely.over("the archive can be read again", "restore", {"database": settings.name})
+            say(None)
+            return restored
+        until_s = time.monotonic() + RETRY_S[min(tries, len(RETRY_S) - 1)]
+        tries += 1
+        while time.monotonic() < until_s:
+            if stopping():
+                return False
+            await asyncio.sleep(LOOK_S)
 
 
 async def wait_for_database(settings: DatabaseSettings, stopping: Callable[[], bool]) -> bool:

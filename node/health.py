@@ -33,6 +33,7 @@ def member_failure(member: Member) -> Failure | None:
     if text is None:
         return None
     if serving is None:
-        return Failure(FailureKind.STALE, text, member.name)
+        kind = FailureKind.STALE if member.following is not None else FailureKind.NOT_SERVED
+        return Failure(kind, text, member.name)
     failure = serving_failure(serving)
     return failure or Failure(FailureKind.FENCED, text, member.name)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 
 import apsw
 
-from node.app_process import FORWARDED, AppProcess, split_command
+from node.app_process import ENDING, FORWARDED, AppProcess, split_command
 from node.failover.remembered import EVENT, remembered
 from node.freshness import reload_all
 from node.host import Host
@@ -23,6 +23,7 @@ from node.logs import take_everything
 from node.orphans import reap_for_ever
 from node.process import run_until_signal
 from node.settings import HostSettings
+from node.stop_deadline import StopDeadline
 from walcast.errors import ConfigError
 
 APP_SHARE = 0.5  # of the time that a stop may take: the app's own end; what is left is for the archive
@@ -38,6 +39,7 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     hosts: list[Host] = []
     apps: list[AppProcess] = []
     command = split_command(settings.command) if settings.command else None
+    deadline = StopDeadline(settings.stop_timeout_s)
     take_everything()
     began_s = time.monotonic()
     for member in settings.members:
@@ -49,13 +51,20 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     async def role(stop: asyncio.Event) -> None:
         host = Host(settings)
         hosts.append(host)
+        reaping = asyncio.create_task(reap_for_ever(lambda: [pid for app in apps for pid in app.pids()]))
+        try:
+            await run_with_app(host, stop)
+        finally:
+            deadline.begin()  # also where nobody asked for the end
+            reaping.cancel()
+
+    async def run_with_app(host: Host, stop: asyncio.Event) -> None:
         if command is None:
             await host.run(stop, ready)
             return
         app = AppProcess(command, settings.stop_timeout_s * APP_SHARE)
         apps.append(app)
-        ending = asyncio.create_task(_stop_with(app, host, stop))
-        reaping = asyncio.create_task(reap_for_ever(app.pids))
+        ending = asyncio.create_task(_stop_with(app, host, stop, deadline))
         host.start_app = app.start
         try:
             await host.run(stop, ready)
@@ -64,9 +73,10 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
                 app.end()
                 await app.ended.wait()
             ending.cancel()
-            reaping.cancel()
 
     def forward(number: signal.Signals) -> bool:
+        if number in ENDING:
+            deadline.begin()
         return bool(apps) and apps[0].forward(number)
 
     try:
@@ -80,8 +90,9 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     return code
 
 
-async def _stop_with(app: AppProcess, host: Host, stop: asyncio.Event) -> None:
+async def _stop_with(app: AppProcess, host: Host, stop: asyncio.Event, deadline: StopDeadline) -> None:
     await app.ended.wait()
+    deadline.begin()
     host.drain_within_s -= app.ending_s
     stop.set()
 

@@ -28,7 +28,7 @@ from node.failover.keeper import Keeper
 from node.failover.leasing import Leasing
 from node.failover.remembered import Remembered, remembered, remind
 from node.failover.reports import Shown, database_status, fenced_words, lease_status, stale_words
-from node.first_boot import is_awaited, opened_when_free, restore_missing, wait_for_database
+from node.first_boot import is_awaited, opened_when_free, restore_when_reachable, wait_for_database
 from node.local_service import Facts, LocalService, answer_barrier
 from node.settings import MemberSettings
 from node.status import replica_status
@@ -76,6 +76,7 @@ class Member:
         self.path = settings.database.path
         self.settled = asyncio.Event()
         self.awaits_app = asyncio.Event()  # set when the app is to make the database first
+        self.restore_error: str | None = None  # why it cannot be restored now
         self.tenure = Tenure()
         self.standing = Standing(settings.role, 0)
         self.serving: Serving | None = None
@@ -189,7 +190,9 @@ class Member:
             self.spawn(partial(remind, self._remembered, lambda: self.serving is None))
         self._new = not folder.exists()
         if role == PRIMARY and is_awaited(settings.database):
-            if not await asyncio.to_thread(restore_missing, settings.database):
+            if not await restore_when_reachable(settings.database, lambda: self.host.stopping, self._say_restore):
+                if self.host.stopping:
+                    return
                 self.awaits_app.set()
                 if not await wait_for_database(settings.database, lambda: self.host.stopping):
                     return
@@ -200,6 +203,9 @@ class Member:
         while True:
             change = partial(self._change, await self._actions.get())
             await outlast(lambda change=change: self._see_through(change()), folder, "role")  # type: ignore[misc]
+
+    def _say_restore(self, why: str | None) -> None:
+        self.restore_error = why
 
     async def _change(self, action: d.Action) -> None:
         """What ran out on the way does not end it: the action is begun again, which finds what of it was done."""
@@ -436,7 +442,9 @@ class Member:
 
     @property
     def trouble(self) -> str | None:
-        """What an operator should look at: fenced, not captured, not following, not made yet."""
+        """What an operator should look at: fenced, not captured, not following, not made or restored yet."""
+        if self.restore_error is not None:
+            return self.restore_error
         if self.awaits_app.is_set() and self.serving is None and self.following is None:
             return f"{self.path}: the app has not made it yet"
         if self.serving is not None:

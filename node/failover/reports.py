@@ -35,8 +35,10 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
         status.trouble_kind = status.trouble_kind or (FailureKind.FENCED if trouble else "")
         status.state_since_ms = member.shown.since_ms or status.state_since_ms
     else:
-        role = "primary" if member.awaits_app.is_set() and member.following is None else "follower"
+        begins = member.following is None and (member.awaits_app.is_set() or member.restore_error is not None)
+        role = "primary" if begins else "follower"
         status = pb.DatabaseStatus(name=member.name, path=str(member.path), role=role, term=member.standing.term)
+        status.trouble_kind = FailureKind.NOT_SERVED if begins else ""
         following = member.following
         if following is not None:
             now = following.status

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,9 +187,10 @@ class Life:
         """The newest row that a state at `txid` has for certain."""
         return max((row for at, row in self.covered.items() if at <= txid), default=0)
 
-    def check(self, found: dict[int, str], *, up_to: int | None = None) -> None:
+    def check(self, read: Callable[[], dict[int, str]], *, up_to: int | None = None) -> None:
         """Each row that an app was told of is there; those behind `up_to` may be gone, and are forgotten then."""
-        self.listen()
+        self.listen()  # first: what is committed later need not be in what is read
+        found = read()
         missing = {row for row, word in self.told.items() if found.get(row) != word}
         lost = sorted(row for row in missing if up_to is None or row <= up_to)
         assert not lost, f"{len(lost)} rows are lost: {lost[:10]} of {max(self.told)}, up to {up_to}"
@@ -198,11 +199,11 @@ class Life:
         self.covered = {at: row for at, row in self.covered.items() if row in self.told}
 
     def check_archive(self) -> None:
-        """By a restore of what it has now."""
+        """By a restore of what it has now; nothing is committed meanwhile."""
         copy = self.folder / f"{self.prefix}-copy.db"
         with open_store(self.s3.spec(self.prefix)) as store:
             restore(store, copy, force=True)
-        self.check(rows_of(copy))
+        self.check(lambda: rows_of(copy))
 
 
 @contextmanager
@@ -261,7 +262,7 @@ def deploy(life: Life, home: Container) -> None:
         life.check_archive()
         before = life.sent()
         home.start_primary(app=False)
-        life.check(home.rows())
+        life.check(home.rows)
         assert home.stop() == 0
         assert life.sent() == before
         home.start_primary()
@@ -273,7 +274,7 @@ def crash(life: Life, home: Container) -> None:
     with uploads(life):
         home.kill()
         home.start_primary()
-        life.check(home.rows())
+        life.check(home.rows)
         life.wait_rows(20)
 
 
@@ -286,7 +287,7 @@ def fail_over(life: Life, home: Container, *, planned: bool) -> Container:
             done = walcast("promote", away.db)
             assert done.returncode == 0, done.stderr
             assert home.stop() == 0
-            life.check(away.rows())
+            life.check(away.rows)
         else:
             facts = home.facts()
             [follower] = facts["followers"]
@@ -294,10 +295,10 @@ def fail_over(life: Life, home: Container, *, planned: bool) -> Container:
             home.kill()
             done = walcast("promote", away.db, "--force")
             assert done.returncode == 0, done.stderr
-            life.check(away.rows(), up_to=kept)
+            life.check(away.rows, up_to=kept)
             home.start_primary(app=False)  # it is back, and does not know
             assert poll(lambda: home.facts().get("state") == "streaming"), home.facts()
-            life.check(home.rows(), up_to=kept)
+            life.check(home.rows, up_to=kept)
             assert home.stop() == 0
         life.wait_rows(20)
     home.lose_volume()
@@ -315,7 +316,7 @@ def lose_volume(life: Life, home: Container, *, planned: bool) -> None:
             home.kill()
         home.lose_volume()
         home.start_primary()
-        life.check(home.rows(), up_to=kept)
+        life.check(home.rows, up_to=kept)
         life.wait_rows(20)
 
 

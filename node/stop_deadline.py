@@ -1,0 +1,40 @@
+"""The end of a stop that does not come to its end.
+
+Every wait of an orderly end has its own bound; this is for what has none: a disk, a store or a name server that hangs
+must not keep the process until an orchestrator kills it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger("walcast.node")
+
+SLACK_S = 1.0  # for what ends in order within --stop-timeout, and only then lets go of all
+FAILED = 1
+
+
+class StopDeadline:
+    """Ends the process `limit_s` and a little after `begin`, unless it has ended before. For any thread."""
+
+    def __init__(self, limit_s: float, end: Callable[[int], object] = os._exit) -> None:
+        self._limit_s = limit_s
+        self._end = end
+        self._begun = threading.Event()
+
+    def begin(self) -> None:
+        """From now on; what was begun before goes on."""
+        if self._begun.is_set():
+            return
+        self._begun.set()
+        timer = threading.Timer(self._limit_s + SLACK_S, self._over)
+        timer.daemon = True
+        timer.start()
+
+    def _over(self) -> None:
+        facts = {"seconds": self._limit_s, "exit_code": FAILED}
+        log.error("the stop has not come to its end within --stop-timeout: ending the process", extra=facts)
+        self._end(FAILED)
