@@ -18,7 +18,7 @@ from node.config import load_config
 from node.crowds import Peer, keep_room
 from node.draining import to_archives, to_followers
 from node.failover.member import Member
-from node.first_boot import check_there, is_awaited, opened_when_free, restore_missing, wait_for_database
+from node.first_boot import check_there, is_awaited, opened_when_free, restore_when_reachable, wait_for_database
 from node.freshness import keep_fresh
 from node.grpc_server import listen
 from node.health import Failure, member_failure, serving_failure
@@ -55,6 +55,7 @@ GRACE_S = 1.0
 LOOK_S = 0.05
 CLOSE_S = 2.0  # of the time that a stop may take: streams end and files are let go, after what goes out
 STATUS_S = 5.0
+APP_MAKES_IT = "the app has not made it yet"
 GUARDED_PATHS = ("/status", "/metrics")
 AT_ONCE = 4  # that are opened or closed
 
@@ -87,6 +88,7 @@ class Host:
         self._failed = asyncio.Event()
         self._failure: WalcastError | None = None
         self._awaited: dict[str, DatabaseSettings] = {}
+        self._awaits: dict[str, str | None] = {}  # of those: why they are not there, once that is known
         self.start_app: Callable[[], object] = lambda: None  # called once, when the app can have what it needs
         self.drain_within_s = settings.stop_timeout_s - min(CLOSE_S, settings.stop_timeout_s / 4)
         self.all_archived = True
@@ -148,7 +150,7 @@ class Host:
                 self._served.away[member.database.name] = not_served(member.database.name, "its role is not known yet")
             await server.start()
             for awaited in list(self._awaited.values()):
-                await self.set_away(awaited.name, "its app has not made it yet")
+                await self.set_away(awaited.name, "it is not restored, or its app has not made it yet")
                 stack.callback(asyncio.create_task(self._serve_awaited(awaited)).cancel)
             stack.callback(asyncio.create_task(outlast(self._keep_showing, "status files", "status")).cancel)
             stack.callback(asyncio.create_task(keep_fresh(self.credentials)).cancel)
@@ -162,11 +164,16 @@ class Host:
             log.info("listening", extra={"address": str(self.listening)})
             self._record_settings()
             await self._begin_members(stack)
+            await self._begin_awaited()
             if self.settings.heartbeat is not None:
                 beating = self.settings.heartbeat
                 stack.callback(Heartbeat(beating.url, beating.interval_s, self.heartbeat_trouble).start().stop)
-            if not self._failed.is_set() and not stop.is_set():
-                self.start_app()
+            if not self.stopping:
+                if self._is_restoring:
+                    log.warning("the app is not started before its databases are restored")
+                    stack.callback(asyncio.create_task(self._start_app_when_restored()).cancel)
+                else:
+                    self.start_app()
                 ready(self)
             await _first(stop, self._failed)
             await self._drain(publisher)
@@ -174,11 +181,30 @@ class Host:
             raise self._failure
 
     @property
+    def _is_restoring(self) -> bool:
+        """Is a database of several to be restored that its app, if it ran, would make instead?"""
+        return any(watching.is_restoring for watching in self._watching)
+
+    async def _start_app_when_restored(self) -> None:
+        while self._is_restoring:
+            await asyncio.sleep(LOOK_S)
+        if not self.stopping:
+            try:
+                self.start_app()
+            except WalcastError as error:
+                self._static_failed(error)
+
+    async def _begin_awaited(self) -> None:
+        """Until each that may be restored is served, or only its app can make it, or we are to stop."""
+        while not self.stopping and any(self._awaits.get(name) != APP_MAKES_IT for name in self._awaited):
+            await asyncio.sleep(LOOK_S)
+
+    @property
     def awaited(self) -> list[str]:
         """Of the databases that the app is to make first."""
         waiting = [member.name for member in self.members if member.awaits_app.is_set() and member.serving is None]
-        listed = [name for listed in self._watching if isinstance(listed, Listed) for name in listed.awaited]
-        return sorted([*self._awaited, *listed, *waiting])
+        listed = [name for watching in self._watching for name in watching.awaited]
+        return sorted([*self._awaited, *waiting, *listed])
 
     def reload_access(self) -> int | None:
         """Read the rules of the configuration file again, and go by them: how many there are; None where no file was
@@ -422,7 +448,7 @@ class Host:
             async with self.gate:
                 if not errors and not self.stopping:
                     try:
-                        if is_awaited(settings) and not await asyncio.to_thread(restore_missing, settings):
+                        if is_awaited(settings):
                             self._awaited[settings.name] = settings
                             return
                         await self.add(settings, self._static_failed)
@@ -434,9 +460,16 @@ class Host:
             raise errors[0]
 
     async def _serve_awaited(self, settings: DatabaseSettings) -> None:
-        """Once the app has made it. Not before `ready` for the others: they are served meanwhile."""
+        """Once it is restored, or the app has made it."""
+
+        def say(why: str | None) -> None:
+            self._awaits[settings.name] = why
+
         try:
-            if await wait_for_database(settings, lambda: self.stopping):
+            there = await restore_when_reachable(settings, lambda: self.stopping, say)
+            if not there and not self.stopping:
+                say(APP_MAKES_IT)
+            if there or await wait_for_database(settings, lambda: self.stopping):
                 async with self.gate:
                     await opened_when_free(lambda: self.add(settings, self._static_failed), lambda: self.stopping)
         except Exception as error:  # noqa: BLE001 - as that of one that was there at the start
@@ -444,6 +477,10 @@ class Host:
             self._static_failed(known)
         finally:
             self._awaited.pop(settings.name, None)
+
+    def _why_awaited(self, settings: DatabaseSettings) -> str:
+        why = self._awaits.get(settings.name)
+        return f"{settings.path}: {why or 'not restored yet'}" if why in (None, APP_MAKES_IT) else why
 
     async def remove(self, serving: Serving, reason: WalcastError, *, away: bool) -> None:
         """Let go of it; its followers are told `reason`. `away`: it may come back. Returns before all is closed."""
@@ -507,8 +544,8 @@ class Host:
         found = [member_failure(member) for member in self.members]
         found += [serving_failure(serving) for serving in list(self._serving.values())]
         found += [
-            Failure(FailureKind.NOT_SERVED, f"{awaited.path}: the app has not made it yet", awaited.name)
-            for awaited in list(self._awaited.values())
+            Failure(FailureKind.NOT_SERVED, self._why_awaited(awaited), name)
+            for name, awaited in list(self._awaited.items())
         ]
         for watching in self._watching:
             found += [

@@ -58,15 +58,18 @@ class KeptMembers(Retrying):
         await asyncio.gather(*(member.close() for member, _ in self._running.values()))
 
     async def settle(self) -> None:
-        """Until each has found its role, or cannot, or waits for the app to make its database."""
+        """Until each has found its role, or cannot, or has no database yet."""
         while not self._primary.stopping:
-            members = [member for member, _ in self._running.values()]
-            open_ones = [one for one in members if not one.settled.is_set() and not one.awaits_app.is_set()]
+            open_ones = [member for member, _ in self._running.values() if not _is_decided(member)]
             if not open_ones:
                 return
             with contextlib.suppress(TimeoutError):  # it may end before it has one
                 async with asyncio.timeout(SETTLE_LOOK_S):
                     await open_ones[0].settled.wait()
+
+    @property
+    def is_restoring(self) -> bool:
+        return any(member.restore_error is not None for member, _ in self._running.values())
 
     def _pause_s(self) -> float:
         return LOOK_S if self._failed else RESCAN_S
@@ -117,6 +120,10 @@ class KeptMembers(Retrying):
 
     async def _missing(self, path: Path, name: str) -> None:
         """`check_member` says so."""
+
+
+def _is_decided(member: Member) -> bool:
+    return member.settled.is_set() or member.awaits_app.is_set() or member.restore_error is not None
 
 
 def _inode(path: Path) -> Inode | None:

@@ -12,18 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.first_boot import is_awaited, restore_missing
+from node.detached import run_detached
+from node.first_boot import restore_missing
 from node.inodes import Inode, inode_of
 from node.retrying import RESCAN_S, Retrying, Taken
 from node.settings import DatabaseSettings
-from walcast.errors import ConfigError, Stopped, WalcastError
-from walcast.filesystem import check_database_file
+from walcast.errors import ConfigError, Stopped, Unavailable
+from walcast.filesystem import check_database_file, is_missing
 
 if TYPE_CHECKING:
     from node.host import Host
 
 NOT_MADE = "the app has not made it yet"
 LOOK_S = 1.0  # while one is not served: a stat for each of them
+RESTORE_FIRST_S = 2.0  # a small one is there when the process says that it is ready
 
 
 class Listed(Retrying):
@@ -34,44 +36,79 @@ class Listed(Retrying):
     def __init__(self, databases: Sequence[DatabaseSettings], primary: Host) -> None:
         super().__init__(primary)
         self._listed = {database.path: database for database in databases}
-        self._awaited: set[Path] = set()
-        self._wait_began_s = time.monotonic()
-
-    @property
-    def awaited(self) -> list[str]:
-        """The names of the databases that the app is to make first. For any thread."""
-        return [self._listed[path].name for path in list(self._awaited)]
+        self._restores: dict[Path, asyncio.Future[bool]] = {}
+        self._unreachable: set[Path] = set()  # whose archives, so that nobody knows whether they have something
+        self._waits_since_s: dict[Path, float] = {}  # for the app, which is to make them
 
     def _pause_s(self) -> float:
         return LOOK_S if self._failed else RESCAN_S
+
+    @property
+    def is_restoring(self) -> bool:
+        return bool(self._restores or self._unreachable)
+
+    @property
+    def awaited(self) -> list[str]:
+        waits = list(self._waits_since_s.items())
+        now_s = time.monotonic()
+        return [self._listed[path].name for path, since_s in waits if now_s - since_s < self._listed[path].wait_s]
 
     async def _look(self) -> None:
         self._noticed.clear()
         await self._let_go()
         now = time.monotonic()
         new = [path for path in self._listed if path not in self._taken]
-        due = [path for path in new if path not in self._failed or self._failed[path].is_due(path, now)]
-        await asyncio.gather(*map(self._make_and_take, due))
+        due = [path for path in new if path not in self._failed or self._is_due(path, now)]
+        await asyncio.gather(*map(self._take_one, due))
 
-    async def _make_and_take(self, path: Path) -> None:
-        """Restore a missing database first where that was asked for. Where nothing can be restored, the app is waited
-        for as long as was asked."""
+    def _is_due(self, path: Path, now_s: float) -> bool:
+        restoring = self._restores.get(path)
+        return restoring.done() if restoring is not None else self._failed[path].is_due(path, now_s)
+
+    async def _take_one(self, path: Path) -> None:
         settings = self._listed[path]
-        try:
-            made = not is_awaited(settings) or await asyncio.to_thread(restore_missing, settings)
-        except (WalcastError, OSError) as error:
-            await self._fail(path, settings.name, error, None)
+        may_be_missing = settings.restore or settings.wait_s > 0
+        if path in self._restores or (may_be_missing and await asyncio.to_thread(is_missing, path)):
+            if settings.restore and not await self._is_restored(settings):
+                return
+            if await asyncio.to_thread(is_missing, path):
+                await self._await_app(settings)
+                return
+        self._unreachable.discard(path)
+        self._waits_since_s.pop(path, None)
+        await super()._take_one(path)
+
+    async def _await_app(self, settings: DatabaseSettings) -> None:
+        """There is nothing to restore: the app makes the database, for which it has as long as was asked."""
+        path, name = settings.path, settings.name
+        now_s = time.monotonic()
+        if now_s - self._waits_since_s.setdefault(path, now_s) < settings.wait_s:
+            await self._wait_for(path, name, NOT_MADE)
             return
-        if made:
-            self._awaited.discard(path)
-            await self._take_one(path)
-        elif time.monotonic() - self._wait_began_s < settings.wait_s:
-            self._awaited.add(path)
-            await self._wait_for(path, settings.name, NOT_MADE)
-        else:
-            self._awaited.discard(path)
-            why = f"{path}: no such file: the app has not made it within {settings.wait_s:g} s"
-            await self._fail(path, settings.name, ConfigError(why), None)
+        what = f"the app has not made it within {settings.wait_s:g} s" if settings.wait_s else "its archive is empty"
+        await self._fail(path, name, ConfigError(f"{path}: no such file: {what}"), None)
+
+    async def _is_restored(self, settings: DatabaseSettings) -> bool:
+        """Begin to restore it, or see how that went: the others do not wait for it for long. True when that is over,
+        also where its archive is empty."""
+        path, name = settings.path, settings.name
+        restoring = self._restores.get(path)
+        if restoring is None:
+            work = run_detached(restore_missing, settings, lambda: self._primary.stopping, name=f"restore-{name}")
+            restoring = self._restores[path] = asyncio.ensure_future(work)
+            restoring.add_done_callback(lambda _: self.look_again())
+            await asyncio.wait([restoring], timeout=RESTORE_FIRST_S)
+        if not restoring.done():
+            await self._fail(path, name, Unavailable(f"{path}: being restored from its archive"), None)
+            return False
+        del self._restores[path]
+        error = restoring.exception()
+        (self._unreachable.add if isinstance(error, Unavailable) else self._unreachable.discard)(path)
+        if error is None:
+            self._listed[path] = replace(settings, restore=False)  # also an empty archive is asked once only
+            return True
+        await self._fail(path, name, error if isinstance(error, Exception) else Unavailable(str(error)), None)
+        return False
 
     def _settings(self, path: Path) -> DatabaseSettings:
         return self._listed[path]

@@ -112,8 +112,18 @@ class Retrying(ABC):
         return False
 
     def _inode(self, settings: DatabaseSettings) -> Inode | None:
-        """The file that is to be served; None where it is still to be restored. OSError, ConfigError."""
+        """The file that is to be served. OSError, ConfigError."""
         return inode_of(settings.path)
+
+    @property
+    def awaited(self) -> list[str]:
+        """Of those that cannot be served, the ones that their app is to make first."""
+        return []
+
+    @property
+    def is_restoring(self) -> bool:
+        """Is one to be restored that is not there yet, and whose archive may have it?"""
+        return False
 
     @abstractmethod
     def _pause_s(self) -> float:
