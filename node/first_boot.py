@@ -143,21 +143,26 @@ def _is_there(path: Path) -> bool:
     return len(head) == len(SQLITE_MAGIC) and any(head)
 
 
-def check_not_emptied(settings: DatabaseSettings, path: Path, store: Store | None) -> None:
+def check_not_emptied(path: Path, store: Store | None, *, continue_archive: bool) -> None:
     """ConfigError when the database at `path`, which this process has not opened yet, is empty and its archive is not:
-    a file that was lost and made anew must not become the newest state of the archive. `--continue-archive` says that
+    a file that was lost and made anew must not become the newest state of the archive. `continue_archive` says that
     it is meant; with that the archive is not asked."""
-    if store is None or settings.continue_archive or not _is_empty(path):
+    if store is None or continue_archive or not _is_empty(path):
         return
-    if not _has_something(store):
-        return
-    raise ConfigError(
-        f"{path} is an empty database, and its archive {store.url} is not empty: remove the file and start with "
-        "--restore to go on with what is archived, or start once with --continue-archive to archive the empty database"
+    if has_something(store):
+        raise emptied(path, store)
+
+
+def emptied(path: Path, store: Store) -> ConfigError:
+    """What is wrong with an empty database, and what to do."""
+    return ConfigError(
+        f"{path} is an empty database, and its archive {store.url} is not empty: to go on with what is archived, stop "
+        "its app, remove the file and start walcast primary with --restore; to archive the empty database, say so once "
+        "with --continue-archive"
     )
 
 
-def _has_something(store: Store) -> bool:
+def has_something(store: Store) -> bool:
     """Is the newest state of the archive more than an empty database? What cannot be read may be."""
     files = list_files(store)
     if not files:

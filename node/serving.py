@@ -117,7 +117,8 @@ class Serving:
             raise
         try:
             if place is None or place.held is None:
-                await asyncio.to_thread(check_not_emptied, settings, path, store)
+                meant = settings.continue_archive
+                await asyncio.to_thread(check_not_emptied, path, store, continue_archive=meant)
             database = await asyncio.to_thread(
                 Database,
                 path,

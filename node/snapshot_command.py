@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import click
 
+from node.first_boot import check_not_emptied, emptied, has_something
 from node.options import JSON, PATH, Command, flag
 from node.ping import check_url, ping
 from node.saying import say
@@ -122,7 +123,8 @@ def archive_snapshot(
     served = in_use(db) is not False
     if served:
         _claim(db, store, take_over=take_over)
-    taken = _from_its_primary(db, store, files) if served else _by_ourselves(db, store, files, take_over=take_over)
+    take = _from_its_primary if served else _by_ourselves
+    taken = take(db, store, files, take_over=take_over)
     with taken as (written, stream):
         file = put_file(store, SNAPSHOT_LEVEL, written, stream)
     header = prove(store, file.key)
@@ -159,11 +161,15 @@ def _claim(db: Path, store: Store, *, take_over: bool) -> None:
 
 
 @contextmanager
-def _from_its_primary(db: Path, store: Store, files: Sequence[ArchiveFile]) -> Iterator[tuple[Written, BinaryIO]]:
+def _from_its_primary(
+    db: Path, store: Store, files: Sequence[ArchiveFile], *, take_over: bool
+) -> Iterator[tuple[Written, BinaryIO]]:
     """A snapshot by the process that serves the database."""
     with local.ask(db, "snapshot", timeout_s=ASK_S) as (answer, stream):
         header = ltx.Header.decode(bytes.fromhex(answer["header"]))
         assert header is not None  # 100 bytes, by this version of walcast
+        if header.commit_pages <= 1 and not take_over and has_something(store):
+            raise emptied(db, store)
         newest, end = newest_txid(files), archive_end(store, files)
         mine = Position(header.max_txid, header.database_checksum)
         if newest > mine.txid or (newest == mine.txid and end != mine):
@@ -181,6 +187,7 @@ def _by_ourselves(
     db: Path, store: Store, files: Sequence[ArchiveFile], *, take_over: bool
 ) -> Iterator[tuple[Written, BinaryIO]]:
     """A snapshot by this process, which is the database's primary for as long as it takes."""
+    check_not_emptied(db, store, continue_archive=take_over)
     database = Database(db, db.stem)
     try:
         database.start()

@@ -245,3 +245,21 @@ def test_a_restored_database_goes_on_with_its_archive_and_uploads_what_is_new_al
         with open_store(s3.spec()) as store:
             restore(store, tmp_path / "back.db")
         assert rows(tmp_path / "back.db") == [*range(300), 1001, 1002, 1003]
+
+
+# A snapshot by hand
+
+
+def test_a_snapshot_of_an_empty_database_is_refused_where_the_archive_has_something(tmp_path: Path) -> None:
+    first, db, archive = tmp_path / "first.db", tmp_path / "app.db", tmp_path / "archive"
+    write(first, 1, 2)
+    assert walcast("snapshot", first, archive).returncode == 0
+    with closing(sqlite3.connect(db)) as made:
+        made.execute("PRAGMA journal_mode=WAL")
+    (archive / "walcast-database").unlink()  # an older walcast's archive, which no id protects
+    before = sorted(path.name for path in archive.rglob("*.ltx"))
+    assert walcast("snapshot", db, archive).returncode == 1
+    with primary(db):
+        assert walcast("snapshot", db, archive).returncode == 1
+    assert sorted(path.name for path in archive.rglob("*.ltx")) == before
+    assert walcast("snapshot", db, archive, "--continue-archive").returncode == 0
