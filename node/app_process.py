@@ -2,6 +2,7 @@
 
 The node's signals go to the app; when the app ends, whoever waits for `ended` goes on. An app that was told to end and
 does not within its time is killed, so that what it committed can still be archived before the container's own limit.
+When the node itself is killed the app gets SIGTERM (`app_launcher.py`): what it went on to commit nobody would archive.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from node.process import BY_SIGNAL
 from walcast.errors import ConfigError
@@ -25,6 +27,7 @@ log = logging.getLogger("walcast.node")
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGTERM, signal.SIGINT)
+LAUNCHER = Path(__file__).with_name("app_launcher.py")
 
 
 def split_command(text: str) -> list[str]:
@@ -66,8 +69,10 @@ class AppProcess:
         """ConfigError when the program cannot be run. Starting it once more does nothing."""
         if self._process is not None:
             return
+        # By the thread of the event loop, which ends with the process: the launcher is told of that thread's end.
+        launch = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())] if sys.executable else []
         try:
-            self._process = subprocess.Popen(self.arguments)
+            self._process = subprocess.Popen([*launch, *self.arguments])
         except OSError as error:
             raise ConfigError(f"--exec: {self.arguments[0]}: {error.strerror}") from error
         self._handle = os.pidfd_open(self._process.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from support.folders import rows, serving, write
 from support.nodes import ENVIRONMENT, LOOPBACK, Node, follower, poll, primary, wait_level, walcast
 
-from node.app_process import AppProcess, split_command
+from node.app_process import LAUNCHER, AppProcess, split_command
 from node.cli import main
 from walcast.errors import ConfigError
 from walcast.restore import restore
@@ -119,6 +120,27 @@ def test_an_app_of_a_follower_starts_once_the_replica_can_be_read_also_without_t
         with follower(replica, home.address, "--exec", app, wait=False) as node:
             assert poll(lambda: said(edge) == ["started"] * 2)
             assert node.stop() == 0
+
+
+def test_an_app_is_told_to_end_when_its_node_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path, script(tmp_path, TRAPPED)) as node:
+        node.kill()
+        assert poll(lambda: said(tmp_path) == ["started", "TERM"])
+
+
+def test_an_app_whose_node_died_before_it_was_started_does_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "said"
+    nobody = os.getpid() + 1  # as where the parent of before is gone
+    done = subprocess.run([sys.executable, "-I", "-S", str(LAUNCHER), str(nobody), "touch", str(file)], check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert not file.exists()
+
+
+def test_an_app_has_the_signals_of_a_program_that_a_shell_starts(tmp_path: Path) -> None:
+    with running(tmp_path, script(tmp_path, "grep SigIgn /proc/self/status > said; sleep 60")) as node:
+        assert poll(lambda: len(said(tmp_path)) == 2)
+        assert int(said(tmp_path)[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+        node.kill()
 
 
 def test_a_command_that_cannot_be_run_is_an_error_before_anything_is_served(tmp_path: Path) -> None:
