@@ -148,7 +148,8 @@ class Wait(click.ParamType[float]):
 
 EXEC = (
     "The command that starts the app, without a shell: started when the database can be used, sent the signals that "
-    "this process gets, and the process ends with it, and its exit code, once what it committed is archived."
+    "this process gets, and the process ends with it, and its exit code, once what it committed is archived. If this "
+    "process is killed, the app is sent SIGTERM."
 )
 STOP = "Seconds that a stop may take, half of it for the app of --exec.  [default: 8]"
 

@@ -60,7 +60,7 @@ DEFAULT_LOG_AGE_S = 3600.0
 NAMES_SHOWN = 10
 MISSED = ("mcp-addr", "socket")  # of Litestream: what others may talk to there, and not here
 WAIT = (
-    "How long to wait for the app to make a database that is missing.  "
+    "How long to wait for a missing database: for the app to make it, and for an archive that cannot be reached.  "
     "[default: forever with --restore or --exec, else 0]"
 )
 

@@ -84,7 +84,14 @@ class Serving:
         kept = tenured(store, place.tenure) if store and place else store
         history = place.history if place else ()
         self.archiver = (
-            Archiver(database, kept, settings.policy, history=history, take_over=settings.continue_archive)
+            Archiver(
+                database,
+                kept,
+                settings.policy,
+                history=history,
+                take_over=settings.continue_archive,
+                take_empty=settings.restore,
+            )
             if kept
             else None
         )
@@ -310,7 +317,7 @@ def _identify(settings: DatabaseSettings, database: Database, store: Store | Non
         if store is not None and settings.archive:
             with open_store(settings.archive, ASK_BOUNDS) as asked:
                 owner = find_owner(asked)
-        identify(database, store, owner, take_over=settings.continue_archive)
+        identify(database, store, owner, take_over=settings.continue_archive, take_empty=settings.restore)
     except ConfigError:
         if strict:
             raise

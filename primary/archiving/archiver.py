@@ -58,7 +58,7 @@ class Archiver:
 
     `txid` is how far the archive reaches; `error` why it does not get further, None while all is well. To be made
     before the database's capture starts, so that what the log lets go of is noted from the beginning. `take_over`: an
-    archive that belongs to another database is to be this one's.
+    archive that belongs to another database is to be this one's; `take_empty`: if it has nothing of that one.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Archiver:
         *,
         history: Sequence[TermStart] = (),
         take_over: bool = False,
+        take_empty: bool = False,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self.store = store
@@ -81,7 +82,7 @@ class Archiver:
         self._interval_s = interval_s
         self._position: Position | None = None
         self._take_over = take_over
-        self._ownership = Ownership(store, database, take_over=take_over)
+        self._ownership = Ownership(store, database, take_over=take_over, take_empty=take_empty)
         self._unarchived = Unarchived(database.state.path, database.log)
         self._catalogue: Catalogue | None = None
         self._upkeep: Upkeep | None = None

@@ -17,7 +17,7 @@ from primary.archiving.joining import archive_end
 from primary.database import Database
 from primary.log import Known
 from walcast.archive import list_files
-from walcast.archive.identity import claim_archive, read_archive_id, take_over_archive
+from walcast.archive.identity import SETTLE_S, claim_archive, read_archive_id, take_over_archive
 from walcast.archive.reading import read_headers
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.identity import DatabaseId, OtherDatabase, make_database_id
@@ -28,6 +28,7 @@ from walcast.store import Store
 log = logging.getLogger("walcast.archive")
 
 CHECK_EVERY_S = 20.0
+WATCH_S = CHECK_EVERY_S + 5.0
 PROOF_FILES = 100
 FIRST_TXID = 1
 
@@ -36,25 +37,44 @@ class Ownership:
     """One database's hold on its archive. `lost` says that the archive was found to be another database's.
 
     A database without an id owns nothing and asks nothing. `take_over`: the archive is to be this database's,
-    whosever it was before.
+    whosever it was before; `take_empty`: if there is nothing in it but the name of the other one, as after a first boot
+    that ended before its first upload.
     """
 
-    def __init__(self, store: Store, database: Database, *, take_over: bool = False) -> None:
+    def __init__(self, store: Store, database: Database, *, take_over: bool = False, take_empty: bool = False) -> None:
         self.lost: OtherDatabase | None = None
         self._store = store
         self._database = database
         self._take_over = take_over
+        self._take_empty = take_empty
         self._checked_s = -CHECK_EVERY_S
 
     def claim(self, wait: Callable[[float], object]) -> None:
-        """Before anything is uploaded. OtherDatabase when the archive belongs to another one."""
+        """Before anything is uploaded. OtherDatabase when the archive belongs to another one. What `wait` answers is
+        true when the wait was broken off."""
         mine = self._database.id
         if mine is None:
             return
         if self._take_over:
             take_over_archive(self._store, mine)
             self._take_over = False
-        self._judge(mine, claim_archive(self._store, mine, wait))
+        found = claim_archive(self._store, mine, wait)
+        if found != mine and self._take_empty:
+            found = self._taken_if_empty(mine, found, wait)
+        self._judge(mine, found)
+
+    def _taken_if_empty(self, mine: DatabaseId, theirs: DatabaseId, wait: Callable[[float], object]) -> DatabaseId:
+        """Whose it is then. A primary that has just made it its own uploads within WATCH_S; one that did so before that
+        asks before it uploads."""
+        if list_files(self._store):
+            return theirs
+        facts = {"url": self._store.url, "id": theirs, "seconds": WATCH_S}
+        log.warning("the archive is empty, and another database's: taken over when it stays empty", extra=facts)
+        if wait(WATCH_S) or list_files(self._store) or read_archive_id(self._store) != theirs:
+            return theirs
+        take_over_archive(self._store, mine)
+        wait(SETTLE_S)
+        return read_archive_id(self._store) or theirs
 
     def check(self, *, older_than_s: float = CHECK_EVERY_S) -> None:
         """While uploading: ask again when the last answer is older. OtherDatabase as above, and each time after that
@@ -95,17 +115,27 @@ def find_owner(store: Store) -> DatabaseId | None:
         return None
 
 
-def identify(database: Database, store: Store | None, owner: DatabaseId | None, *, take_over: bool = False) -> None:
+def identify(
+    database: Database,
+    store: Store | None,
+    owner: DatabaseId | None,
+    *,
+    take_over: bool = False,
+    take_empty: bool = False,
+) -> None:
     """See that a captured database has an id: its own, the archive's if it is on the archive's history, or a new one.
 
     OtherDatabase when the archive's `owner` is another one. With `take_over` that is no obstacle: a database without an
-    id gets the owner's, one with an id gets the archive (`Ownership`).
+    id gets the owner's, one with an id gets the archive (`Ownership`). `take_empty` is as there.
     """
     mine = database.id
     if store is not None and owner is not None and owner != mine and not take_over:
-        if mine is not None or not on_history(database, store):
+        if take_empty and not list_files(store):
+            owner = None  # the archiver takes it over
+        elif mine is not None or not on_history(database, store):
             raise other_database(database.path, store, mine, owner)
-        log.info("the database is the archive's", extra={"database": database.name, "url": store.url, "id": owner})
+        else:
+            log.info("the database is the archive's", extra={"database": database.name, "url": store.url, "id": owner})
     if mine is None:
         database.identify(owner or make_database_id())
 

@@ -7,6 +7,7 @@ of that is compared with what a database or the archive has.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -33,6 +34,7 @@ from walcast.store import open_store
 
 STOP_S = 10.0  # between Docker's SIGTERM and its SIGKILL
 DB = DATA / "app.db"
+KILL_S = 3.0
 PAGE_BYTES = 4096 + 128  # of a page that does not compress, in LZ4 and in LTX
 PAGES_A_ROW = 1.2  # its leaf; every 80 rows or so a new leaf, the page above it and page 1
 FILE_BYTES = 1024  # headers, index and trailer of one LTX file at most, or an object beside them
@@ -66,17 +68,20 @@ class Container:
     @property
     def address(self) -> str:
         """The same one after each start."""
-        return str(self.node.events("listening")[-1]["address"]) if self.node.starts else LOOPBACK
+        said = self.node.events("listening") if self.node.starts else []
+        return str(said[-1]["address"]) if said else LOOPBACK
 
-    def start(self, *arguments: str) -> Container:
+    def start(self, *arguments: str, ready: bool = True) -> Container:
         """A new process on the volume as it is."""
         self.node.arguments = [str(self.volume), *arguments, "--json", "--log-format", "json"]
-        self.node.start().ready()
+        self.node.start()
+        if ready:
+            self.node.ready()
         return self
 
-    def start_primary(self, *, app: bool = True) -> Container:
+    def start_primary(self, *, app: bool = True, ready: bool = True) -> Container:
         run = ("--exec", self.life.app) if app else ()
-        return self.start("primary", str(DB), self.life.url, "--restore", "--listen", self.address, *run)
+        return self.start("primary", str(DB), self.life.url, "--restore", "--listen", self.address, *run, ready=ready)
 
     def start_follower(self, primary: Container) -> Container:
         self.start("follower", str(DB), "--primary", primary.address, "--archive", self.life.url, "--id", self.id,
@@ -102,8 +107,8 @@ class Container:
 
     def kill(self) -> None:
         """SIGKILL for all that runs in it."""
-        [child] = Path(f"/proc/{self.node.pid}/task/{self.node.pid}/children").read_text().split()
-        os.kill(int(child), signal.SIGKILL)
+        children = Path(f"/proc/{self.node.pid}/task/{self.node.pid}/children")
+        os.kill(int(poll(children.read_text)), signal.SIGKILL)
         assert self.node.wait() == 128 + signal.SIGKILL
 
     def lose_volume(self) -> None:
@@ -127,6 +132,7 @@ class Life:
     containers: list[Container] = field(default_factory=list)
     new: int = 0  # rows that were committed since the first boot
     booted_s: float = 0.0
+    archived: int = 0  # the newest row that a status said is archived
 
     @property
     def url(self) -> str:
@@ -228,6 +234,14 @@ def rows_of(db: Path) -> dict[int, str]:
         return dict(read.execute("SELECT id, word FROM t"))
 
 
+def has_rows(db: Path) -> bool:
+    """Has its app made it, or a restore?"""
+    try:
+        return bool(rows_of(db))
+    except sqlite3.OperationalError:
+        return False
+
+
 @contextmanager
 def store_of_lives(folder: Path) -> Iterator[CountedS3]:
     """The store of all lives."""
@@ -318,6 +332,22 @@ def lose_volume(life: Life, home: Container, *, planned: bool) -> None:
         home.start_primary()
         life.check(home.rows, up_to=kept)
         life.wait_rows(20)
+
+
+def kill_at_any_moment(life: Life, home: Container, rng: random.Random) -> None:
+    """After its start, whatever it does then; the volume stays, or is lost."""
+    home.start_primary(ready=False)
+    time.sleep(rng.uniform(0.0, KILL_S))
+    life.listen()
+    life.archived = max(life.archived, life.kept(home.facts().get("archive", {}).get("txid", 0)))
+    home.kill()
+    lost = rng.random() < 0.4
+    if lost:
+        home.lose_volume()
+    home.start_primary()
+    assert poll(lambda: has_rows(home.db))
+    life.check(home.rows, up_to=life.archived if lost else None)
+    home.kill()
 
 
 @contextmanager
