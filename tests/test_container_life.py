@@ -52,4 +52,5 @@ def test_kills_at_any_moment_lose_nothing_that_is_archived_or_on_the_volume(tmp_
                     kill_at_any_moment(one, home, rng)
                 home.start_primary()
                 one.wait_rows(10)
+                home.wait_archived()
                 come_to_an_end(one, home)

@@ -17,7 +17,7 @@ from primary.archiving.joining import archive_end
 from primary.database import Database
 from primary.log import Known
 from walcast.archive import list_files
-from walcast.archive.identity import SETTLE_S, claim_archive, read_archive_id, take_over_archive
+from walcast.archive.identity import KEY, SETTLE_S, claim_archive, read_archive_id, take_over_archive
 from walcast.archive.reading import read_headers
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.identity import DatabaseId, OtherDatabase, make_database_id
@@ -68,9 +68,12 @@ class Ownership:
         asks before it uploads."""
         if list_files(self._store):
             return theirs
-        facts = {"url": self._store.url, "id": theirs, "seconds": WATCH_S}
+        named = next((one.timestamp_ms for one in self._store.list(KEY) if one.key == KEY), None)
+        age_s = 0.0 if named is None else time.time() - named / 1000
+        left_s = min(WATCH_S, max(0.0, WATCH_S - age_s))
+        facts = {"url": self._store.url, "id": theirs, "seconds": round(left_s, 1)}
         log.warning("the archive is empty, and another database's: taken over when it stays empty", extra=facts)
-        if wait(WATCH_S) or list_files(self._store) or read_archive_id(self._store) != theirs:
+        if wait(left_s) or list_files(self._store) or read_archive_id(self._store) != theirs:
             return theirs
         take_over_archive(self._store, mine)
         wait(SETTLE_S)

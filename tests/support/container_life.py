@@ -98,6 +98,10 @@ class Container:
         except (WalcastError, OSError, ValueError):
             return {}
 
+    def wait_archived(self) -> None:
+        """Until something of it is."""
+        assert poll(lambda: self.facts()["archive"]["txid"]), self.facts()
+
     def stop(self) -> int:
         """SIGTERM; it has ended in order before the SIGKILL would come."""
         began_s = time.monotonic()
