@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -104,6 +105,9 @@ class KeptMembers(Retrying):
         member, since_s = self._running.pop(path)
         if time.monotonic() - since_s > RETRY_S[-1]:
             self._failures.pop(path, None)  # it was well for long
+        if member.settled.is_set() and not path.exists():  # whoever removes it does not want it restored at once
+            settings = self._all[path]
+            self._all[path] = replace(settings, database=replace(settings.database, restore=False))
         # Of the file that failed: another one that is at the path by now is tried at once.
         inode = member.serving.inode if member.serving is not None else _inode(path)
         # Status has it at every moment, as a member or as what failed, and asks nothing of files that are being closed.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.folders import rows, write
+from support.folders import rows, serving, status, wait_served, write
 from support.nodes import LOOPBACK, Node, poll, walcast
 from support.s3 import CountedS3, counted_s3
 
@@ -21,6 +21,8 @@ from node.first_boot import restore_when_reachable
 from node.settings import DatabaseSettings
 from node.stop_deadline import SLACK_S, StopDeadline
 from walcast.errors import Unavailable
+from walcast.statedir import state_dir
+from walcast.terms import PRIMARY, Standing, write_standing
 
 TRYING = "cannot restore the database yet, trying again"
 
@@ -78,6 +80,29 @@ def test_one_of_several_that_cannot_be_restored_yet_holds_up_the_app_alone(tmp_p
             assert node.wait_event("started the app")
             assert rows(tmp_path / "app.db") == [1, 2]
             node.stop()
+
+
+def test_a_member_of_several_that_is_missing_is_restored_and_not_again_when_it_is_removed(tmp_path: Path) -> None:
+    write(tmp_path / "first.db", 1, 2)
+    assert walcast("snapshot", tmp_path / "first.db", tmp_path / "archive").returncode == 0
+    for name in ("here", "app"):
+        state = state_dir(tmp_path / f"{name}.db")
+        state.mkdir(mode=0o700)
+        write_standing(state, Standing(PRIMARY, 1, history=()))  # as after a failover
+    write(tmp_path / "here.db", 1)
+    file = tmp_path / "walcast.yml"
+    file.write_text(
+        f"dbs:\n- path: {tmp_path}/here.db\n"
+        f"- {{path: {tmp_path}/app.db, archive: {tmp_path}/archive, restore-if-db-not-exists: true}}\n"
+    )
+    with serving(file) as node:
+        wait_served(node, "app", "here")
+        assert rows(tmp_path / "app.db") == [1, 2]
+        for path in tmp_path.glob("app.db*"):
+            if path.is_file():
+                path.unlink()
+        assert poll(lambda: status(node)["app"]["trouble"], 10.0, 0.05)
+        assert not (tmp_path / "app.db").exists()
 
 
 def test_what_is_wrong_with_the_archive_for_good_ends_the_process_at_once(tmp_path: Path) -> None:
