@@ -19,7 +19,7 @@ from node.settings import DatabaseSettings
 from primary.opening import DatabaseInUse
 from walcast.archive import ArchiveGap, list_files, plan_restore
 from walcast.archive.reading import read_header
-from walcast.errors import ConfigError, Corrupt, Stopped, Unavailable
+from walcast.errors import ConfigError, Corrupt, NotAllowed, Stopped, Unavailable
 from walcast.filesystem import SQLITE_MAGIC, check_database_file, check_local, has_wal, is_missing
 from walcast.rarely import Rarely
 from walcast.restore import restore
@@ -100,7 +100,9 @@ async def restore_when_reachable(
 
 
 async def wait_for_database(settings: DatabaseSettings, stopping: Callable[[], bool]) -> bool:
-    """Until the app has made it; False when the node is to stop first. ConfigError after `settings.wait_s`."""
+    """Until the app has made it; False when the node is to stop first. ConfigError after `settings.wait_s`, and at once
+    where this process could do nothing beside it."""
+    check_rights(settings.path.parent)
     began_s = said_s = time.monotonic()
     facts = {"database": settings.name, "path": str(settings.path)}
     limit = "none" if math.isinf(settings.wait_s) else f"{settings.wait_s:g}"
@@ -128,6 +130,15 @@ async def opened_when_free(open_it: Callable[[], Awaitable[T]], stopping: Callab
             if stopping() or time.monotonic() >= until_s:
                 raise
         await asyncio.sleep(LOOK_S)
+
+
+def check_rights(folder: Path) -> None:
+    """NotAllowed where this process may not make the files that are beside a database, as on a volume of root's."""
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise NotAllowed(
+            f"{folder}: uid {os.geteuid()}, which walcast runs as, may not write there: give the folder to that user "
+            "(chown, or the owner of the volume), or run walcast and the app as its owner"
+        )
 
 
 def _is_there(path: Path) -> bool:

@@ -14,10 +14,12 @@ import pytest
 from support.folders import rows, serving, write
 from support.nodes import LOOPBACK, poll, primary, walcast
 from support.s3 import counted_s3
+from support.users import STRANGER, STRANGER_GROUP, as_user, folder_for_all, needs_root
 
-from node.first_boot import is_awaited, opened_when_free
+from node.first_boot import check_rights, is_awaited, opened_when_free
 from node.settings import DatabaseSettings
 from primary.opening import DatabaseInUse
+from walcast.errors import NotAllowed
 from walcast.filesystem import is_missing
 from walcast.position import Position
 from walcast.restore import restore
@@ -134,6 +136,18 @@ def test_a_database_that_its_app_holds_as_it_makes_it_is_opened_when_it_is_free(
     tries = iter([DatabaseInUse("locked")])
     with pytest.raises(DatabaseInUse):
         asyncio.run(opened_when_free(open_it, lambda: True))
+
+
+@needs_root
+def test_a_volume_that_walcast_may_not_write_to_is_said_instead_of_waiting(tmp_path: Path) -> None:
+    with folder_for_all() as folder:
+
+        def check() -> None:
+            check_rights(folder / "not there yet")
+            with pytest.raises(NotAllowed):
+                check_rights(folder)
+
+        as_user(STRANGER, STRANGER_GROUP, check)
 
 
 def test_a_node_that_waits_says_so_and_ends_at_once(tmp_path: Path) -> None:
