@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.http_asked import (
@@ -198,8 +199,14 @@ def test_the_kind_of_failure_is_what_is_wrong_first(
     settings = SimpleNamespace(name="app")
     serving = SimpleNamespace(trouble=trouble, database=database, settings=settings) if served else None
     said = trouble or ("fenced" if served and not holds else None)
-    failure = member_failure(SimpleNamespace(serving=serving, trouble=said, name="app"))  # type: ignore[arg-type]
+    member: Any = SimpleNamespace(serving=serving, following=object(), trouble=said, name="app")
+    failure = member_failure(member)
     assert failure == (Failure(kind, said, "app") if kind and said else None)
+
+
+def test_a_database_that_is_not_there_yet_is_not_served() -> None:
+    member: Any = SimpleNamespace(serving=None, following=None, trouble="not restored yet", name="app")
+    assert member_failure(member) == Failure(FailureKind.NOT_SERVED, "not restored yet", "app")
 
 
 def test_status_is_for_those_whom_the_server_is_told_to_let_through() -> None:
