@@ -20,6 +20,7 @@ from support.e2e_state import create
 from support.nodes import poll
 from support.writers import Sql, sql
 
+from primary import loop as looping
 from primary.anchor import Anchor
 from walcast.dbfiles import DatabaseFiles
 
@@ -47,15 +48,21 @@ def checkpoint(one: Sql, mode: str) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])
-def test_a_checkpoint_after_each_commit_takes_some_milliseconds(db: Path, app: Served, mode: str) -> None:
+def test_a_checkpoint_after_each_commit_waits_for_no_timer_of_the_primary(
+    db: Path, app: Served, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 10 ms on a machine that is idle; on a busy one the scheduler decides. The timers are what it must not
+    depend on, so they are far longer here than any scheduler takes."""
+    monkeypatch.setattr(looping, "UNQUIET_S", 10.0)
+    monkeypatch.setattr(looping, "IDLE_S", 10.0)
     waited_s = []
-    with sql(db, timeout_s=5.0) as one:
+    with sql(db, timeout_s=30.0) as one:
         for _ in range(ROUNDS):
             one(INSERT)
             busy, seconds = checkpoint(one, mode)
             assert not busy
             waited_s.append(seconds)
-    assert statistics.median(waited_s) < 0.05, waited_s  # it was 0.2 s
+    assert statistics.median(waited_s) < 1.0, waited_s
     app.verify()
 
 
