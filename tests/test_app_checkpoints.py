@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import statistics
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support.e2e_oracle import Served, served
@@ -22,7 +24,11 @@ from support.writers import Sql, sql
 
 from primary import loop as looping
 from primary.anchor import Anchor
+from primary.anchor_pace import AnchorPace
+from primary.capture import Capture
 from walcast.dbfiles import DatabaseFiles
+from walcast.locks import is_locked, try_lock, unlock
+from walcast.walindex import LOCK_READ0, READ_MARKS
 
 INSERT = "INSERT INTO filler (body) VALUES (randomblob(2000))"
 ROUNDS = 9
@@ -150,3 +156,77 @@ def test_an_anchor_that_took_the_mark_a_checkpoint_waits_for_stands_aside_and_st
         finally:
             anchor.close()
             files.close()
+
+
+def test_a_primary_whose_anchor_took_that_mark_stands_aside_by_itself(
+    db: Path, app: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, anchor, pace = app.database.loop, app.database._anchor, app.database.loop._pace
+    follow, stays, takes_it = pace.follow, threading.Event(), threading.Event()
+    shm, marks = app.database.files.shm_fd, set(range(LOCK_READ0 + 1, LOCK_READ0 + READ_MARKS))
+
+    def marks_in_use() -> set[int]:
+        return {byte for byte in marks if is_locked(shm, byte)}
+
+    def late(*, busy: bool = False) -> bool:
+        """The anchor stays where it is, and then takes the mark between two looks of SQLite's busy handler."""
+        if takes_it.is_set():
+            monkeypatch.setattr(pace, "follow", follow)
+            others = marks - marks_in_use()  # so that it takes the same
+            taken = [byte for byte in others if try_lock(shm, byte, exclusive=False)]
+            anchor.let_go()
+            anchor.hold()
+            for byte in taken:
+                unlock(shm, byte)
+        elif not stays.is_set():
+            return follow(busy=busy)
+        return True
+
+    with sql(db, timeout_s=10.0) as one, ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(pace, "follow", late)
+        one(INSERT)
+        assert poll(marks_in_use), "it stays where it needs no mark"
+        stays.set()
+        one(INSERT)
+        loop.barrier().result(10.0)
+        waiting = thread.submit(checkpoint, one, "FULL")
+        assert not wait([waiting], 0.1).done, "it does not wait for the anchor"
+        takes_it.set()
+        assert waiting.result(20.0)[0] == 0
+        one(INSERT)
+    assert app.commits == 3
+    app.verify()
+
+
+def test_an_anchor_that_got_a_mark_where_read_lock_0_was_wanted_begins_again(db: Path) -> None:
+    """As where a checkpoint that has copied everything still has that lock."""
+    with sql(db, timeout_s=0.1) as one:
+        one(INSERT)
+        anchor = Anchor(db)
+        files = DatabaseFiles(db)
+        pace = AnchorPace(anchor, cast(Capture, Still(files)))
+        try:
+            pace.follow()
+            assert checkpoint(one, "PASSIVE")[0] == 0
+            assert try_lock(files.shm_fd, LOCK_READ0)
+            assert not poll(pace.follow, 0.1)
+            unlock(files.shm_fd, LOCK_READ0)
+            assert checkpoint(one, "RESTART")[0], "it has no mark"
+            assert poll(pace.follow, 5.0)
+            assert checkpoint(one, "RESTART")[0] == 0
+        finally:
+            anchor.close()
+            files.close()
+
+
+class Still:
+    """A capture that has everything."""
+
+    def __init__(self, files: DatabaseFiles) -> None:
+        self.files = files
+        header = files.index_header()
+        assert header
+        self.salt, self.frame = header.salt, header.mx_frame
+
+    def settle(self) -> None:
+        """There is nothing new."""
