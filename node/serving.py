@@ -260,6 +260,7 @@ class Serving:
             look_age_ms=look_age_ms(self.served),
             state_since_ms=self.since_ms,
             trouble_kind=trouble_kind(self),
+            wal_held=database.loop.long_readers.trouble or "",
         )
         unknown_ms = message.look_age_ms if message.look_age_ms > LOOK_BOUND_S * 1000 else 0
         archiver = self.archiver

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from walcast.dbfiles import DatabaseFiles
+from walcast.identifiers import printable
 from walcast.locks import holder
 from walcast.walindex import LOCK_READ0, READ_MARKS
 
@@ -24,6 +25,8 @@ LONG_S = 60.0
 LONG_WAL_BYTES = 64 << 20
 REPLICATORS = frozenset({"litestream"})
 MAX_SAID = 64
+REPLICATES = "another program replicates this database, too, and makes its WAL grow: stop one"
+OPEN_FOR_LONG = "a read transaction that is open for long makes the WAL grow: end it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +38,41 @@ class Reader:
 
 
 class LongReaders:
-    """Of one database, for its capture thread. Each process is spoken of once."""
+    """Of one database, for its capture thread. Each process is spoken of once; `trouble`, which any thread may read,
+    says who keeps the WAL from beginning anew now."""
 
     def __init__(self, name: str, files: DatabaseFiles) -> None:
+        self.trouble: str | None = None
         self._name = name
         self._files = files
         self._since_s: dict[Reader, float] = {}
         self._said: set[int] = set()
+        self._replicators: set[int] = set()  # one that has a mark now and then is there all the time
         self._looked_s = time.monotonic() - LOOK_EVERY_S
 
     def look_when_due(self, wal_bytes: int) -> None:
         """`wal_bytes` of the WAL are in use."""
         now = time.monotonic()
-        if wal_bytes and now - self._looked_s >= LOOK_EVERY_S:
+        if (wal_bytes or self.trouble) and now - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now
             self.look(wal_bytes, now)
 
     def look(self, wal_bytes: int, now_s: float) -> None:
         """Say who has to be known about, at the time `now_s`."""
         self._since_s = {reader: self._since_s.get(reader, now_s) for reader in self._readers()}
+        self._replicators = {pid for pid in self._replicators if program_name(pid) in REPLICATORS}  # the others ended
+        self._replicators |= {reader.pid for reader in self._since_s if program_name(reader.pid) in REPLICATORS}
+        found = dict.fromkeys(self._replicators, REPLICATES)
         for reader, since_s in self._since_s.items():
-            if reader.pid in self._said or len(self._said) >= MAX_SAID:
-                continue
-            program = program_name(reader.pid)
-            facts = {"database": self._name, "pid": reader.pid, "program": program, "wal_bytes": wal_bytes}
-            if program in REPLICATORS:
-                self._said.add(reader.pid)
-                log.warning(
-                    "another program replicates this database, too, and makes its WAL grow: stop one", extra=facts
-                )
-            elif now_s - since_s >= LONG_S and wal_bytes >= LONG_WAL_BYTES:
-                self._said.add(reader.pid)
-                facts |= {"seconds": round(now_s - since_s)}
-                log.warning("a read transaction that is open for long makes the WAL grow: end it", extra=facts)
+            if now_s - since_s >= LONG_S and (wal_bytes >= LONG_WAL_BYTES or reader.pid in self._said):
+                found.setdefault(reader.pid, OPEN_FOR_LONG)
+        for pid, what in found.items():
+            if pid not in self._said and len(self._said) < MAX_SAID:
+                self._said.add(pid)
+                facts = {"database": self._name, "pid": pid, "program": program_name(pid), "wal_bytes": wal_bytes}
+                log.warning(what, extra=facts)
+        said = [f"{what} ({program_name(pid)}, process {pid})" for pid, what in found.items()]
+        self.trouble = "; ".join(said) or None
 
     def _readers(self) -> list[Reader]:
         marks = self._files.checkpoint_info().read_marks
@@ -78,6 +83,6 @@ class LongReaders:
 def program_name(pid: int) -> str:
     """As the kernel has it; "unknown" for one that cannot be seen from here."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() or "unknown"
+        return printable(Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()) or "unknown"
     except OSError:
         return "unknown"

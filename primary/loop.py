@@ -82,7 +82,7 @@ class CaptureLoop:
         self._rarely = Rarely(log)
         self._lacks: Unavailable | None = None
         self._size = SizeWatch(self._files)
-        self._long_readers = LongReaders(name, self._files)
+        self.long_readers = LongReaders(name, self._files)
         self.foreign = ForeignWrites(name, capture, self._log.directory.parent)
         self._wakeup = Wakeup(self._files.path.with_name(self._files.path.name + "-wal"), self._files.path)
         self._lock = threading.Lock()
@@ -421,7 +421,7 @@ class CaptureLoop:
         except Truncated:
             self.foreign.shrank()  # for good, or for as long as something is being copied over it
         self._log.trim()
-        self._long_readers.look_when_due(self._capture.frame * self._capture.frame_size)
+        self.long_readers.look_when_due(self._capture.frame * self._capture.frame_size)
 
     def _check_size(self) -> None:
         """As above, without a capture."""

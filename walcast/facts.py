@@ -172,5 +172,6 @@ def _troubles(database: pb.DatabaseStatus) -> list[Facts]:
         (database.trouble_kind, database.trouble),
         (FailureKind.NOT_ARCHIVED, database.archive.error if database.trouble_kind != FailureKind.NOT_SERVED else ""),
         (FailureKind.APP_URL_REFUSED, database.app_url_refused),
+        (FailureKind.WAL_HELD, database.wal_held),
     ]
     return [trouble_facts(kind, text, **names) for kind, text in said if text]

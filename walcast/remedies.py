@@ -17,6 +17,7 @@ class FailureKind(StrEnum):
     STOPPED = "stopped"
     FOLLOWER_NOW = "follower-now"
     APP_URL_REFUSED = "app-url-refused"
+    WAL_HELD = "wal-held"
     OTHER = "other"
 
 
@@ -37,6 +38,8 @@ _REMEDIES = {
     "one: walcast follower {path} --primary {primary}",
     FailureKind.APP_URL_REFUSED: "Allow the address on this node with --allowed-app-url, or change --app-url on the "
     "primary.",
+    FailureKind.WAL_HELD: "End what the text names, or give it a replica to read (walcast follower). Then the WAL "
+    "stops growing, and PRAGMA wal_checkpoint(TRUNCATE), by any app, gives its room back.",
     FailureKind.OTHER: "walcast repair {path} shows role, term and lease.",
 }
 

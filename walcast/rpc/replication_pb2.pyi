@@ -875,6 +875,7 @@ class DatabaseStatus(_message.Message):
     STATE_SINCE_MS_FIELD_NUMBER: _builtins.int
     PRIMARY_TXID_FIELD_NUMBER: _builtins.int
     LAG_MS_FIELD_NUMBER: _builtins.int
+    WAL_HELD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     page_size: _builtins.int
@@ -906,6 +907,8 @@ class DatabaseStatus(_message.Message):
     """of a follower: the newest of the primary's that it knows of"""
     lag_ms: _builtins.float
     """of a follower: how old its newest state may be; unset: not known"""
+    wal_held: _builtins.str
+    """of a primary: who keeps the WAL from beginning anew; empty: nobody"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -945,10 +948,11 @@ class DatabaseStatus(_message.Message):
         state_since_ms: _builtins.int = ...,
         primary_txid: _builtins.int = ...,
         lag_ms: _builtins.float | None = ...,
+        wal_held: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "archive", b"archive", "lag_ms", b"lag_ms", "lease", b"lease", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lag_ms", b"lag_ms", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "primary_txid", b"primary_txid", "role", b"role", "state", b"state", "state_since_ms", b"state_since_ms", "term", b"term", "trouble", b"trouble", "trouble_kind", b"trouble_kind", "wal_bytes", b"wal_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lag_ms", b"lag_ms", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "primary_txid", b"primary_txid", "role", b"role", "state", b"state", "state_since_ms", b"state_since_ms", "term", b"term", "trouble", b"trouble", "trouble_kind", b"trouble_kind", "wal_bytes", b"wal_bytes", "wal_held", b"wal_held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
     _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015
