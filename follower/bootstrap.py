@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from follower.keeping import Keeping
 from follower.newfile import COPIED, TEMPORARY, put_in_place
 from follower.pieces import Pieces
 from follower.receiver import Receiver, Target
+from follower.replacing import replacing
 from follower.room import check_announced
 from follower.unfinished import Unfinished, may_go_on
 from walcast import ltx, wire
@@ -154,7 +156,7 @@ async def from_primary(
     keeping: Circumstances | None = None,
     identity: ReplicaIdentity | None = None,
     mode: int = OWNER_ONLY,
-    anew: bool = False,
+    instead_of: Applier | None = None,
     unfinished: Unfinished | None = None,
 ) -> None:
     """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
@@ -162,8 +164,9 @@ async def from_primary(
     `unfinished`: a new file that an earlier try left, gone on with, and left again if this one breaks off.
 
     `keeping`: what the replica had in their place goes to `discarded/` first. `identity`: the replica's, which becomes
-    that of the primary's database with the commit, where it may; OtherDatabase where it may not. `anew`: without an
-    applier, into a new file that takes the place of a database; OtherPageSize says that there is no other way.
+    that of the primary's database with the commit, where it may; OtherDatabase where it may not. `instead_of`:
+    without an applier, into a new file that takes the place of that one's; OtherPageSize says that there is no other
+    way.
     """
     client.database_id = identity.asked if identity is not None and not identity.replace else ""
     keeper = Keeping(applier, state_dir, keeping) if applier and keeping else None
@@ -181,11 +184,13 @@ async def from_primary(
             start = copy.start
             check_announced(state_dir / COPIED, max(0, start.commit_pages - have) * start.page_size)
             made = left.go_on(path, state_dir, start, mode) if applier is None else None
+            if made is not None and instead_of is not None:
+                made.replacing = partial(replacing, instead_of)
             target: Target | None = keeper or applier or made
             assert target is not None
             if identity is not None:
                 # A new file is durable when it is in its place; before that, what it replaces must not get the new id.
-                sync = applier.sync if applier else _nothing if anew else None
+                sync = applier.sync if applier else _nothing if instead_of else None
                 target = identity.renaming(target, start.database_id, sync)
             client.database_id = start.database_id  # the stream must be of the same database
             target.begin()

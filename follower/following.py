@@ -621,6 +621,7 @@ class Following:
         old = self._applier
         assert old is not None
         async with self._using:
+            await self._threads.run(old.checkpoint)  # while nothing is late by it
             if keep:
                 await self._threads.run(keep_aside, old, self._state.path)
             await from_primary(
@@ -632,7 +633,7 @@ class Following:
                 term=self.term,
                 identity=self._identity,
                 mode=self._mode,
-                anew=True,
+                instead_of=old,
             )
             await self._stop_scrubbing()
             keeper, self._keeper, self._applier = self._keeper, None, None

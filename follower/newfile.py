@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ class NewFile:
         self.checksums = PageChecksums(page_size)
         self._reach_pages = announced_pages
         self._page_one = b""
+        self.replacing: Callable[[], AbstractContextManager[None]] = nullcontext  # around the taking of its place
         self._state_dir = state_dir
         self._temporary = state_dir / COPIED
         with disk_errors(self._temporary):
@@ -100,7 +102,8 @@ class NewFile:
             os.ftruncate(self._fd, commit_pages * self.page_size)
             os.fsync(self._fd)
             self.close()
-            put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms, self.mode)
+            with self.replacing():
+                put_in_place(self._temporary, self.path, self._state_dir, term, position, timestamp_ms, self.mode)
         self.term, self.position = term, position
 
     def rollback(self) -> None:
@@ -125,13 +128,16 @@ def put_in_place(
     mode: int = OWNER_ONLY,
 ) -> None:
     """Make a verified, synced file the replica at `path`, with a name in the journal for what is in it, and with the
-    owner and the mode of what was there before, or where nothing was, with `mode`."""
+    owner and the mode of what was there before, or where nothing was, with `mode`. Of a database that is there already
+    everything must be in its file: its WAL goes first (`follower.replacing`)."""
     journal = Journal(state_dir)
     journal.append(term, position, timestamp_ms)
     journal.sync()
     journal.close()
-    for suffix in ("-wal", "-shm"):  # of a database that is no more: they would be taken for this one's
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
     inherit(temporary, path, mode)
+    # Of a database that is no more: they would be taken for this one's. A WAL without its index is whole, not so the
+    # other way round.
+    for suffix in ("-shm", "-wal"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
     temporary.replace(path)
     fsync_directory(path.parent)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support.nodes import follower, poll, primary, walcast
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from support.apply_replica import replica_of
+from support.apply_source import Source
+from support.nodes import ENVIRONMENT, follower, poll, primary, walcast
 
+from follower.newfile import put_in_place
+from follower.replacing import replacing
+from walcast import Replica, ReplicaReplaced
+from walcast.adapters.sqlalchemy import replica_engine
 from walcast.archive.checks import Findings, Read, check_reads
 from walcast.archive.files import ArchiveFile
 from walcast.restore.verify import verify_archive
@@ -21,7 +33,7 @@ from walcast.store import open_store
 
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as db:
         yield db
 
 
@@ -50,39 +62,148 @@ def values(path: Path) -> list[str]:
         return [row[0] for row in db.execute("SELECT a FROM t ORDER BY rowid")]
 
 
+def now(replica: Path) -> list[str]:
+    """None yet, or for whoever opens it at the moment at which it is replaced."""
+    try:
+        return values(replica) if replica.exists() else []
+    except sqlite3.OperationalError:
+        return []
+
+
 def test_a_replica_follows_a_database_to_another_page_size_and_old_connections_are_told(tmp_path: Path) -> None:
     db, replica, archive = make(tmp_path / "app.db", 4096, "before"), tmp_path / "edge" / "r.db", tmp_path / "archive"
     with primary(db, str(archive)) as node, follower(replica, node.address) as following:
-        assert poll(lambda: replica.exists() and values(replica) == ["before"])
+        assert poll(lambda: now(replica) == ["before"])
         with opened(replica) as reader:
             reader.execute("SELECT * FROM t").fetchall()
             node.stop()
             give_page_size(db, 8192)
             node.start()
             node.ready()
-            assert poll(lambda: values(replica) == ["before", "after"], 20, 0.05)
+            assert poll(lambda: now(replica) == ["before", "after"], 20, 0.05)
             with pytest.raises(sqlite3.OperationalError, match="unable to open"):
                 reader.execute("SELECT * FROM t").fetchall()
             with opened(db) as writer:
                 writer.execute("INSERT INTO t VALUES ('later')")
-            assert poll(lambda: values(replica) == ["before", "after", "later"], 20, 0.05)
+            assert poll(lambda: now(replica) == ["before", "after", "later"], 20, 0.05)
             assert following.running
     with open_store(str(archive)) as store:
         found = verify_archive(store, scratch=tmp_path)
     assert (found.problems, found.page_size) == ([], 8192)
 
 
+DJANGO = """
+import sys
+import django
+from django.conf import settings
+from walcast.adapters.django import replica_database
+replica = replica_database(sys.argv[1]) | {"CONN_MAX_AGE": None}
+default = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+settings.configure(DATABASES={"default": default, "replica": replica})
+django.setup()
+from django.core.signals import request_finished, request_started
+from django.db import connections
+for _ in sys.stdin:
+    request_started.send(None)
+    with connections["replica"].cursor() as cursor:
+        print(cursor.execute("SELECT count(*) FROM t").fetchone()[0], flush=True)
+    request_finished.send(None)
+"""
+
+
+OPENING = """
+import shutil, sqlite3, sys
+shutil.copyfile(sys.argv[1], sys.argv[2])
+try:
+    sqlite3.connect(sys.argv[1], timeout=0).execute("SELECT * FROM sqlite_schema").fetchall()
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+
+
+def test_connections_that_apps_keep_are_opened_anew_when_the_replica_was_replaced(tmp_path: Path) -> None:
+    db, replica = make(tmp_path / "app.db", 4096, "before"), tmp_path / "edge" / "r.db"
+    with (
+        primary(db) as node,
+        follower(replica, node.address),
+        subprocess.Popen(
+            [sys.executable, "-c", DJANGO, replica], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
+        ) as django,
+    ):
+
+        def asked_of_django() -> bytes:
+            assert django.stdin
+            assert django.stdout
+            django.stdin.write(b"\n")
+            django.stdin.flush()
+            return django.stdout.readline()
+
+        assert poll(lambda: now(replica) == ["before"])
+        engine = replica_engine(replica)
+        with engine.connect() as pooled:
+            assert pooled.scalar(text("SELECT count(*) FROM t")) == 1
+        assert asked_of_django() == b"1\n"
+        with closing(Replica(replica).connect()) as kept, engine.connect() as held:
+            assert kept.execute("SELECT count(*) FROM t").fetchone() == (1,)
+            assert held.execution_options(isolation_level="AUTOCOMMIT").scalar(text("SELECT count(*) FROM t")) == 1
+            node.stop()
+            give_page_size(db, 8192)
+            node.start()
+            node.ready()
+            assert poll(lambda: now(replica) == ["before", "after"], 20, 0.05)
+            with pytest.raises(ReplicaReplaced) as caught:
+                kept.execute("SELECT * FROM t")
+            assert caught.value.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN
+            with pytest.raises(OperationalError) as wrapped:
+                held.scalar(text("SELECT count(*) FROM t"))
+            assert wrapped.value.connection_invalidated
+        with engine.connect() as pooled:
+            assert pooled.scalar(text("SELECT count(*) FROM t")) == 2
+        engine.dispose()
+        assert asked_of_django() == b"2\n"
+        assert django.stdin
+        django.stdin.close()
+
+
+def test_a_replica_that_is_being_replaced_is_whole_without_its_wal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may stop there: of a database that is a file and a WAL, one of the two goes first."""
+    source = Source(tmp_path)
+    applier = replica_of(source, tmp_path)
+    for _ in range(5):
+        source.grow(20).apply(applier)
+    new = make(tmp_path / "new.db", 8192, "new")
+    alone = tmp_path / "alone.db"
+
+    def stopped(*_: object) -> None:
+        assert not Path(f"{applier.path}-wal").exists()
+        command = [sys.executable, "-c", OPENING, applier.path, alone]  # to close it here would drop SQLite's locks
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "database is locked\n"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def replace_it() -> None:
+        with replacing(applier):
+            put_in_place(new, applier.path, tmp_path / "state", 1, source.first_position)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(OSError, match="Input/output"):
+        replace_it()
+    assert alone.read_bytes() == source.close()
+    applier.close()
+
+
 def test_replace_takes_a_database_of_another_page_size_and_keeps_what_was_a_replica(tmp_path: Path) -> None:
     one, other = make(tmp_path / "one" / "app.db", 4096, "one"), make(tmp_path / "other" / "app.db", 1024, "other")
     replica = tmp_path / "edge" / "app.db"
     with primary(one) as node, follower(replica, node.address):
-        assert poll(lambda: replica.exists() and values(replica) == ["one"])
+        assert poll(lambda: now(replica) == ["one"])
     with primary(other) as node:
         with follower(replica, node.address, wait=False) as refused:
             assert refused.wait() == 1
         assert values(replica) == ["one"]
         with follower(replica, node.address, "--replace"):
-            assert poll(lambda: values(replica) == ["other"], 20, 0.05)
+            assert poll(lambda: now(replica) == ["other"], 20, 0.05)
     [kept] = state_dir(replica).glob("replaced-*.db")
     assert values(kept) == ["one"]
 
@@ -91,7 +212,7 @@ def test_a_backup_with_other_pages_that_is_copied_over_a_served_database_ends_it
     db, backup, replica = make(tmp_path / "app.db", 4096, "x"), tmp_path / "backup.db", tmp_path / "edge" / "r.db"
     make(backup, 8192, "backup")
     with primary(db) as node, follower(replica, node.address):
-        assert poll(lambda: replica.exists() and values(replica) == ["x"])
+        assert poll(lambda: now(replica) == ["x"])
         shutil.copyfile(backup, db)
         values(db)
         assert node.wait() == 1
@@ -99,7 +220,7 @@ def test_a_backup_with_other_pages_that_is_copied_over_a_served_database_ends_it
         assert len(said) == 1, said
         node.start()
         node.ready()
-        assert poll(lambda: values(replica) == ["backup"], 20, 0.05)
+        assert poll(lambda: now(replica) == ["backup"], 20, 0.05)
 
 
 def test_a_file_that_was_put_beside_the_wal_of_another_is_refused(tmp_path: Path) -> None:

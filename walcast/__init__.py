@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from walcast.connection import ReadOnlyReplica
+    from walcast.connection import ReadOnlyReplica, ReplicaReplaced
     from walcast.errors import (
         ConfigError,
         Corrupt,
@@ -46,6 +46,7 @@ __all__ = [
     "Primary",
     "ReadOnlyReplica",
     "Replica",
+    "ReplicaReplaced",
     "StaleReplica",
     "Stopped",
     "Token",
@@ -62,6 +63,7 @@ _ELSEWHERE = {
     "Primary": "walcast.primary",
     "ReadOnlyReplica": "walcast.connection",
     "Replica": "walcast.replica",
+    "ReplicaReplaced": "walcast.connection",
     "StaleReplica": "walcast.token",
     "Token": "walcast.token",
 }

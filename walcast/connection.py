@@ -6,6 +6,7 @@ A read pays one more Python call for it. `Connection.execute` and the like make 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -38,11 +39,28 @@ class PrimaryMoved(sqlite3.OperationalError, WalcastError):
     statement did nothing, and nothing will be written here for now."""
 
 
+class ReplicaReplaced(sqlite3.OperationalError, WalcastError):
+    """Another file is where the replica was when this connection was opened, as after the primary's database got pages
+    of another size: open a new connection. Nothing is read on this one any more."""
+
+
 class ReplicaConnection(sqlite3.Connection):
     """What `Replica.connect` gives; `database` is where the replica is. All methods are as sqlite3's."""
 
     database = Path()
+    file: tuple[int, int] | None = None
     writes = False
+
+    def opened(self, database: Path, before: tuple[int, int] | None) -> None:
+        """It was opened on the file there, which was `before` that the file that `file_at` tells."""
+        self.database = database
+        self.file = before if before == file_at(database) else (0, 0)  # nobody knows which of the two
+
+    @property
+    def is_replaced(self) -> bool:
+        """Is there another file by now? For pools: such a connection is to be closed. Without any file, no."""
+        there = file_at(self.database)
+        return self.file is not None and there is not None and there != self.file
 
     def cursor(self, factory: Any = None) -> Any:
         return _cursor(self, ReplicaCursor if factory is None else factory)
@@ -112,9 +130,22 @@ class ReplicaCursor(sqlite3.Cursor):
             raise
 
 
+def file_at(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Which file it is; by stat, since closing a descriptor of it would drop SQLite's locks."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - half the time of Path's, for every request of an app
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _explain(error: sqlite3.OperationalError, connection: sqlite3.Connection) -> None:
-    """Raise ReadOnlyReplica when it was a write, or PrimaryMoved."""
+    """Raise ReadOnlyReplica when it was a write, PrimaryMoved, or ReplicaReplaced."""
     assert isinstance(connection, ReplicaConnection)
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN and connection.is_replaced:
+        told = ReplicaReplaced(f"{error}: {connection.database} was replaced by another file; open a new connection")
+        told.sqlite_errorcode, told.sqlite_errorname = error.sqlite_errorcode, error.sqlite_errorname
+        raise told from error
     if connection.writes:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and not _is_primary(connection.database):
             moved = PrimaryMoved(f"{error}: {connection.database} is not the primary's any more")
@@ -123,9 +154,9 @@ def _explain(error: sqlite3.OperationalError, connection: sqlite3.Connection) ->
         return
     # The plain code alone: the extended ones tell of files that cannot be opened for reading.
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
-        told = _told(str(error), connection.database)
-        told.sqlite_errorcode, told.sqlite_errorname = error.sqlite_errorcode, error.sqlite_errorname
-        raise told from error
+        refused = _told(str(error), connection.database)
+        refused.sqlite_errorcode, refused.sqlite_errorname = error.sqlite_errorcode, error.sqlite_errorname
+        raise refused from error
 
 
 def _is_primary(database: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from walcast.connection import ReplicaConnection
+from walcast.connection import ReplicaConnection, file_at
 from walcast.errors import ConfigError, Unavailable
 from walcast.goals import Applied, At, Goal, Level
 from walcast.position import Position
@@ -75,6 +75,8 @@ class Replica:
         missing, to create it and `-wal` in the folder. In a folder that cannot be written SQLite opens the database
         only while both are there, as they are whenever the follower runs.
 
+        ReplicaReplaced, an OperationalError of sqlite3, when another file has taken the replica's place since.
+
         Unavailable when there is no database yet, or it cannot be opened.
         """
         # By stat, never by opening: closing a descriptor of the file would drop SQLite's locks in this process.
@@ -83,6 +85,7 @@ class Replica:
             raise Unavailable(f"{self.path}: {what}")
         kwargs.setdefault("isolation_level", None)
         kwargs.setdefault("factory", ReplicaConnection)
+        before = file_at(self.path)
         try:
             connection: sqlite3.Connection = sqlite3.connect(self._uri, timeout=timeout, uri=True, **kwargs)
         except sqlite3.OperationalError as error:
@@ -91,7 +94,7 @@ class Replica:
             # Refuses CREATE TEMP TABLE and the like, too, which mode=ro alone would let pass.
             connection.execute("PRAGMA query_only = ON")
             if isinstance(connection, ReplicaConnection):
-                connection.database = self._database
+                connection.opened(self._database, before)
         except BaseException:
             connection.close()
             raise

@@ -23,7 +23,7 @@ from asgiref.local import Local
 from django.core.signals import request_finished, request_started
 from django.db import connections
 
-from walcast.connection import ReplicaConnection, ReplicaCursor
+from walcast.connection import ReplicaConnection, ReplicaCursor, file_at
 
 
 def replica_database(path: str | os.PathLike[str], *, primary: str = "default") -> dict[str, Any]:
@@ -55,12 +55,13 @@ def _that_explains(factory: type) -> type:
 
 
 def _connect(path: Path, /, **keywords: Any) -> _Connection:
+    before = file_at(path)
     try:
         connection = _Connection(**keywords)
     except sqlite3.OperationalError as error:
         # In tests it is not `path`, but what that mirrors.
         raise sqlite3.OperationalError(f"{keywords['database']}: {error}") from error
-    connection.database = path
+    connection.opened(path, before)
     return connection
 
 
@@ -108,8 +109,13 @@ def _written() -> frozenset[str]:
 
 
 def forget_writes(**_: Any) -> None:
-    """Read at the replica again; for workers between two jobs. It happens by itself between two requests."""
+    """Read at the replica again; for workers between two jobs. It happens by itself between two requests. A connection
+    that was kept (CONN_MAX_AGE) is closed where another file has taken the replica's place."""
     _here.written = frozenset()
+    for kept in connections.all(initialized_only=True):
+        opened = kept.connection
+        if isinstance(opened, ReplicaConnection) and not kept.in_atomic_block and opened.is_replaced:
+            kept.close()
 
 
 request_started.connect(forget_writes)

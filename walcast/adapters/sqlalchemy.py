@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, Pool, create_engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import FromStatement, Session, SessionTransaction
 from sqlalchemy.sql.elements import ClauseElement, TextClause
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.lambdas import LambdaElement
 from sqlalchemy.sql.selectable import SelectBase, TextualSelect
 
+from walcast.connection import ReplicaConnection, ReplicaReplaced
 from walcast.errors import ConfigError
 from walcast.primary import Primary
 from walcast.replica import Replica
@@ -53,6 +56,8 @@ def replica_engine(path: str | os.PathLike[str], **create_engine_kwargs: Any) ->
     have applied before a transaction begins, and `walcast_wait_s`, for how many seconds to wait for that at most (1).
     `StaleReplica` when it has not; its connection is closed then.
 
+    A connection of the pool is opened anew where another file has taken the replica's place.
+
     `create_engine_kwargs` are those of `create_engine`, with `connect_args` those of `sqlite3.connect`. Forked
     processes open connections of their own.
     """
@@ -66,6 +71,16 @@ def replica_engine(path: str | os.PathLike[str], **create_engine_kwargs: Any) ->
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, _arguments: Any, keywords: dict[str, Any]) -> sqlite3.Connection:
         return replica.connect(**keywords)
+
+    @event.listens_for(engine, "checkout")
+    def checkout(connection: Any, _record: Any, _proxy: Any) -> None:
+        if isinstance(connection, ReplicaConnection) and connection.is_replaced:
+            raise DisconnectionError(f"{replica.path} was replaced by another file")  # the pool opens a new one
+
+    @event.listens_for(engine, "handle_error")
+    def handle_error(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, ReplicaReplaced):
+            context.is_disconnect = True
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
