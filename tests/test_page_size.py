@@ -140,25 +140,25 @@ def test_connections_that_apps_keep_are_opened_anew_when_the_replica_was_replace
 
         assert poll(lambda: now(replica) == ["before"])
         engine = replica_engine(replica)
-        with engine.connect() as pooled:
-            assert pooled.scalar(text("SELECT count(*) FROM t")) == 1
         assert asked_of_django() == b"1\n"
         with closing(Replica(replica).connect()) as kept, engine.connect() as held:
             assert kept.execute("SELECT count(*) FROM t").fetchone() == (1,)
             assert held.execution_options(isolation_level="AUTOCOMMIT").scalar(text("SELECT count(*) FROM t")) == 1
+            with engine.connect() as pooled:
+                assert pooled.scalar(text("SELECT count(*) FROM t")) == 1
             node.stop()
             give_page_size(db, 8192)
             node.start()
             node.ready()
             assert poll(lambda: now(replica) == ["before", "after"], 20, 0.05)
+            with engine.connect() as pooled:
+                assert pooled.scalar(text("SELECT count(*) FROM t")) == 2
             with pytest.raises(ReplicaReplaced) as caught:
                 kept.execute("SELECT * FROM t")
             assert caught.value.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN
             with pytest.raises(OperationalError) as wrapped:
                 held.scalar(text("SELECT count(*) FROM t"))
             assert wrapped.value.connection_invalidated
-        with engine.connect() as pooled:
-            assert pooled.scalar(text("SELECT count(*) FROM t")) == 2
         engine.dispose()
         assert asked_of_django() == b"2\n"
         assert django.stdin
