@@ -18,6 +18,8 @@ from walcast.shortage import disk_errors
 
 log = logging.getLogger("walcast.follower")
 
+KEPT_MOST = 3  # each is as large as the database was
+
 
 def keep_aside(applier: Applier, state_dir: Path) -> Path:
     """A durable copy of the database in the state folder, under a name that tells its state: an ordinary SQLite file.
@@ -48,4 +50,15 @@ def keep_aside(applier: Applier, state_dir: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     log.warning("kept the replica aside", extra={"database": str(applier.path), "kept": str(kept)})
+    _delete_oldest(kept)
     return kept
+
+
+def _delete_oldest(newest: Path) -> None:
+    """What was kept before, beyond KEPT_MOST of them."""
+    others = [path for path in newest.parent.glob("replaced-*.db") if path != newest]
+    others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in others[KEPT_MOST - 1 :]:
+        path.unlink(missing_ok=True)
+        facts = {"deleted": str(path), "kept_most": KEPT_MOST}
+        log.warning("deleted a replica that was kept aside: there are newer ones", extra=facts)

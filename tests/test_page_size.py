@@ -20,6 +20,7 @@ from support.apply_replica import replica_of
 from support.apply_source import Source
 from support.nodes import ENVIRONMENT, follower, poll, primary, walcast
 
+from follower.aside import KEPT_MOST, keep_aside
 from follower.newfile import put_in_place
 from follower.replacing import replacing
 from walcast import Replica, ReplicaReplaced
@@ -163,6 +164,21 @@ def test_connections_that_apps_keep_are_opened_anew_when_the_replica_was_replace
         assert asked_of_django() == b"2\n"
         assert django.stdin
         django.stdin.close()
+
+
+def test_of_the_replicas_that_are_kept_aside_the_newest_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(tmp_path)
+    applier = replica_of(source, tmp_path)
+    kept = []
+    for i in range(KEPT_MOST + 2):
+        source.transfer().apply(applier)
+        kept.append(keep_aside(applier, tmp_path / "state"))
+        os.utime(kept[-1], (i, i))
+    assert sorted((tmp_path / "state").glob("replaced-*")) == sorted(kept[-KEPT_MOST:])
+    said = [vars(record)["deleted"] for record in caplog.records if "deleted" in vars(record)]
+    assert said == [str(path) for path in kept[:2]]
+    applier.close()
+    source.close()
 
 
 def test_a_replica_that_is_being_replaced_is_whole_without_its_wal(
