@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ import pytest
 from support.archiving import CALM, archived, archiving, compact_now, levels, restored, restored_by_litestream
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
-from support.nodes import poll
+from support.nodes import PATIENCE_S, poll
 from support.s3 import counted_s3
 from support.writers import Child, checkpointed, sql, writer
 
+from primary.archiving import attempt, backoff, upkeep
 from primary.archiving.archiver import Archiver
 from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
@@ -168,6 +170,61 @@ def test_an_archive_that_must_not_be_deleted_from_is_kept_in_shape_all_the_same(
         busy.stop()
     said = [record for record in caplog.records if "may not delete" in str(vars(record).get("error"))]
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("hangs", "goes_on"),
+    [
+        (("put", "/1/"), ("snapshot", "retention")),  # compaction
+        (("delete", ""), ("snapshot", "compaction")),  # retention
+    ],
+)
+def test_a_duty_whose_store_hangs_is_left_behind_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: tuple[str, str], goes_on: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(attempt, "STUCK_S", 0.3)
+    monkeypatch.setattr(upkeep, "STUCK_S", 0.3)
+    monkeypatch.setattr(backoff, "RETRY_S", (0.1,))
+    answers, hanging = threading.Event(), []
+
+    class Hanging(Unreliable):
+        def _meet(self, call: str, key: str) -> None:
+            super()._meet(call, key)
+            if call == hangs[0] and hangs[1] in key and not answers.is_set():
+                hanging.append(threading.current_thread())
+                answers.wait(PATIENCE_S)
+
+    store = Hanging(tmp_path / "archive")
+    path = tmp_path / "app.db"
+    create(path)
+    with served(path) as app, archiving(app, store, FAST) as archiver, load(app.path) as busy:
+        try:
+            assert poll(lambda: hangs_known(archiver))
+            before = levels(store)
+            calls = len(store.calls)
+
+            def others_go_on() -> bool:
+                there, since = levels(store), store.calls[calls:]
+                done = {
+                    "snapshot": bool(set(there[SNAPSHOT_LEVEL]) - set(before.get(SNAPSHOT_LEVEL, []))),
+                    "compaction": bool(set(there.get(1, [])) - set(before.get(1, []))),
+                    "retention": any(call == "after delete" for call, _ in since),
+                }
+                return all(done[work] for work in goes_on)
+
+            assert poll(others_go_on), (archiver.upkeep_error, before, levels(store))
+            assert archiver.error is None
+            assert len(hanging) == 1, "it is not tried again before that ends"
+        finally:
+            answers.set()
+        assert poll(lambda: not hanging[0].is_alive())
+        busy.stop()
+        assert archived(app, archiver)
+    assert restored(store, tmp_path / "ours.db") == checkpointed(app.path)
+
+
+def hangs_known(archiver: Archiver) -> bool:
+    return "has not answered" in (archiver.upkeep_error or "")
 
 
 def test_nothing_is_deleted_that_a_damaged_file_was_to_replace(app: Served, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Nothing is deleted before what takes over was read back whole and the files that stay were seen to restore to the same
 TXID. Nothing is listed: the catalogue knows. The work is done in a thread that exists only while there is some; all
-databases of a process share WORKERS of them, so memory does not grow with their number.
+databases of a process share WORKERS of them, so memory does not grow with their number. One whose store does not answer
+is left behind (`attempt.py`), and what it was at waits until it has ended; the other duties go on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import BinaryIO, cast
 
+from primary.archiving.attempt import STUCK_S, Attempt, attended
 from primary.archiving.backoff import Backoff
 from primary.archiving.catalogue import Catalogue
 from primary.archiving.compaction import Written, compact, prove
@@ -44,6 +46,7 @@ WORKERS = 2
 SPOOL_BYTES = 8 << 20
 SETTLED_S = 3600.0
 DUTIES = ("owner", "compaction", "snapshot", "retention")
+WRITING = ("compaction", "snapshot")
 CLOCK_STEP_S = 60.0
 AFTER_CLOCK_STEP_S = 600.0
 
@@ -62,12 +65,14 @@ class Upkeep:
         check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
-        self._store = store
+        self._whole_store = store
+        self._here = threading.local()  # the attempt that runs in a thread, and its view of the store
         self._policy = policy
         self._catalogue = catalogue
         self._check_owner = check_owner
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._attempt: Attempt | None = None
+        self._left: dict[str, Attempt] = {}  # by duty
         self._errors: dict[str, str] = {}
         self._backoffs = {duty: Backoff() for duty in DUTIES}
         self._said_refused = False
@@ -90,17 +95,31 @@ class Upkeep:
 
     def start_when_due(self) -> None:
         """Begin what is due now, unless it is being done already, or failed a moment ago."""
-        if self._thread is not None and self._thread.is_alive():
-            return
+        if self._attempt is not None and self._attempt.is_alive:
+            if not self._attempt.is_stuck:
+                return
+            self._leave_behind(self._attempt)
         self._watch_clock()
         if self._may_try("owner") and self._due(_now_ms()):
-            name = f"upkeep-{self._database.name}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            thread.start()  # RuntimeError where there are no threads left
-            self._thread = thread
+            attempt = Attempt(self._run, f"upkeep-{self._database.name}", _working.release)
+            attempt.start()
+            self._attempt = attempt
+
+    def _leave_behind(self, attempt: Attempt) -> None:
+        attempt.give_up()
+        self._attempt, duty = None, attempt.duty
+        self._left[duty] = attempt
+        self._backoffs[duty].done(time.monotonic(), succeeded=False)
+        self._errors[duty] = f"the store has not answered for {STUCK_S:.0f} s; tried again once it has"
+        facts = {"url": self._store.url, "work": duty, "error": self._errors[duty]}
+        log.warning("archive upkeep hangs; what else there is to do goes on", extra=facts)
 
     def wait_s(self) -> float:
         """When to ask again, if nothing is archived meanwhile."""
+        runs = self._attempt is not None and self._attempt.is_alive
+        return min(self._wait_s(), STUCK_S) if runs else self._wait_s()
+
+    def _wait_s(self) -> float:
         if not self._settled():
             interval_ms = self._policy.level_intervals_s[0] * 1000
             return (interval_ms - _now_ms() % interval_ms) / 1000 + 0.001
@@ -117,8 +136,8 @@ class Upkeep:
     def stop(self, wait_s: float) -> None:
         """Give up what is being done; the next process takes it up."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(wait_s)
+        if self._attempt is not None:
+            self._attempt.join(wait_s)
 
     # What is due
 
@@ -139,6 +158,9 @@ class Upkeep:
         )
 
     def _may_try(self, work: str) -> bool:
+        left = self._left.get(work)
+        if left is not None and left.is_alive:
+            return False
         return self._backoffs[work].may_try(time.monotonic())
 
     def _compaction_due(self, level: int, now_ms: int) -> bool:
@@ -169,29 +191,45 @@ class Upkeep:
 
     # The work
 
-    def _run(self) -> None:
+    @property
+    def _store(self) -> Store:
+        """As the present thread may use it."""
+        store: Store = getattr(self._here, "store", self._whole_store)
+        return store
+
+    def _run(self, attempt: Attempt) -> None:
         while not _working.acquire(timeout=1.0):
             if self._stop.is_set():
                 return
+        attempt.check()
+        self._here.attempt, self._here.store = attempt, attended(self._whole_store, attempt)
+        steps = {
+            "compaction": self._compact_levels,
+            "snapshot": self._snapshot_when_due,
+            "retention": self._delete_when_due,
+        }
         try:
             now_ms = _now_ms()
-            if self._try("owner", lambda _: self._check_owner(), now_ms):
-                self._try("compaction", self._compact_levels, now_ms)
-                self._try("snapshot", self._snapshot_when_due, now_ms)
-                self._try("retention", self._delete_when_due, now_ms)
+            if self._try("owner", lambda _: self._check_owner(), now_ms, attempt):
+                # What failed before comes last: it may be long about it.
+                for work in sorted(steps, key=lambda work: self._backoffs[work].failures):
+                    self._try(work, steps[work], now_ms, attempt)
         finally:
-            _working.release()
+            attempt.release()
 
-    def _try(self, work: str, step: Callable[[int], None], now_ms: int) -> bool:
+    def _try(self, work: str, step: Callable[[int], None], now_ms: int, attempt: Attempt) -> bool:
         """False when it failed, now or a moment ago."""
-        if not self._may_try(work):
+        if attempt.given_up or not self._may_try(work):
             return False
+        attempt.duty = work
         try:
+            attempt.check()
             step(now_ms)
+            attempt.check()
         except Exception as error:
             known = shortage(error, self._database.state.path) or error
             text = str(known) or type(known).__name__
-            if self._stop.is_set() or self._database.tenure.ended:
+            if self._stop.is_set() or self._database.tenure.ended or attempt.given_up:
                 return False
             self._backoffs[work].done(time.monotonic(), succeeded=False)
             key = work, (type(known).__name__ if isinstance(known, DiskFull | Exhausted) else text)
@@ -254,7 +292,7 @@ class Upkeep:
             self._take_snapshot()
 
     def _take_snapshot(self) -> ArchiveFile:
-        if any(backoff.failures for backoff in self._backoffs.values()):
+        if any(self._backoffs[work].failures for work in WRITING):
             probe(self._store)  # before the whole database is copied for a store that is away
         with snapshot(self._database, self._tick) as (written, file):
             there = self.write(SNAPSHOT_LEVEL, written, file)
@@ -309,6 +347,7 @@ class Upkeep:
     def _tick(self) -> None:
         if self._stop.is_set():
             raise Unavailable("stopping")
+        self._here.attempt.check()
 
 
 def _now_ms() -> int:

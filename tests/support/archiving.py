@@ -47,7 +47,7 @@ def compact_now(archiver: Archiver) -> None:
     assert upkeep is not None
 
     def resting() -> bool:
-        return upkeep._thread is None or not upkeep._thread.is_alive()
+        return upkeep._attempt is None or not upkeep._attempt.is_alive
 
     assert poll(resting)
     for level in upkeep._compacted_ms:
