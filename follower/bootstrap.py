@@ -1,46 +1,34 @@
-"""Make a replica where there is none, and bring one up to date that the stream cannot: from the archive or the primary.
+"""Make a replica where there is none, and bring one up to date that the stream cannot, from the archive.
 
 * `from_archive`: snapshot and what follows, into a new file.
 * `archived_since`: what the archive has after a replica's position, as one commit under its readers.
-* `from_primary`: the pages that differ, then the stream over them until they are one state, as one commit.
+
+From the primary: `follower.copying`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from follower.applier import Applier
-from follower.checks import check_copy_end, said_by
-from follower.client import Client
 from follower.fresh import Fresh
-from follower.identity import ReplicaIdentity
 from follower.keeping import Keeping
-from follower.newfile import COPIED, TEMPORARY, put_in_place
-from follower.pieces import Pieces
-from follower.receiver import Receiver, Target
-from follower.replacing import replacing
+from follower.newfile import TEMPORARY, put_in_place
 from follower.room import check_announced
-from follower.unfinished import Unfinished, may_go_on
-from walcast import ltx, wire
+from walcast import ltx
 from walcast.archive import ArchiveEmpty, ArchiveFile, list_files, plan_restore
 from walcast.archive.damage import DamagedFile, check_seen_term, check_size
 from walcast.archive.identity import read_archive_id
 from walcast.archive.reading import announced_bytes
 from walcast.discarded import Circumstances
-from walcast.errors import ProtocolViolation, Unavailable
 from walcast.identity import forget_database_id, write_database_id
 from walcast.permissions import OWNER_ONLY
 from walcast.position import Position
 from walcast.restore import pages_after, restore_to
 from walcast.restore.apply import GoOn, Restored
 from walcast.restore.around import Around, Goal
-from walcast.rpc import replication_pb2 as pb
 from walcast.shortage import disk_errors
 from walcast.statedir import state_dir
 from walcast.store import Store
@@ -142,96 +130,3 @@ def _goes_on(header: ltx.Header, applier: Applier) -> bool:
     here = applier.position
     exactly = (header.min_txid, header.pre_checksum) == (here.txid + 1, here.checksum)
     return header.term <= applier.term or exactly
-
-
-async def from_primary(
-    client: Client,
-    path: Path,
-    state_dir: Path,
-    applier: Applier | None,
-    progress: Progress | None = None,
-    *,
-    term: int = 0,
-    last_mismatched: bool = False,
-    keeping: Circumstances | None = None,
-    identity: ReplicaIdentity | None = None,
-    mode: int = OWNER_ONLY,
-    instead_of: Applier | None = None,
-    unfinished: Unfinished | None = None,
-) -> None:
-    """Fetch the pages that differ from the replica's, or all into a new file, and commit them at one position.
-
-    `unfinished`: a new file that an earlier try left, gone on with, and left again if this one breaks off.
-
-    `keeping`: what the replica had in their place goes to `discarded/` first. `identity`: the replica's, which becomes
-    that of the primary's database with the commit, where it may; OtherDatabase where it may not. `instead_of`:
-    without an applier, into a new file that takes the place of that one's; OtherPageSize says that there is no other
-    way.
-    """
-    client.database_id = identity.asked if identity is not None and not identity.replace else ""
-    keeper = Keeping(applier, state_dir, keeping) if applier and keeping else None
-    if keeper is not None:
-        await keeper.look_up_tables()
-    mine = applier.checksums if applier else None
-    sums: NDArray[np.uint64] | None = mine.pages[: mine.commit_pages] if mine else None
-    size = applier.page_size if applier else 0
-    have = applier.commit_pages if applier else 0
-    left = unfinished or Unfinished()
-    if applier is None:
-        sums, size, have = left.checksums, left.page_size, left.pages
-    with left.kept():
-        async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
-            start = copy.start
-            check_announced(state_dir / COPIED, max(0, start.commit_pages - have) * start.page_size)
-            made = left.go_on(path, state_dir, start, mode) if applier is None else None
-            if made is not None and instead_of is not None:
-                made.replacing = partial(replacing, instead_of)
-            target: Target | None = keeper or applier or made
-            assert target is not None
-            if identity is not None:
-                # A new file is durable when it is in its place; before that, what it replaces must not get the new id.
-                sync = applier.sync if applier else _nothing if instead_of else None
-                target = identity.renaming(target, start.database_id, sync)
-            client.database_id = start.database_id  # the stream must be of the same database
-            target.begin()
-            try:
-                pieces = Pieces(target, start, have)
-                while (message := await copy.read()).WhichOneof("kind") == "pages":
-                    with said_by(client.primary):
-                        pieces.write(message.pages)
-                    if progress is not None:
-                        progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
-                if message.WhichOneof("kind") != "end":
-                    raise Unavailable(f"{client.primary}: a copy broke off")
-                with said_by(client.primary):
-                    begin, end = wire.position_of(start.position), check_copy_end(message.end, start)
-                if begin == end:
-                    target.commit(start.position.term, begin, start.commit_pages)
-                else:
-                    await _stream_until(client, target, start, end.txid)
-            except BaseException as error:
-                if made is None or unfinished is None or not may_go_on(error):
-                    target.rollback()
-                raise
-    facts = {"position": str(target.position), "pages": pieces.written, "of": start.commit_pages}
-    log.info("copied from the primary", extra=facts)
-
-
-def _nothing() -> None:
-    """Is left to be synced."""
-
-
-async def _stream_until(client: Client, target: Target, start: pb.CopyStart, txid: int) -> None:
-    begin, term = wire.position_of(start.position), start.position.term
-    async with client.stream(begin, term, observer=True) as stream:
-        if stream.welcome.position.txid < txid:
-            position = wire.position_of(stream.welcome.position)
-            raise ProtocolViolation(
-                f"{client.primary}: a copy ended with TXID {txid}, and the primary is at {position}"
-            )
-        receiver = Receiver(target, begin, pages=start.commit_pages, term=stream.welcome.term, until=txid)
-        while not receiver.done:
-            message = await stream.read()
-            if message.WhichOneof("kind") == "chunk":
-                with said_by(client.primary):
-                    receiver.feed(message.chunk.data, message.chunk.ends)

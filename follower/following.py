@@ -26,9 +26,10 @@ import apsw
 
 from follower.applier import Applier, ChecksumMismatch
 from follower.aside import keep_aside
-from follower.bootstrap import Progress, from_archive, from_primary
+from follower.bootstrap import Progress, from_archive
 from follower.checks import said_by
 from follower.client import Client, Elsewhere, MustCopy, OtherPageSize, Stream
+from follower.copying import from_primary
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
 from follower.in_thread import InThread
@@ -151,7 +152,7 @@ class Following:
         self._refused_before = False
         self._copied_s = -MEND_EVERY_S
         self._room = Room()
-        self._unfinished = Unfinished()
+        self._unfinished = Unfinished(self._state.path)
         self._archive_not_before_s = 0.0
         self._rarely = Rarely(log)
 
@@ -271,7 +272,7 @@ class Following:
                 await self.where.turn()
                 await step()  # type: ignore[misc]
                 return
-            except (Unavailable, Corrupt, Diverged, MustCopy) as error:
+            except (Unavailable, Corrupt, Diverged, MustCopy, OtherPageSize) as error:
                 failure: WalcastError = error
             except ConfigError as error:
                 # It ends the follower, so it must not come of one damaged byte: whatever is final is said twice. Nor
@@ -532,7 +533,7 @@ class Following:
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
         await self._name_term(stream, applier)
-        began_s = time.monotonic()
+        began_s, begun_at = time.monotonic(), applier.position
         try:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
@@ -543,6 +544,8 @@ class Following:
                 await streaming.run()
         finally:
             self._stream = None
+            if applier.position != begun_at:  # the stream leads on: nothing of a copy is needed any more
+                self._unfinished.discard()
             if time.monotonic() - began_s > STEADY_S:
                 self._retry_s = RETRY_FIRST_S
                 self._rarely.forget_all()
@@ -634,6 +637,7 @@ class Following:
                 identity=self._identity,
                 mode=self._mode,
                 instead_of=old,
+                unfinished=self._unfinished,
             )
             await self._stop_scrubbing()
             keeper, self._keeper, self._applier = self._keeper, None, None
@@ -673,7 +677,7 @@ class Following:
             raise HandedOver
 
     async def _close(self) -> None:
-        self._unfinished.discard()
+        self._unfinished.close()
         await self._stop_scrubbing()
         await self._threads.settled()
         if self._keeper is not None:

@@ -1,89 +1,75 @@
-"""A first copy that broke off: what came of it is kept, and the next try fetches only the pages that differ from it.
+"""A copy that broke off: what came of it stays in the state folder, and the next try fetches only what differs.
 
-So a copy over a line that breaks again and again gets further each time, though the primary's log has moved on: a page
-that changed meanwhile differs, and the stream over the last try makes one state of them all.
+So a copy over a line that breaks again and again gets further each time, also across restarts of this process, and
+though the primary's log has moved on: a page that changed meanwhile differs, and the stream over the last try makes one
+state of them all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from follower.applier import ChecksumMismatch
-from follower.client import MustCopy
-from follower.newfile import NewFile
-from walcast.errors import Corrupt, DiskFull, ProtocolViolation, Unavailable
-from walcast.rpc import replication_pb2 as pb
+from follower.client import OtherPageSize
+from follower.partial import PartialCopy, Stopping, never, partial_path, partial_sizes
+from walcast.errors import DiskFull
 
 log = logging.getLogger("walcast.follower")
 
 
 class Unfinished:
-    """Of one follower. `file`: None while there is none."""
+    """Of one follower; `partial` is what is open."""
 
-    def __init__(self) -> None:
-        self.file: NewFile | None = None
+    def __init__(self, state_dir: Path) -> None:
+        self.partial: PartialCopy | None = None
+        self._state_dir = state_dir
+        self._all_came = False
 
-    @property
-    def checksums(self) -> NDArray[np.uint64] | None:
-        """Of the pages that are there, page 1 first; None without any."""
-        if self.file is None or not self.file.checksums.commit_pages:
-            return None
-        return self.file.checksums.pages[: self.file.checksums.commit_pages]
+    def find(self, page_size: int = 0, stopping: Stopping = never) -> PartialCopy | None:
+        """What an earlier try left, of pages of this size; 0: of any, the newest. Every page of it is read, unless it
+        has been open since."""
+        self._all_came = False  # of the try that begins
+        open_already = self.partial
+        if open_already is not None and open_already.is_open and page_size in (0, open_already.page_size):
+            return open_already
+        self.close()
+        sizes = [size for size in partial_sizes(self._state_dir) if page_size in (0, size)]
+        if sizes:
+            self.partial = PartialCopy.open(self._state_dir, sizes[0], stopping)
+        return self.partial
 
-    @property
-    def page_size(self) -> int:
-        """0 without pages: any will do."""
-        return self.file.page_size if self.file is not None and self.file.checksums.commit_pages else 0
+    def begin(self, page_size: int) -> PartialCopy:
+        """What `find` has found, or a new one; what is of another page size goes."""
+        if self.partial is None or not self.partial.is_open or self.partial.page_size != page_size:
+            self.close()
+            self.partial = PartialCopy.open(self._state_dir, page_size)
+        for size in partial_sizes(self._state_dir):
+            if size != page_size:
+                partial_path(self._state_dir, size).unlink(missing_ok=True)
+        return self.partial
 
-    @property
-    def pages(self) -> int:
-        """How many there are."""
-        return self.file.checksums.commit_pages if self.file is not None else 0
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """While a copy goes on: what came is kept where the line or the log was to blame for its end."""
-        try:
-            yield
-        except BaseException as error:
-            self.after(error)
-            raise
-        self.file = None
-
-    def go_on(self, path: Path, state_dir: Path, start: pb.CopyStart, mode: int) -> NewFile:
-        """The file that the copy goes into: what is there, or a new one."""
-        if self.file is None or self.file.page_size != start.page_size:
-            self.discard()
-            self.file = NewFile(path, state_dir, start.page_size, start.commit_pages, mode)
-        else:
-            self.file.go_on(start.commit_pages)
-            log.info("a copy goes on where it broke off", extra={"pages": self.pages, "of": start.commit_pages})
-        return self.file
+    def all_came(self) -> None:
+        """What fails from here on is not for want of room for the pages of the copy itself."""
+        self._all_came = True
 
     def after(self, error: BaseException) -> None:
-        """The copy failed: keep what came if only the line or the log was to blame, else forget it. On a full disk it
-        must make room."""
-        if not may_go_on(error):
-            self.discard()
-        elif self.file is not None and not self.file.is_open:
-            self.file = None
+        """The copy failed. What came stays, but on a full disk, where it must make room, and where the primary has
+        pages of another size."""
+        partial = self.partial
+        if self._all_came:
+            self.close()  # whoever opens it again reads what is really there
+        elif partial is not None and isinstance(error, OtherPageSize | DiskFull):
+            self.partial = None
+            partial.discard()
+
+    def close(self) -> None:
+        """It stays, for the next process."""
+        partial, self.partial = self.partial, None
+        if partial is not None:
+            partial.close()
 
     def discard(self) -> None:
-        """Remove what is there."""
-        file, self.file = self.file, None
-        if file is not None and file.is_open:
-            file.rollback()
-
-
-def may_go_on(error: BaseException) -> bool:
-    """Does a copy that ended so leave pages that are worth keeping?"""
-    if isinstance(error, DiskFull | ProtocolViolation):
-        return False
-    # A wrong page, of a byte that was damaged on its way, differs from the primary's and comes anew.
-    return isinstance(error, Unavailable | MustCopy | Corrupt | ChecksumMismatch)
+        """Nothing is left to be gone on with."""
+        self.close()
+        for size in partial_sizes(self._state_dir):
+            partial_path(self._state_dir, size).unlink(missing_ok=True)

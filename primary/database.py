@@ -73,6 +73,7 @@ class Database:
     def _open(self, log_bytes: int, log_age_s: float, held: Held | None) -> None:
         self._reader = held.connection if held else open_database(self.path)
         self.state = held.state if held else StateDir(self.path)
+        self.state.forget_partial()
         self.id = read_database_id(self.state.path)
         self.log = TransactionLog.open(self.state.path / "log", max_bytes=log_bytes, max_age_s=log_age_s)
         self.page_size = int(self._reader.pragma("page_size"))

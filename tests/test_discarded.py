@@ -23,7 +23,7 @@ from support.writers import checkpointed, sql
 
 from follower import keeping as keeping_module
 from follower.applier import Applier, ChecksumMismatch
-from follower.bootstrap import from_primary
+from follower.copying import from_primary
 from follower.journal import Journal
 from follower.keeping import Keeping
 from primary.copying import copy_pages

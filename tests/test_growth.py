@@ -18,6 +18,7 @@ from support.writers import Sql, sql
 
 from follower.growth import Growth, check_grown, check_whole, next_pgno
 from follower.newfile import NewFile
+from follower.partial import PartialCopy
 from follower.pageone import check_page_one
 from follower.pieces import Pieces
 from walcast.checksum import PageChecksums, lock_pgno
@@ -125,7 +126,7 @@ def test_a_message_of_zeros_is_never_in_memory_as_a_whole() -> None:
 
 
 def test_a_new_file_takes_no_page_far_beyond_what_was_announced(tmp_path: Path) -> None:
-    new = NewFile(tmp_path / "app.db", tmp_path, SIZE, 4)
+    new = NewFile(tmp_path / "app.db", tmp_path, PartialCopy.open(tmp_path, SIZE), 4)
     page = bytes(SIZE)
     new.write_pages([4, 1, 5, 6, 5], [page] * 5)
     for pgno in (8, 1 << 28, 0, LOCK, 0xFFFFFFFE):
@@ -133,7 +134,7 @@ def test_a_new_file_takes_no_page_far_beyond_what_was_announced(tmp_path: Path) 
             new.write_pages([pgno], [page])
     with pytest.raises(ProtocolViolation):
         new.write_pages([1], [page[:-1]])
-    new.rollback()
+    new.partial.discard()
 
 
 # An applier believes no receiver either

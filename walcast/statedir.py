@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from walcast.shortage import shortage
 
 SUFFIX = "-walcast"
 STATUS = "status"
+PARTIAL = ".partial"  # ends the names of what a follower has received in part, and goes on with after a restart
 
 _LOCK = "lock"
 _OTHERS_WRITE = 0o022
@@ -215,6 +217,11 @@ class StateDir:
                     os.chmod(name, mode, dir_fd=folder)
         finally:
             os.close(folder)
+
+    def forget_partial(self) -> None:
+        """Remove what a follower would go on with: nobody follows here any more."""
+        for unfinished in self.path.glob(f"*{PARTIAL}"):
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process have it."""
