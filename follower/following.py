@@ -81,6 +81,7 @@ ARCHIVE_AGAIN_S = 60.0  # after one that there was no room or memory for, the pr
 STEADY_S = 10.0  # a stream that lasted for so long was no failure
 MEND_EVERY_S = 1.0
 SYNC_S = 5.0
+WORTH_BYTES = 256 << 10
 DROPPED = "dropped the connection to a primary that sent what cannot be; trying again"
 BURST = 3  # lines of a kind before they become rare
 
@@ -266,7 +267,7 @@ class Following:
         """Do `step` until it returns; what may pass is tried again, later each time, at times of its own, until
         something was achieved. A connection alone is nothing: what fails behind it would be tried without a pause."""
         while True:
-            before = self._position
+            before = self._achieved
             try:
                 await self._have_room()
                 await self.where.turn()
@@ -296,7 +297,7 @@ class Following:
                     raise
                 # Nobody cancelled the follower: gRPC raises this in a write to a call that `Stream.leave` has ended.
                 failure = Unavailable(f"{self._client.primary}: the stream was left")
-            if self._position != before:
+            if self._achieved != before:
                 self._retry_s = RETRY_FIRST_S
             if isinstance(failure, DiskFull):
                 self._room.lacks(failure)
@@ -318,8 +319,10 @@ class Following:
         return ProtocolViolation(message)
 
     @property
-    def _position(self) -> Position:
-        return self._applier.position if self._applier is not None else Position()
+    def _achieved(self) -> tuple[Position, int]:
+        """Changes with each transaction that was applied, and with each part of a copy that is worth a try."""
+        position = self._applier.position if self._applier is not None else Position()
+        return position, self._unfinished.received_bytes // WORTH_BYTES
 
     async def _have_room(self) -> None:
         """After the disk was full, before anything else is tried: give back what the replica's own WAL takes of it.

@@ -48,13 +48,15 @@ def partial_sizes(state_dir: Path) -> list[int]:
 
 
 class PartialCopy:
-    """An open one. `checksums` has those of the pages that are there, 0 for the others."""
+    """An open one. `checksums` has those of the pages that are there, 0 for the others; `written_bytes` counts what was
+    written since it was opened."""
 
     def __init__(self, state_dir: Path, page_size: int) -> None:
         """Use `open`."""
         self.path = partial_path(state_dir, page_size)
         self.page_size = page_size
         self.checksums = PageChecksums(page_size)
+        self.written_bytes = 0
         with disk_errors(self.path):
             self._fd = open_or_create(self.path)
 
@@ -131,6 +133,7 @@ class PartialCopy:
                     numbers, index = np.unique(numbers[::-1], return_index=True)
                     sums = sums[::-1][index]
                 self.checksums.apply(numbers, sums, max(self.pages, int(numbers[-1])))
+            self.written_bytes += len(pages) * self.page_size
         except BaseException:
             self.close()
             raise

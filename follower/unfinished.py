@@ -24,6 +24,12 @@ class Unfinished:
         self.partial: PartialCopy | None = None
         self._state_dir = state_dir
         self._all_came = False
+        self._received_bytes = 0  # by copies that are closed
+
+    @property
+    def received_bytes(self) -> int:
+        """What copies have brought in the life of this process."""
+        return self._received_bytes + (self.partial.written_bytes if self.partial is not None else 0)
 
     def find(self, page_size: int = 0, stopping: Stopping = never) -> PartialCopy | None:
         """What an earlier try left, of pages of this size; 0: of any, the newest. Every page of it is read, unless it
@@ -59,13 +65,14 @@ class Unfinished:
         if self._all_came:
             self.close()  # whoever opens it again reads what is really there
         elif partial is not None and isinstance(error, OtherPageSize | DiskFull):
-            self.partial = None
+            self.close()
             partial.discard()
 
     def close(self) -> None:
         """It stays, for the next process."""
         partial, self.partial = self.partial, None
         if partial is not None:
+            self._received_bytes += partial.written_bytes
             partial.close()
 
     def discard(self) -> None:

@@ -18,8 +18,8 @@ from support.writers import Sql, sql
 
 from follower.growth import Growth, check_grown, check_whole, next_pgno
 from follower.newfile import NewFile
-from follower.partial import PartialCopy
 from follower.pageone import check_page_one
+from follower.partial import PartialCopy
 from follower.pieces import Pieces
 from walcast.checksum import PageChecksums, lock_pgno
 from walcast.errors import ProtocolViolation
