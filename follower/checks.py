@@ -83,6 +83,14 @@ def check_welcome(welcome: pb.Welcome, seen_term: int) -> None:
     check_history(welcome.history, welcome.term)
 
 
+def check_resumed_bytes(welcome: pb.Welcome, begun_bytes: int) -> None:
+    """A stream goes on behind what the hello said is here, or begins with a whole transaction."""
+    if welcome.resume_bytes not in (0, begun_bytes):
+        raise ProtocolViolation(
+            f"it goes on behind byte {welcome.resume_bytes:,} of a transaction of which {begun_bytes:,} are here"
+        )
+
+
 def check_message(message: pb.PrimaryMessage, term: int) -> None:
     """What comes after the welcome of a primary of `term`."""
     kind = message.WhichOneof("kind")

@@ -15,7 +15,16 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from follower.checks import check_copy_start, check_history, check_message, check_seen_term, check_welcome, said_by
+from follower.checks import (
+    check_copy_start,
+    check_history,
+    check_message,
+    check_resumed_bytes,
+    check_seen_term,
+    check_welcome,
+    said_by,
+)
+from follower.partialtransaction import NOTHING, Begun
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
@@ -201,9 +210,12 @@ class Client:
         await self._channel.close(None)
 
     @asynccontextmanager
-    async def stream(self, position: Position, term: int, *, observer: bool = False) -> AsyncIterator[Stream]:
+    async def stream(
+        self, position: Position, term: int, *, observer: bool = False, begun: Begun = NOTHING
+    ) -> AsyncIterator[Stream]:
         """Everything after `position`; an `observer` is no replica that is there already. Of a state without a name the
-        position has the checksum alone; `welcome.resume_at` then is a position with it.
+        position has the checksum alone; `welcome.resume_at` then is a position with it. `begun`: the first bytes are
+        here already, and `welcome.resume_bytes` says whether the stream begins behind them.
 
         MustCopy, Unavailable or ConfigError when the primary refuses; OtherDatabase, one of the latter, also when its
         database has another id than `database_id`.
@@ -216,6 +228,7 @@ class Client:
                 hello.CopyFrom(self._hello)
                 hello.observer = observer
                 hello.database_id = self.database_id
+                hello.partial_header, hello.partial_bytes = begun
                 hello.position.CopyFrom(wire.position_message(position, term))
                 await _write(call, pb.FollowerMessage(hello=hello))
             welcome = await stream.read()
@@ -224,6 +237,7 @@ class Client:
             stream.welcome = welcome.welcome
             with said_by(self.primary):
                 check_welcome(stream.welcome, term)
+                check_resumed_bytes(stream.welcome, begun.size)
             check_database(self.primary, stream.welcome.database, stream.welcome.database_id, self.database_id)
             check_term(self.primary, stream.welcome.term, term)
             if not position.txid and position.checksum:

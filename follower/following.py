@@ -35,6 +35,7 @@ from follower.identity import ReplicaIdentity
 from follower.in_thread import InThread
 from follower.overwriting import has_database
 from follower.owner import Alone, Owner
+from follower.partialtransaction import PartialTransaction
 from follower.rebase import catch_up
 from follower.room import Room
 from follower.scrubber import ReplicaScrubber, Rotten
@@ -154,6 +155,7 @@ class Following:
         self._copied_s = -MEND_EVERY_S
         self._room = Room()
         self._unfinished = Unfinished(self._state.path)
+        self._begun = PartialTransaction(self._state.path)
         self._archive_not_before_s = 0.0
         self._rarely = Rarely(log)
 
@@ -252,6 +254,7 @@ class Following:
         """End following, and give the applier away, with the write lock and the state folder; None when there is none
         yet. While the primary offers its place (`Owner.take_over`) the answer can still be sent."""
         self._released = self.showing.over = True
+        self._begun.clear()
         await self._stop_scrubbing()
         if not self._offered and self._task is not None:
             self._stopping = True
@@ -320,9 +323,10 @@ class Following:
 
     @property
     def _achieved(self) -> tuple[Position, int]:
-        """Changes with each transaction that was applied, and with each part of a copy that is worth a try."""
+        """Changes with each transaction that was applied, and with each part of a copy, or of a long transaction,
+        that is worth a try."""
         position = self._applier.position if self._applier is not None else Position()
-        return position, self._unfinished.received_bytes // WORTH_BYTES
+        return position, (self._unfinished.received_bytes + self._begun.size) // WORTH_BYTES
 
     async def _have_room(self) -> None:
         """After the disk was full, before anything else is tried: give back what the replica's own WAL takes of it.
@@ -467,7 +471,9 @@ class Following:
                 self.term = max(self.term, applier.term) if self._identity.is_replica else self.term
                 self._client.database_id = self._identity.asked
                 unnamed = Position(0, applier.checksums.database)
-                async with self._client.stream(position or unnamed, self.term) as stream, self._using:
+                begun = await self._threads.run(self._begun.offer, position)
+                stream_call = self._client.stream(position or unnamed, self.term, begun=begun)
+                async with stream_call as stream, self._using:
                     await self._threads.run(self._identity.accepted, stream.welcome.database_id)
                     if applier.position == position:  # nobody caught up from the archive meanwhile
                         if not position:
@@ -541,7 +547,7 @@ class Following:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
             streaming = Streaming(
-                stream, applier, self._keeper, self._show, self.showing.hear, take_over, self._threads
+                stream, applier, self._keeper, self._show, self.showing.hear, take_over, self._threads, self._begun
             )
             with said_by(self._client.primary):
                 await streaming.run()
@@ -598,6 +604,8 @@ class Following:
         mismatched, self._mismatched = self._mismatched, False
         try:
             async with self._using:
+                if self._applier is not None:
+                    await self._threads.run(self._unfinished.take_begun, self._begun, self._applier)
                 await from_primary(
                     self._client,
                     self.path,
@@ -681,6 +689,7 @@ class Following:
 
     async def _close(self) -> None:
         self._unfinished.close()
+        self._begun.close()
         await self._stop_scrubbing()
         await self._threads.settled()
         if self._keeper is not None:

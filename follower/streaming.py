@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -10,12 +12,15 @@ from follower.acknowledger import Acknowledger
 from follower.applier import Applier
 from follower.client import Stream, clock_us
 from follower.in_thread import InThread
+from follower.partialtransaction import PartialTransaction
 from follower.receiver import Receiver
 from follower.room import check_announced
 from follower.sent import SentTimes
 from follower.walkeeper import WalKeeper
 from walcast.rpc import replication_pb2 as pb
 from walcast.statusfile import LOOK_BOUND_S, State
+
+log = logging.getLogger("walcast.follower")
 
 NEARLY_LEVEL_TXIDS = 1000
 
@@ -28,7 +33,7 @@ class Show(Protocol):
 
 class Streaming:
     """For an applier that nobody else uses meanwhile. `heard` is called with every message, `take_over` when the
-    primary offers its place."""
+    primary offers its place. `begun` has what came of the transaction that is being received."""
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Streaming:
         heard: Callable[[], None],
         take_over: Callable[[pb.HandOver], Awaitable[None]],
         threads: InThread,
+        begun: PartialTransaction,
     ) -> None:
         self._stream = stream
         self._applier = applier
@@ -46,6 +52,7 @@ class Streaming:
         self._show = show
         self._heard = heard
         self._take_over = take_over
+        self._begun = begun
         self._receiver = Receiver(
             applier,
             applier.position,
@@ -64,9 +71,21 @@ class Streaming:
         """Until the stream ends with an error."""
         self._show(self._phase(), primary_txid=self._newest)  # not level by it: a welcome does not say of when it is
         try:
+            await self._go_on()
             await self._take()
         finally:
             self._acks.close()
+
+    async def _go_on(self) -> None:
+        """Behind what an earlier stream has brought of the next transaction, where the primary goes on there."""
+        if not self._stream.welcome.resume_bytes:
+            self._begun.clear()
+            return
+        log.debug("a transaction goes on where it broke off", extra={"bytes": self._begun.size})
+        with self._begun.of_use():
+            for data in self._begun.pieces():
+                self._receiver.feed(data, [])
+                await asyncio.sleep(0)
 
     async def _take(self) -> None:
         while True:
@@ -84,7 +103,9 @@ class Streaming:
     async def _apply(self, chunk: pb.Chunk, began_ns: int) -> None:
         sent_us = self._sent.other(clock_us())
         await self._keeper.make_room()
-        self._receiver.feed(chunk.data, chunk.ends)
+        with self._begun.of_use():
+            self._receiver.feed(chunk.data, chunk.ends)
+        self._begun.took(chunk.data, chunk.ends)
         self._newest = max(self._newest, chunk.position_txid)
         if not chunk.ends:
             return

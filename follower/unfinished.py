@@ -8,11 +8,14 @@ state of them all.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
+from follower.applier import Applier
 from follower.client import OtherPageSize
 from follower.partial import PartialCopy, Stopping, never, partial_path, partial_sizes
-from walcast.errors import DiskFull
+from follower.partialtransaction import PartialTransaction
+from walcast.errors import DiskFull, Unavailable
 
 log = logging.getLogger("walcast.follower")
 
@@ -53,6 +56,15 @@ class Unfinished:
             if size != page_size:
                 partial_path(self._state_dir, size).unlink(missing_ok=True)
         return self.partial
+
+    def take_begun(self, begun: PartialTransaction, applier: Applier) -> None:
+        """A copy takes the place of a stream that broke off inside a transaction: what came of that stays of use. For
+        a thread."""
+        if begun.size:
+            partial = self.find(applier.page_size) or self.begin(applier.page_size)
+            with suppress(Unavailable):
+                begun.give_pages(partial, applier.commit_pages)
+            begun.clear()
 
     def all_came(self) -> None:
         """What fails from here on is not for want of room for the pages of the copy itself."""

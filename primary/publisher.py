@@ -24,6 +24,7 @@ from primary.barriers import barrier
 from primary.copying import copy_pages
 from primary.followers import Follower
 from primary.gate import Gate
+from primary.partial import resume_bytes
 from primary.quotas import HOLD_DEFAULT_S, Pace, Quotas, who_of
 from primary.requests import check_barrier, check_copy, check_hello, check_step_down, check_switchover
 from primary.rights import Rights
@@ -230,6 +231,7 @@ class Publisher(rpc.ReplicationServicer):
         except Refused as refused:
             yield pb.PrimaryMessage(refusal=refused.refusal)
             return
+        begun_bytes = resume_bytes(served.log, position, hello)
         follower = Follower(
             hello.follower_id,
             context.peer(),
@@ -267,10 +269,11 @@ class Publisher(rpc.ReplicationServicer):
                     history=wire.history_message(served.history),
                     app_url=self._app_url,
                     resume_at=resume_at,
+                    resume_bytes=begun_bytes,
                     database_id=served.database.id or "",
                 )
             )
-            async for message in self._send_from(served, follower, position.txid):
+            async for message in self._send_from(served, follower, position.txid, begun_bytes):
                 held.check()
                 yield message
         except Refused as refused:
@@ -283,8 +286,11 @@ class Publisher(rpc.ReplicationServicer):
             key, gone = ("gone", name, follower.id), {"follower": follower.id, "applied_txid": follower.applied_txid}
             self._rarely.log(level, "follower gone", key, gone, burst=BURST)
 
-    async def _send_from(self, served: Served, follower: Follower, txid: int) -> AsyncIterator[pb.PrimaryMessage]:
-        """Everything after `txid`, for ever; a heartbeat whenever there was none for a while."""
+    async def _send_from(
+        self, served: Served, follower: Follower, txid: int, begun_bytes: int
+    ) -> AsyncIterator[pb.PrimaryMessage]:
+        """Everything after `txid`, but for the first bytes of it, for ever; a heartbeat whenever there was none for a
+        while."""
         beat_s = 0.0
         while True:
             now = time.monotonic()
@@ -311,7 +317,8 @@ class Publisher(rpc.ReplicationServicer):
                 await served.grown(max(0.0, beat_s + served.heartbeat_s - time.monotonic()))
                 continue
             try:
-                async for message, reached in _chunks(served, follower, txid):
+                async for message, reached in _chunks(served, follower, txid, begun_bytes):
+                    begun_bytes = 0
                     served.check_tenure()
                     message.chunk.tenure_ms = served.database.tenure.left_ms
                     txid = reached
@@ -539,8 +546,11 @@ def _heartbeat(served: Served, follower: Follower, sent_txid: int) -> pb.Primary
     )
 
 
-async def _chunks(served: Served, follower: Follower, txid: int) -> AsyncIterator[tuple[pb.PrimaryMessage, int]]:
-    """What is in the log after `txid`, small entries together, big ones in pieces; each with the TXID it reaches."""
+async def _chunks(
+    served: Served, follower: Follower, txid: int, start: int
+) -> AsyncIterator[tuple[pb.PrimaryMessage, int]]:
+    """What is in the log after `txid`, from byte `start` of that on, small entries together, big ones in pieces; each
+    with the TXID it reaches."""
     transactions = served.log
     pieces: list[bytes] = []
     ends: list[int] = []
@@ -549,12 +559,12 @@ async def _chunks(served: Served, follower: Follower, txid: int) -> AsyncIterato
         if size and size + entry.size > CHUNK_BYTES:
             break
         last = entry
-        start = 0
         while entry.size - start > CHUNK_BYTES:
             yield _chunk(entry.read(start, CHUNK_BYTES), [], 0, served), txid
             start += CHUNK_BYTES
         pieces.append(entry.read(start))
         size += entry.size - start
+        start = 0
         ends.append(size)
         txid = entry.max_txid
         follower.sent(txid, entry.captured_ns)

@@ -212,6 +212,8 @@ class Hello(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
     DATABASE_ID_FIELD_NUMBER: _builtins.int
+    PARTIAL_BYTES_FIELD_NUMBER: _builtins.int
+    PARTIAL_HEADER_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     """empty: the only one there is"""
@@ -226,6 +228,11 @@ class Hello(_message.Message):
     """it takes over by itself when the lease runs out"""
     database_id: _builtins.str
     """of the database that the replica is a copy of; empty: no copy yet, or none that knows"""
+    partial_bytes: _builtins.int
+    """Of the transaction after `position`, the first bytes are here already: a stream broke off inside it. The primary goes
+    on behind them if it has that very transaction, which its LTX header tells (Welcome.resume_bytes).
+    """
+    partial_header: _builtins.bytes
     @_builtins.property
     def position(self) -> Global___Position:
         """Where the replica is. A TXID of 0 with a checksum: a state that lost its name, by its database checksum; the primary
@@ -244,10 +251,12 @@ class Hello(_message.Message):
         address: _builtins.str = ...,
         candidate: _builtins.bool = ...,
         database_id: _builtins.str = ...,
+        partial_bytes: _builtins.int = ...,
+        partial_header: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "candidate", b"candidate", "database", b"database", "database_id", b"database_id", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "candidate", b"candidate", "database", b"database", "database_id", b"database_id", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "observer", b"observer", "partial_bytes", b"partial_bytes", "partial_header", b"partial_header", "position", b"position", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,6 +372,7 @@ class Welcome(_message.Message):
     APP_URL_FIELD_NUMBER: _builtins.int
     DATABASE_ID_FIELD_NUMBER: _builtins.int
     RESUME_AT_FIELD_NUMBER: _builtins.int
+    RESUME_BYTES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     term: _builtins.int
     database: _builtins.str
@@ -373,6 +383,8 @@ class Welcome(_message.Message):
     """where the app answers HTTP on this host, for whoever has something to write; empty: unknown"""
     database_id: _builtins.str
     """32 hex digits: the same at every node that has this database"""
+    resume_bytes: _builtins.int
+    """the stream begins behind the hello's partial_bytes; 0: with the whole transaction"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -394,10 +406,11 @@ class Welcome(_message.Message):
         app_url: _builtins.str = ...,
         database_id: _builtins.str = ...,
         resume_at: Global___Position | None = ...,
+        resume_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "resume_at", b"resume_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "database", b"database", "database_id", b"database_id", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "resume_at", b"resume_at", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_url", b"app_url", "database", b"database", "database_id", b"database_id", "history", b"history", "page_size", b"page_size", "position", b"position", "protocol", b"protocol", "resume_at", b"resume_at", "resume_bytes", b"resume_bytes", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
