@@ -112,7 +112,9 @@ class FakeClient:
         self.asked: list[Position] = []
 
     @asynccontextmanager
-    async def stream(self, position: Position, term: int, *, observer: bool = False) -> AsyncIterator[FakeStream]:
+    async def stream(
+        self, position: Position, term: int, *, observer: bool = False, **_: object
+    ) -> AsyncIterator[FakeStream]:
         self.asked.append(position)
         yield FakeStream(self._files, position, self._newest, next(self._breaks, -1))
 
@@ -184,7 +186,9 @@ def test_a_stream_that_is_left_during_an_acknowledgement_does_not_end_the_follow
 
     class Client(FakeClient):
         @asynccontextmanager
-        async def stream(self, position: Position, term: int, *, observer: bool = False) -> AsyncIterator[FakeStream]:
+        async def stream(
+            self, position: Position, term: int, *, observer: bool = False, **_: object
+        ) -> AsyncIterator[FakeStream]:
             self.asked.append(position)
             kind = LeftStream if len(self.asked) == 1 else FakeStream
             yield kind(self._files, position, self._newest, -1)

@@ -27,6 +27,7 @@ from walcast.statedir import state_dir
 
 ROW_COUNT = 300
 PAGE = 4096
+RATE = 5e6  # so that what is sent before the line breaks is read, too
 CHANGE = "UPDATE t SET x = randomblob(3000) WHERE rowid % 2 = 0 AND rowid BETWEEN {} AND {}"
 
 
@@ -117,7 +118,7 @@ def of_another_database(partial: Path) -> None:
 @pytest.mark.parametrize("fate", [as_it_was, torn, of_another_database])
 def test_a_first_copy_outlives_its_process(app: Served, replica: Path, fate: Callable[[Path], None]) -> None:
     size = ROW_COUNT * ROW_BYTES
-    line = Line(cut_after=size // 4)
+    line = Line(RATE, cut_after=size // 4)
 
     async def work() -> None:
         await until_broken(app, replica, line, 3)
@@ -134,7 +135,7 @@ def test_a_first_copy_outlives_its_process(app: Served, replica: Path, fate: Cal
 
 @pytest.mark.parametrize("restarts", [0, 2])
 def test_a_copy_over_a_replica_goes_on_where_it_broke_off(app: Served, replica: Path, restarts: int) -> None:
-    line = Line()
+    line = Line(rate=RATE)
 
     async def work() -> None:
         await comes_level(app, replica, line)
@@ -153,7 +154,7 @@ def test_a_copy_over_a_replica_goes_on_where_it_broke_off(app: Served, replica: 
 
 def test_a_copy_goes_on_at_a_primary_of_another_term(app: Served, replica: Path) -> None:
     """Which went on from the same state, and has transactions of its own."""
-    line = Line()
+    line = Line(rate=RATE)
 
     async def work() -> None:
         await comes_level(app, replica, line)
@@ -174,7 +175,7 @@ def test_a_copy_of_pages_of_another_size_begins_anew_and_goes_on(
     path: Path, tmp_path: Path, replica: Path, kept: bool
 ) -> None:
     """The database gets other pages while a copy has broken off: a first one, or one over a replica (`kept`)."""
-    line = Line()
+    line = Line(rate=RATE)
 
     async def work() -> None:
         with primary(path) as app:
@@ -202,7 +203,7 @@ def test_a_copy_is_not_begun_anew_because_the_log_moves_on(
 ) -> None:
     """All along the copy, which is slower than the log is kept, even where a copy has it kept for longer."""
     size, copies = ROW_COUNT * ROW_BYTES, list[int]()
-    line = Line()
+    line = Line(rate=RATE)
 
     def counted(database: Database, theirs: bytes) -> AsyncGenerator[pb.CopyReply, None]:
         copies.append(line.passed_bytes)
@@ -238,7 +239,7 @@ def test_a_copy_that_cannot_be_made_durable_is_not_believed(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", failing)
-    line = Line()
+    line = Line(rate=RATE)
     run(comes_level(app, replica, line))
     assert failed
     assert line.passed_bytes > 1.9 * ROW_COUNT * ROW_BYTES, "everything came again"
@@ -256,7 +257,7 @@ def test_where_there_is_no_room_for_the_pages_twice_they_are_moved(
         left.append(pages)
 
     async def work() -> None:
-        line = Line()
+        line = Line(rate=RATE)
         await comes_level(app, replica, line)
         change_much(app)
         monkeypatch.setattr("follower.collecting.free_bytes", lambda path: 0)
@@ -274,7 +275,7 @@ def test_a_copy_that_cannot_be_put_into_the_replica_is_read_again(
     app: Served, replica: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page of the partial copy is damaged on disk before it is read: it alone comes again."""
-    line, damaged = Line(), list[int]()
+    line, damaged = Line(rate=RATE), list[int]()
     read = PartialCopy.read
 
     def reading(partial: PartialCopy, pgno: int) -> bytes:
