@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from follower.applier import Applier
+from follower.downloads import leave_room
 from follower.fresh import Fresh
 from follower.keeping import Keeping
 from follower.newfile import TEMPORARY, put_in_place
@@ -52,7 +53,9 @@ def from_archive(
     owner = read_archive_id(store)
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
-        check_announced(temporary, announced_bytes(store, plan))
+        needed_bytes = announced_bytes(store, plan)
+        leave_room(store, needed_bytes)
+        check_announced(temporary, needed_bytes)
         return restore_to(store, plan, temporary, progress=progress, go_on=go_on)
 
     try:

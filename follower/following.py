@@ -30,6 +30,7 @@ from follower.bootstrap import Progress, from_archive
 from follower.checks import said_by
 from follower.client import Client, Elsewhere, MustCopy, OtherPageSize, Stream
 from follower.copying import from_primary
+from follower.downloads import Downloads
 from follower.fresh import Fresh
 from follower.identity import ReplicaIdentity
 from follower.in_thread import InThread
@@ -156,6 +157,9 @@ class Following:
         self._room = Room()
         self._unfinished = Unfinished(self._state.path)
         self._begun = PartialTransaction(self._state.path)
+        self._begun.on_whole = self._forget_partial
+        self._downloads = Downloads(store, self._state.path) if store is not None else None
+        self._may_have_partial = True
         self._archive_not_before_s = 0.0
         self._rarely = Rarely(log)
 
@@ -400,7 +404,7 @@ class Following:
             fresh = await self._from_archive()
             if fresh is None:
                 await self._copy()
-            self._unfinished.discard()
+            self._forget_partial()
             self._identity.made()
         self._applier = await self._threads.run(Applier.open, self.path, self._state.path, fresh)
 
@@ -434,11 +438,14 @@ class Following:
         return progress
 
     async def _from_archive(self) -> Fresh | None:
-        if self._store is None or time.monotonic() < self._archive_not_before_s:
+        if self._downloads is None or time.monotonic() < self._archive_not_before_s:
             return None
+        progress = self._progress()
         try:
-            make = partial(from_archive, self._store, self.path, self._state.path, self._progress(), mode=self._mode)
-            return await self._threads.run(make)
+            return await self._threads.run(
+                self._downloads.run,
+                lambda store: from_archive(store, self.path, self._state.path, progress, mode=self._mode),
+            )
         except Exception as error:  # noqa: BLE001 - whatever is there, the primary is asked
             # Also for want of room or memory: what an archive says of its size may be a lie, and the primary knows it.
             if shortage(error, self.path) or isinstance(error, DiskFull | Exhausted):
@@ -471,6 +478,7 @@ class Following:
                 self.term = max(self.term, applier.term) if self._identity.is_replica else self.term
                 self._client.database_id = self._identity.asked
                 unnamed = Position(0, applier.checksums.database)
+                self._may_have_partial = True
                 begun = await self._threads.run(self._begun.offer, position)
                 stream_call = self._client.stream(position or unnamed, self.term, begun=begun)
                 async with stream_call as stream, self._using:
@@ -542,7 +550,7 @@ class Following:
     async def _stay_with(self, stream: Stream, applier: Applier) -> None:
         self._connected(stream, applier)
         await self._name_term(stream, applier)
-        began_s, begun_at = time.monotonic(), applier.position
+        began_s = time.monotonic()
         try:
             assert self._keeper is not None
             take_over = partial(self._take_over, stream, applier)
@@ -553,13 +561,19 @@ class Following:
                 await streaming.run()
         finally:
             self._stream = None
-            if applier.position != begun_at:  # the stream leads on: nothing of a copy is needed any more
-                self._unfinished.discard()
             if time.monotonic() - began_s > STEADY_S:
                 self._retry_s = RETRY_FIRST_S
                 self._rarely.forget_all()
             if not self._released:
                 applier.rollback()  # what was cut off inside a transaction
+
+    def _forget_partial(self) -> None:
+        """The replica is there, and a stream leads on from it: nothing that broke off is needed any more."""
+        if self._may_have_partial:
+            self._may_have_partial = False
+            self._unfinished.discard()
+            if self._downloads is not None:
+                self._downloads.discard()
 
     def _connected(self, stream: Stream, applier: Applier) -> None:
         self._stream = stream
@@ -658,12 +672,13 @@ class Following:
             await self._begin()
 
     async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:
-        if self._store is None or self._applier is None or self._stopping or self._released:
+        applier = self._applier
+        if self._downloads is None or applier is None or self._stopping or self._released:
             return False
         if not self._identity.is_replica:
             return False  # nobody has said yet that it is one
         try:
-            return await self._threads.run(catch_up, self._store, self._applier, keeping)
+            return await self._threads.run(self._downloads.run, lambda store: catch_up(store, applier, keeping))
         except Exception as error:  # noqa: BLE001 - whatever is there, the primary is asked
             if isinstance(error, DiskFull):
                 self._room.lacks(error)
@@ -690,6 +705,8 @@ class Following:
     async def _close(self) -> None:
         self._unfinished.close()
         self._begun.close()
+        if self._downloads is not None:
+            self._downloads.close()
         await self._stop_scrubbing()
         await self._threads.settled()
         if self._keeper is not None:

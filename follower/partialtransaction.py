@@ -16,7 +16,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +51,7 @@ NOTHING = Begun()
 
 
 class PartialTransaction:
-    """Of one follower. `size` is how many bytes there are."""
+    """Of one follower. `size` is how many bytes there are; `on_whole` is called when transactions have ended."""
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / f"transaction{PARTIAL}"
@@ -61,6 +61,7 @@ class PartialTransaction:
         self._memory: list[bytes] = []
         self._memory_bytes = 0
         self._spills = True
+        self.on_whole: Callable[[], None] = lambda: None
 
     def load(self) -> None:
         """What a process before this one left. For a thread: all of it is read."""
@@ -89,6 +90,7 @@ class PartialTransaction:
         """Bytes of the stream were received, in which transactions end at `ends`."""
         if ends:
             self.clear()
+            self.on_whole()
             data = data[ends[-1] :]
         if data:
             self.add(data)

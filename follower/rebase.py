@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from follower.applier import Applier, ChecksumMismatch
 from follower.bootstrap import archived_since, keeping_of
+from follower.downloads import leave_room
 from follower.room import check_announced
 from walcast.archive import ArchiveFile, list_files, plan_restore
 from walcast.archive.damage import check_seen_term
@@ -73,7 +74,9 @@ def rebase(store: Store, applier: Applier, keeping: Circumstances) -> bool:
     temporary = state_dir(applier.path) / TEMPORARY
 
     def attempt(plan: Sequence[ArchiveFile], go_on: GoOn) -> Restored:
-        check_announced(temporary, announced_bytes(store, plan))
+        needed_bytes = announced_bytes(store, plan)
+        leave_room(store, needed_bytes)
+        check_announced(temporary, needed_bytes)
         return restore_to(store, plan, temporary, go_on=go_on)
 
     try:
