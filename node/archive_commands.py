@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from walcast.errors import ConfigError
 from walcast.moment import format_moment, parse_moment
-from walcast.store import StoreSpec
+from walcast.store import Store, StoreSpec
 
 if TYPE_CHECKING:
     from node.config import Config
@@ -33,10 +33,18 @@ def parse_txid(text: str) -> int:
 def archive_of(target: str, config: Path | None) -> str | StoreSpec:
     """The archive of `URL|DB`: the URL, or with a configuration file the archive that it gives the database DB."""
     if config is None:
+        if "://" not in target and Path(target).is_file():
+            ways = "give the archive's URL, or with --config FILE a database that has one there"
+            raise ConfigError(f"{target} is a file, not an archive: {ways}")
         return target
     from node.config import load_config
 
     return _configured(load_config(config), Path(target))
+
+
+def check_there(store: Store) -> None:
+    """ConfigError where an archive that has nothing is not there at all."""
+    store.check(write=False, delete=False)
 
 
 def is_url(target: str) -> bool:
@@ -74,7 +82,7 @@ def columns(rows: list[tuple[str, ...]], right: str = "") -> str:
 def _configured(config: Config, path: Path) -> StoreSpec:
     database = config.database(path)
     if database is None:
-        raise ConfigError(f"{config.path}: no database {path}")
+        raise ConfigError(f"{config.path}: no database {path}; the path must be one that the file lists under dbs")
     if database.archive is None:
         raise ConfigError(f"{config.path}:{database.line}: {path} has no archive")
     return database.archive

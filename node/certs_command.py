@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from node.numbers import Whole
 from node.options import JSON, PATH, Command, flag
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -37,7 +38,7 @@ def _written(what: str, files: list[Path], as_json: bool, **facts: object) -> No
 
 @certs_command.command("init", cls=Command, epilog="\b\nExample:\n  walcast certs init certs")
 @click.argument("directory", metavar="DIR", type=PATH)
-@flag("--days", default=3650, type=click.IntRange(1, 36500), help="For how long it is valid.")
+@flag("--days", default=3650, type=Whole(1, 36500), help="For how long it is valid.")
 @JSON
 def init(directory: Path, days: int, as_json: bool) -> None:
     """Make a CA: DIR/ca.pem, which anybody may have, and DIR/ca.key, which nobody else may. Nothing is overwritten."""
@@ -58,7 +59,7 @@ def init(directory: Path, days: int, as_json: bool) -> None:
 @click.argument("node_id", metavar="ID")
 @flag("--host", "hosts", multiple=True, required=True, help="Name or IP address where others reach it; again for more.")
 @flag("-o", "--output", type=PATH, default=None, help="Folder to write to.  [default: DIR/ID]")
-@flag("--days", default=825, type=click.IntRange(1, 36500), help="For how long it is valid.")
+@flag("--days", default=825, type=Whole(1, 36500), help="For how long it is valid.")
 @JSON
 def node(directory: Path, node_id: str, hosts: tuple[str, ...], output: Path | None, days: int, as_json: bool) -> None:
     """Make a certificate for a node, by the CA in DIR: ID.pem, ID.key and ca.pem in a folder. The node's id is ID then;
@@ -80,7 +81,7 @@ def node(directory: Path, node_id: str, hosts: tuple[str, ...], output: Path | N
 @click.argument("name")
 @flag("--operate", is_flag=True, help="It may also change roles: promote, switchover.")
 @flag("-o", "--output", type=PATH, default=None, help="Folder to write to.  [default: DIR/NAME]")
-@flag("--days", default=825, type=click.IntRange(1, 36500), help="For how long it is valid.")
+@flag("--days", default=825, type=Whole(1, 36500), help="For how long it is valid.")
 @JSON
 def client(directory: Path, name: str, operate: bool, output: Path | None, days: int, as_json: bool) -> None:
     """Make a certificate for an app or a person, by the CA in DIR: NAME.pem, NAME.key and ca.pem in a folder. It is

@@ -28,6 +28,7 @@ from walcast.access.names import check_name
 from walcast.access.secretfile import read_file, read_secret
 from walcast.errors import CertificateRefused, ConfigError
 from walcast.filesystem import fsync_directory
+from walcast.oserrors import at_path, explained
 
 FILE_NAME_BYTES = 200
 
@@ -77,7 +78,7 @@ def make_certificate(
     try:
         _have_directory(folder)
     except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}") from error
+        raise ConfigError(at_path(error, folder)) from error
     _create(files)
     return [folder / f"{stem}.pem", folder / f"{stem}.key", ca]
 
@@ -143,7 +144,7 @@ def _private_directory(directory: Path) -> None:
         _have_directory(directory)
         facts = directory.stat(follow_symlinks=False)
     except OSError as error:
-        raise ConfigError(f"{directory}: {error.strerror}") from error
+        raise ConfigError(at_path(error, directory)) from error
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
         raise ConfigError(f"{directory}: must be a folder of your own, with the mode 0700: the key of a CA goes there")
 
@@ -176,5 +177,5 @@ def _create(files: dict[Path, tuple[bytes, int]]) -> None:
             path.unlink(missing_ok=True)
         where = error.filename if isinstance(error.filename, str) else next(iter(files))
         there = isinstance(error, FileExistsError)
-        why = "is there already, and is not overwritten" if there else error.strerror
+        why = "is there already, and is not overwritten; give another folder" if there else explained(error, where)
         raise ConfigError(f"{where}: {why}") from error

@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 import click
 import yaml
 
+from node import preflight
 from node.config import Config, DatabaseConfig, FolderConfig, load_config
 from node.inodes import Inodes
-from node.options import DEFAULT_LISTEN, JSON, PATH, Command
+from node.options import JSON, PATH, Command
+from node.primary_command import settings_by
 from primary.archiving.levels import ArchivePolicy
-from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file, is_missing
 from walcast.secret import HIDDEN, Secret
 from walcast.store import S3Spec, StoreSpec
-from walcast.wire import Address
 
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
@@ -73,10 +73,9 @@ def _whole(config: Config) -> str | None:
     if not config.dbs and not config.folders:
         return "no databases: give some under dbs"
     try:
-        Credentials(config.tls).server(config.listen or Address.parse(DEFAULT_LISTEN))
+        return next(preflight.problems(settings_by(config.path)), None)
     except ConfigError as error:
         return str(error)
-    return None
 
 
 def facts(config: Config) -> Facts:

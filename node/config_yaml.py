@@ -19,8 +19,10 @@ from urllib.parse import quote, unquote
 import yaml
 
 from node.durations import parse_duration
+from node.numbers import parse_size
 from walcast.errors import ConfigError
 from walcast.filesystem import read_at_most
+from walcast.oserrors import at_path
 from walcast.redaction import hide_value, redact, shown_url
 
 MAX_BYTES = 1 << 20
@@ -31,7 +33,6 @@ Keys = dict[str, yaml.Node]
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _VARIABLE = re.compile(r"\$(\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
-_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _KINDS = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
 _QUOTED = re.compile(r"'(?!<)[^']{2,}'")
 
@@ -64,14 +65,14 @@ class Yaml:
             with self.path.open("rb") as file:
                 data = read_at_most(file, MAX_BYTES)
         except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}") from error
+            raise ConfigError(at_path(error, self.path)) from error
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{self.path}: larger than {MAX_BYTES} bytes")
         try:
             return yaml.compose(data.decode("utf-8-sig"), Loader=yaml.SafeLoader)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            raise ConfigError(f"{self.path}:{line}: not UTF-8") from error
+            raise ConfigError(f"{self.path}:{line}: not UTF-8, so it is no YAML file; check the path") from error
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             # What it quotes may be a value that begins like an alias or a tag.
@@ -193,12 +194,9 @@ class Yaml:
             raise self.error(node, str(error)) from None
 
     def bytes(self, node: yaml.Node) -> int:
-        """256MB is 256_000_000, 256MiB is 268_435_456, as Litestream has it."""
-        match = _BYTES.fullmatch(self.text(node).strip())
-        size = 0
-        if match is not None:
-            size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
-        if size <= 0:
+        """A size, as in 256MB or 256MiB; more than nothing."""
+        size = parse_size(self.text(node))
+        if not size:
             raise self.error(node, f"{self.shown(node)} is not a size, as in 256MiB")
         return size
 

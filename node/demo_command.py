@@ -7,6 +7,7 @@ import sys
 import click
 
 from node.demo import run_demo
+from node.numbers import Seconds
 from node.options import JSON, Command, flag
 
 DEMO_EXAMPLES = """\
@@ -17,7 +18,7 @@ Example:
 
 
 @click.command("demo", cls=Command, epilog=DEMO_EXAMPLES)
-@flag("--seconds", default=15.0, type=click.FloatRange(min=1, max=3600), help="How long the app writes, about.")
+@flag("--seconds", default=15.0, type=Seconds(min=1, max=3600), help="How long the app writes, about.")
 @flag("--keep", is_flag=True, help="Keep the folder with databases, archive and logs, and say where it is.")
 @JSON
 def demo_command(seconds: float, keep: bool, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from node.numbers import Number, Seconds
 from node.options import CONFIG, JSON, PATH, Command, flag
 from walcast.errors import ConfigError
 
@@ -25,14 +26,14 @@ Example:
 
 
 @click.command("drill", cls=Command, epilog=EXAMPLES)
-@flag("--lease-time", default=3.0, type=click.FloatRange(1, 600), help="Seconds a primary has to renew its lease in.")
-@flag("--rate", default=200.0, type=click.FloatRange(1, 5000), help="Rows that the app writes a second.")
+@flag("--lease-time", default=3.0, type=Seconds(1, 600), help="Seconds a primary has to renew its lease in.")
+@flag("--rate", default=200.0, type=Number(1, 5000), help="Rows that the app writes a second.")
 @flag("--archive", default=None, help="URL below which the set has its archive; a folder of its own if not given.")
 @flag("--directory", type=PATH, default=None, help="Where the set lives; a temporary folder if not given.")
 @flag("--keep", is_flag=True, help="Keep databases, archive and logs, and say where they are.")
 @flag("--html", type=PATH, default=None, help="Write the report with a timeline to this file.")
-@flag("--max-pause", default=250.0, type=click.FloatRange(min=1), help="Milliseconds a switchover may hold writers.")
-@flag("--slack", default=2.0, type=click.FloatRange(min=0), help="Seconds beyond the lease until the next write.")
+@flag("--max-pause", default=250.0, type=Number(min=1), help="Milliseconds a switchover may hold writers.")
+@flag("--slack", default=2.0, type=Seconds(min=0), help="Seconds beyond the lease until the next write.")
 @flag("--confirm", is_flag=True, help="With --config: do it, to the set that runs.")
 @flag("--name", default=None, help="With --config: the database, when the file has several.")
 @CONFIG

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from node.failover.missing import missing_words
+from node.numbers import Seconds
 from node.options import DATABASE, JSON, Command, flag, tls_flags, tls_of
 from node.saying import say
 from node.switching import switch_over
@@ -47,7 +48,7 @@ def promote_command(db: Path, force: bool, as_json: bool) -> None:
 @click.argument("primary")
 @flag("--to", required=True, help="Id of the follower that takes over; `walcast status` shows them.")
 @flag("--name", default="", help="Name of the database, where the primary serves several.")
-@flag("--timeout", default=5.0, type=click.FloatRange(0.1, 60), help="Seconds that writers may be held; else nothing.")
+@flag("--timeout", default=5.0, type=Seconds(0.1, 60), help="Seconds that writers may be held; else nothing.")
 @tls_flags
 @JSON
 def switchover_command(primary: str, to: str, name: str, timeout: float, as_json: bool, **tls: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
+from node.numbers import Seconds
 from node.options import F, flag
 from node.settings import DatabaseSettings, MemberSettings
 from walcast.appurl import AppUrlPolicy
@@ -29,10 +28,10 @@ def failover_flags(function: F) -> F:
         flag("--insecure-app-url", is_flag=True, help="Apps answer by plain http beyond this machine, too."),
         flag("--id", "follower_id", default=None, help="This node's id; made once and kept when not given."),
         flag("--advertise", default=None, help="HOST:PORT where others reach this node, if not where it listens."),
-        flag("--max-lag", default=60.0, type=click.FloatRange(min=0), help="Seconds behind that still take over."),
+        flag("--max-lag", default=60.0, type=Seconds(min=0), help="Seconds behind that still take over."),
         flag("--never-promote", is_flag=True, help="This node is never to be the primary."),
         flag("--priority", default=0, type=int, help="Of followers that have as much, the highest takes over."),
-        flag("--lease-time", default=10.0, type=click.FloatRange(1, 3600), help="Seconds a primary has to renew in."),
+        flag("--lease-time", default=10.0, type=Seconds(1, 3600), help="Seconds a primary has to renew in."),
         flag("--auto-failover", is_flag=True, help="Go by a lease in the archive; take over when it runs out."),
     ):
         function = option(function)
@@ -86,5 +85,5 @@ def addresses(text: str) -> tuple[Address, ...]:
     """HOST:PORT, or several with commas between."""
     found = tuple(Address.parse(part.strip()) for part in text.split(",") if part.strip())
     if not found:
-        raise ConfigError(f"{shown_url(text)} is not HOST:PORT")
+        raise ConfigError(f"{shown_url(text)} is not HOST:PORT, as in 127.0.0.1:7420")
     return found

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from node.grpc_health import Health
 from node.grpc_unread import Unread
+from node.ports import why_not
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
@@ -56,5 +57,5 @@ def listen(
     except RuntimeError:
         port = 0
     if not port:
-        raise ConfigError(f"cannot listen on {address}: the port is taken, or the address is not this machine's")
+        raise ConfigError(f"cannot listen on {address}: {why_not(address)}")
     return server, healthy, wire.Address(address.host, port)

@@ -27,6 +27,7 @@ from node.http.request import Request
 from node.inodes import Inode, Inodes
 from node.kept_members import KeptMembers, check_member
 from node.listed import Listed
+from node.reachable import check_ids
 from node.retrying import Retrying
 from node.serving import ServedByName, Serving, not_served
 from node.settings import DatabaseSettings, HostSettings
@@ -124,7 +125,7 @@ class Host:
         """
         self._stop = stop
         databases = await asyncio.to_thread(self._find)
-        self._check_ids()
+        check_ids(self.settings, self.credentials)
         publisher = Publisher(self._served, self.status, self._access, self._served.away, self.settings.app_url)
         expected = self._most if self._watching else len(databases) + len(self.settings.members)
         connections = limits.connections(expected)
@@ -310,16 +311,6 @@ class Host:
         if len(found) > self._most:
             raise ConfigError(f"{len(found)} databases: one primary serves {self._most} at most here")
         return list(found.values())
-
-    def _check_ids(self) -> None:
-        """A node is known by its certificate: ConfigError where it was given another id."""
-        certified = self.credentials.node_id
-        for member in self.settings.members:
-            if certified and member.follower_id not in (None, certified):
-                what = (
-                    f"--id {member.follower_id}: the certificate in {self.settings.tls.cert} is of the node {certified}"
-                )
-                raise ConfigError(f"{what}; leave --id out, or make a certificate for that id")
 
     def _http(self, stack: AsyncExitStack) -> None:
         if self.settings.http is None:

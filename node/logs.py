@@ -64,6 +64,10 @@ def _name(name: str, taken: dict[str, str]) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 

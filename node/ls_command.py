@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from node.archive_commands import archive_of, columns, size_text, time_text
+from node.archive_commands import archive_of, check_there, columns, size_text, time_text
+from node.numbers import Whole
 from node.options import CONFIG, JSON, Command, flag
 from node.saying import say
 from walcast.archive import LEVELS, ArchiveFile, iter_files
@@ -27,7 +28,7 @@ from walcast.store import Store, open_store
 )
 @click.argument("url", metavar="URL|DB")
 @CONFIG
-@flag("--level", type=click.IntRange(0, max(LEVELS)), default=None, help="Only this level; 9 holds the snapshots.")
+@flag("--level", type=Whole(0, max(LEVELS)), default=None, help="Only this level; 9 holds the snapshots.")
 @flag("--files", "all_files", is_flag=True, help="List every file, with the time it was stored.")
 @JSON
 def ls_command(url: str, config: Path | None, level: int | None, all_files: bool, as_json: bool) -> None:
@@ -43,6 +44,8 @@ def ls_command(url: str, config: Path | None, level: int | None, all_files: bool
                 say(line)
             return
         contents = contents_of(store, levels)
+        if not contents.files and not contents.generations:
+            check_there(store)
         url = store.url
     if as_json:
         click.echo(json.dumps(_facts(url, contents, summary=level is None, files=all_files)))

@@ -17,11 +17,14 @@ from click.core import ParameterSource
 
 from node.durations import Duration
 from node.logs import LEVELS, configure, log_failure
+from node.numbers import Number, Seconds
 from walcast.access.folder import files_of
 from walcast.errors import ConfigError, WalcastError
 from walcast.identifiers import printable
+from walcast.oserrors import at_path
 from walcast.permissions import parse_mode
 from walcast.redaction import redact
+from walcast.shortage import reason
 from walcast.statedir import behind_link
 from walcast.wire import Tls
 
@@ -47,6 +50,9 @@ def flag(*names: str, **kwargs: Any) -> Callable[[F], F]:
     return click.option(*names, cls=Flag, **kwargs)
 
 
+LOG_FLAGS = ("log_level", "log_format")
+
+
 class Command(click.Command):
     """A command with the flags that all have; walcast's errors end it with one line and exit code 1."""
 
@@ -69,8 +75,7 @@ class Command(click.Command):
         except WalcastError as error:
             fail(str(error))
         except OSError as error:
-            where = f"{error.filename}: " if isinstance(error.filename, str) else ""
-            fail(f"{where}{error.strerror or error}")
+            fail(at_path(error, error.filename) if isinstance(error.filename, str) else reason(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -113,7 +118,7 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is said by whoever reads it
 
 
 class DatabasePath(click.Path):
@@ -123,7 +128,7 @@ class DatabasePath(click.Path):
         return behind_link(Path(os.fsdecode(super().convert(value, param, ctx))))
 
 
-DATABASE = DatabasePath(path_type=Path)
+DATABASE = DatabasePath(path_type=Path, readable=False)
 
 JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")
@@ -157,7 +162,7 @@ STOP = "Seconds that a stop may take, half of it for the app of --exec.  [defaul
 def process_flags(function: F) -> F:
     """--exec, --stop-timeout."""
     for option in (
-        flag("--stop-timeout", default=None, type=click.FloatRange(min=1), help=STOP),
+        flag("--stop-timeout", default=None, type=Seconds(min=1), help=STOP),
         flag("--exec", "command", default=None, metavar="CMD", help=EXEC),
     ):
         function = option(function)
@@ -173,7 +178,7 @@ MB = 1 << 20
 
 def scrub_flag(function: F) -> F:
     """--scrub-mb-per-s."""
-    return flag("--scrub-mb-per-s", default=None, type=click.FloatRange(min=0), help=SCRUB)(function)
+    return flag("--scrub-mb-per-s", default=None, type=Number(min=0), help=SCRUB)(function)
 
 
 def scrub_bytes(flag_mb: float | None, told_bytes: float | None) -> float:

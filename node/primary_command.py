@@ -17,10 +17,12 @@ from node.config_failover import flags_over_file
 from node.failover_flags import app_urls, failover_flags, member_settings
 from node.host import Host
 from node.http.hosts import check_host_name
+from node.numbers import Seconds, Size
 from node.options import (
     CONFIG,
     DEFAULT_LISTEN,
     JSON,
+    LOG_FLAGS,
     PATH,
     TLS_FLAGS,
     Command,
@@ -78,9 +80,9 @@ Example:
 @flag("--listen", default=None, help=f"HOST:PORT for followers; port 0: any.  [default: {DEFAULT_LISTEN}]")
 @http_flags
 @flag("--name", default=None, help="Name of the database; the file's stem when not given.")
-@flag("--log-max-bytes", default=None, type=click.IntRange(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
+@flag("--log-max-bytes", default=None, type=Size(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
 @flag("--heartbeat-url", default=None, help=HEARTBEAT)
-@flag("--heartbeat-interval", default=None, type=click.FloatRange(min=1), help="Seconds between two.  [default: 300]")
+@flag("--heartbeat-interval", default=None, type=Seconds(min=1), help="Seconds between two.  [default: 300]")
 @flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
 @flag("--restore", "restore_missing", is_flag=True, help="Restore a missing database first, if its archive has one.")
 @flag("--wait-for-db", default=None, type=Wait(), help=WAIT)
@@ -89,7 +91,7 @@ Example:
 @process_flags
 @scrub_flag
 @summary_flag
-@flag("--log-max-age", default=None, type=click.FloatRange(min=1), help="Bound of the log, seconds.  [default: 3600]")
+@flag("--log-max-age", default=None, type=Seconds(min=1), help="Bound of the log, seconds.  [default: 3600]")
 @tls_flags
 @CONFIG
 @JSON
@@ -103,6 +105,8 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
     log level again.
     """
     settings = _settings(db, archive_url, **flags)
+    if settings.file is not None:
+        _say_ignored(load_config(settings.file))
     hint_at_secret("heartbeat_url")
 
     def ready(role: Host) -> None:
@@ -121,6 +125,20 @@ def primary_command(db: Path | None, archive_url: str | None, as_json: bool, **f
         click.echo(json.dumps(facts | {"following": following})) if as_json else say("\n".join([*following, words]))
 
     sys.exit(serve(settings, ready))
+
+
+def settings_by(file: Path) -> HostSettings:
+    """What this command makes of a configuration file alone; ConfigError where it refuses it."""
+    with primary_command.make_context("primary", ["--config", str(file)]) as context:
+        flags = {name: value for name, value in context.params.items() if name not in ("as_json", *LOG_FLAGS)}
+        return _settings(**flags)
+
+
+def _say_ignored(told: Config) -> None:
+    for ignored in told.ignored:
+        level = logging.WARNING if ignored.key in MISSED else logging.INFO
+        facts = {"key": ignored.key, "line": ignored.line, "file": str(told.path)}
+        log.log(level, "not used by walcast", extra=facts)
 
 
 def _settings(
@@ -148,10 +166,6 @@ def _settings(
 ) -> HostSettings:
     """Flags win over the file, the file over the defaults."""
     told = load_config(config) if config else Config(Path())
-    for ignored in told.ignored:
-        level = logging.WARNING if ignored.key in MISSED else logging.INFO
-        facts = {"key": ignored.key, "line": ignored.line, "file": str(told.path)}
-        log.log(level, "not used by walcast", extra=facts)
     more = flags_over_file(more, told.failover)
     databases, folders = [_one(d) if told.has_many else settings_of(d) for d in told.dbs], told.folders
     if db is not None:
@@ -164,6 +178,8 @@ def _settings(
     wait_s = told.wait_for_db_s if wait_for_db is None else wait_for_db
     databases = [_first_boot(one, restore_missing, wait_s, bool(command)) for one in databases]
     if not databases and not folders:
+        if config is not None:
+            raise ConfigError(f"{config}: no databases: give some under dbs")
         raise click.UsageError("give a database, or --config FILE with some")
     url = Secret(heartbeat_url) if heartbeat_url else told.heartbeat_url
     if url:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from node.failover.lease import Lease
+from node.numbers import Seconds, Whole
 from node.options import DATABASE, JSON, Command, flag
 from node.repair import Change, Facts, inspect, mend_role, mended, newest_term, role_facts, standing_or_none, user
 from node.repair_lease import Found, Known, LeaseChange, lease_facts, look, plan, write
@@ -30,19 +31,19 @@ Example:
 @click.argument("db", type=DATABASE)
 @flag("--archive", default=None, help="URL of the archive whose lease is shown, or mended.")
 @flag("--role", type=click.Choice([PRIMARY, FOLLOWER]), default=None, help="What this node is to be when it starts.")
-@flag("--term", type=click.IntRange(1, TERM_MAX), default=None, help="The term that the role file is to have.")
+@flag("--term", type=Whole(1, TERM_MAX), default=None, help="The term that the role file is to have.")
 @flag(
     "--primary",
     default=None,
     envvar="WALCAST_REPAIR_PRIMARY",  # WALCAST_PRIMARY is the follower's, and must not make a look a change
     help="HOST:PORT where this node is to look for the primary first; 'none' for nowhere.",
 )
-@flag("--lease-term", type=click.IntRange(1, TERM_MAX), default=None, help="Write a lease of this term.")
+@flag("--lease-term", type=Whole(1, TERM_MAX), default=None, help="Write a lease of this term.")
 @flag("--holder", default=None, help="Id of the node that the lease is to name; the one that it names, if not given.")
 @flag("--address", default=None, help="HOST:PORT of that node.")
 @flag(
     "--lease-time",
-    type=click.FloatRange(1, 3600),
+    type=Seconds(1, 3600),
     default=None,
     envvar="WALCAST_REPAIR_LEASE_TIME",
     help="Seconds that the lease is to last; not less than it does now.",

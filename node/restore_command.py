@@ -8,18 +8,19 @@ from typing import Any
 
 import click
 
-from node.archive_commands import archive_of, columns, parse_timestamp, parse_txid, size_text, time_text
+from node.archive_commands import archive_of, check_there, columns, parse_timestamp, parse_txid, size_text, time_text
 from node.config import load_config
+from node.numbers import Whole
 from node.options import CONFIG, JSON, PATH, Command, flag, mode_flag
 from node.progress import progress_of
 from node.saying import say
-from walcast.archive import ArchiveFile
+from walcast.archive import ArchiveEmpty, ArchiveFile
 from walcast.archive.clocks import ClockStep
 from walcast.moment import format_moment
 from walcast.permissions import OWNER_ONLY
 from walcast.position import format_txid
 from walcast.restore import RestoreReport, restore
-from walcast.store import open_store
+from walcast.store import Store, open_store
 
 EXAMPLES = (
     "walcast restore s3://bucket/app?region=eu-west-1 -o app.db",
@@ -39,7 +40,7 @@ EXAMPLES = (
 @flag("--force", is_flag=True, help="Replace an existing database, and its -wal, -shm and -journal.")
 @flag("--dry-run", is_flag=True, help="Only say what would be done.")
 @flag("--integrity-check", type=click.Choice(["none", "quick", "full"]), default="none", help="Let SQLite check it.")
-@flag("--parallelism", type=click.IntRange(1, 64), default=16, help="Requests at once.")
+@flag("--parallelism", type=Whole(1, 64), default=16, help="Requests at once.")
 @mode_flag
 @JSON
 def restore_command(
@@ -74,7 +75,7 @@ def restore_command(
     if listed is not None:
         mode = listed.mode
     with open_store(where) as store, progress_of("restoring", quiet=as_json) as progress:
-        report = restore(
+        report = _restored(
             store,
             output,
             txid=parse_txid(txid) if txid else None,
@@ -85,6 +86,15 @@ def restore_command(
             **options,
         )
     click.echo(json.dumps(_facts(report, timestamp_ms))) if as_json else say(_words(report, timestamp_ms))
+
+
+def _restored(store: Store, output: Path, **options: Any) -> RestoreReport:
+    """As `restore`; where there is nothing to restore from, the message names the archive."""
+    try:
+        return restore(store, output, **options)
+    except ArchiveEmpty as error:
+        check_there(store)
+        raise ArchiveEmpty(f"{store.url}: {error}") from error
 
 
 def _facts(report: RestoreReport, timestamp_ms: int | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import click
 
 from node.first_boot import check_not_emptied, emptied, has_something
+from node.numbers import Number
 from node.options import JSON, PATH, Command, flag
 from node.ping import check_url, ping
 from node.saying import say
@@ -74,7 +75,7 @@ class Archived:
 @click.command("snapshot", cls=Command, epilog=EXAMPLES)
 @click.argument("db", type=PATH)
 @click.argument("url")
-@flag("--retention-days", type=click.FloatRange(min=0), default=None, help="Then delete what is older, if a newer is.")
+@flag("--retention-days", type=Number(min=0), default=None, help="Then delete what is older, if a newer is.")
 @flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
 @flag("--ping-url", default=None, help=PING)
 @JSON

@@ -13,6 +13,7 @@ from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError, Unavailable
 from walcast.facts import finite, lag_facts, moment_text, node_facts, primary_facts, trouble_facts, with_hex
 from walcast.identity import read_database_id
+from walcast.redaction import shown_url
 from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
@@ -26,6 +27,8 @@ Facts = dict[str, Any]
 
 def status_of(target: str, tls: wire.Tls) -> Facts:
     """Of a primary, when `target` is HOST:PORT, or of what is at that path."""
+    if "://" in target:
+        raise ConfigError(f"{shown_url(target)} is a URL: give HOST:PORT, as the node has it in --listen, or a path")
     if is_path(target) or ":" not in target:
         return local_status(behind_link(Path(target)))
     return primary_status(wire.Address.parse(target), tls)
@@ -60,7 +63,7 @@ def replica_status(path: Path) -> Facts:
     """Of the database at `path`, by its status file: a replica, or what a primary that is stopped was. Unavailable when
     no node ever ran there. What is said of the node is said again in `databases`, where each kind of status has it."""
     if not path.exists():
-        raise ConfigError(f"{path}: no such file")
+        raise ConfigError(f"{path}: no such file; give the path of a database, or HOST:PORT of a node")
     status = read_status(path)
     now = time.time_ns()
     wal = Path(f"{path}-wal")

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from node.archive_commands import parse_txid
+from node.numbers import Seconds
 from node.options import DATABASE, DEFAULT_LISTEN, JSON, Command, flag, tls_flags, tls_of
 from walcast.errors import ConfigError
 
@@ -24,7 +25,7 @@ Example:
 )
 @click.argument("target", default=DEFAULT_LISTEN)
 @flag("--watch", is_flag=True, help="Show it again and again, until interrupted.")
-@flag("--interval", default=0.5, type=click.FloatRange(min=0.05), help="Seconds between two looks.")
+@flag("--interval", default=0.5, type=Seconds(min=0.05), help="Seconds between two looks.")
 @tls_flags
 @JSON
 def status_command(target: str, watch: bool, interval: float, as_json: bool, **tls: Any) -> None:
@@ -53,7 +54,7 @@ def status_command(target: str, watch: bool, interval: float, as_json: bool, **t
 @click.command("wait", cls=Command, epilog=WAIT_EXAMPLES)
 @click.argument("db", type=DATABASE)
 @click.argument("txid")
-@flag("--timeout", default=10.0, type=click.FloatRange(min=0), help="Seconds to wait at most.")
+@flag("--timeout", default=10.0, type=Seconds(min=0), help="Seconds to wait at most.")
 def wait_command(db: Path, txid: str, timeout: float) -> None:
     """Wait until a replica has applied a TXID (16 hex digits), a position or a token."""
     from walcast.position import Position

@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from node.archive_commands import archive_of, is_url, size_text, time_text
+from node.numbers import Whole
 from node.options import CONFIG, JSON, PATH, Command, flag, tls_flags, tls_of
 from node.progress import progress_of
 from node.saying import say
 from walcast import wire
 from walcast.archive.checks import Findings
-from walcast.errors import ConfigError, Corrupt
+from walcast.errors import Corrupt
+from walcast.filesystem import check_database_file
 from walcast.identifiers import printable
 from walcast.moment import format_moment
 from walcast.position import format_txid
@@ -35,8 +37,8 @@ EXAMPLES = (
 @CONFIG
 @flag("--scratch", type=PATH, default=None, help="Archive: folder to restore into; the system's own if not given.")
 @flag("--sample", is_flag=True, help="Archive: a cheap look that says what it leaves out.")
-@flag("--sample-files", type=click.IntRange(0), default=8, help="Archive: how many files a sample reads whole.")
-@flag("--parallelism", type=click.IntRange(1, 64), default=8, help="Archive: files read at once.")
+@flag("--sample-files", type=Whole(0), default=8, help="Archive: how many files a sample reads whole.")
+@flag("--parallelism", type=Whole(1, 64), default=8, help="Archive: files read at once.")
 @flag("--primary", "primary_address", default=None, help="Replica: HOST:PORT of the primary to compare with.")
 @flag("--name", default=None, help="Replica: its name at the primary; the file's stem when not given.")
 @tls_flags
@@ -129,8 +131,7 @@ def _verify_replica(db: Path, primary_address: str, name: str, as_json: bool, tl
     from follower.client import Client
     from follower.verify import Verified, verify_replica
 
-    if not db.is_file():
-        raise ConfigError(f"{db}: no such file")
+    check_database_file(db)
     address = wire.Address.parse(primary_address)
 
     async def run() -> Verified:

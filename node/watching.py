@@ -21,6 +21,7 @@ from node.notices import Notices
 from node.retrying import RESCAN_S, SETTLE_S, Retrying, Taken
 from node.settings import DatabaseSettings, settings_of
 from walcast.errors import ConfigError, Stopped
+from walcast.oserrors import at_path
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -36,7 +37,7 @@ def databases_of(config: FolderConfig, inodes: Inodes) -> list[DatabaseSettings]
     try:
         found = config.folder.scan(inodes)
     except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror}") from error
+        raise ConfigError(at_path(error, where)) from error
     if not found.databases:
         raise ConfigError(
             f"{where}: no SQLite database matches {config.folder.pattern!r}; give 'watch' to wait for some"
@@ -93,7 +94,7 @@ class Watching(Retrying):
                 if self._notices.watch(found):
                     self._noticed.set()
         except OSError as error:
-            self._say(where, f"{where}: {error.strerror}")
+            self._say(where, at_path(error, where))
             return Found() if isinstance(error, FileNotFoundError | NotADirectoryError) else None
         self._say(where, None)
         self._unfinished = any(kind is Kind.UNFINISHED for _, kind in found.waiting)

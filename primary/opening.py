@@ -29,7 +29,7 @@ def check_readable(path: Path) -> None:
         with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
             connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
     except apsw.NotADBError as error:
-        raise ConfigError(f"{path}: not a SQLite database, or encrypted") from error
+        raise ConfigError(f"{path}: not a SQLite database, or an encrypted one; check the path") from error
     except apsw.Error as error:
         log.debug("cannot be read now", extra={"path": str(path), "error": str(error)})
 
@@ -61,7 +61,7 @@ def open_database(path: Path) -> apsw.Connection:
         begin_reading(connection)
     except apsw.NotADBError as error:
         connection.close()
-        raise ConfigError(f"{path}: not a SQLite database, or encrypted") from error
+        raise ConfigError(f"{path}: not a SQLite database, or an encrypted one; check the path") from error
     except (apsw.BusyError, apsw.LockedError) as error:
         connection.close()
         raise DatabaseInUse(f"{path}: locked by another process; stop what holds it and try again") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from walcast.errors import ConfigError
+from walcast.oserrors import at_path
 from walcast.permissions import OWNER_ONLY_FOLDER, as_in_its_folder, create_file
 
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -28,14 +29,18 @@ def check_database_file(path: Path) -> None:
     """ConfigError, one line, for whatever is not a SQLite database file that this user may read and write."""
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file" if not path.exists() else "is not a file"
-            raise ConfigError(f"{path}: {what}")
+            if not path.exists():
+                raise ConfigError(f"{path}: no such file; check the path")
+            what = "is a folder" if path.is_dir() else "is not a regular file"
+            raise ConfigError(f"{path}: {what}; give the path of the database file")
         with path.open("r+b") as file:
             head = file.read(_VERSIONS_AT.stop)
     except OSError as error:
-        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from error
+        raise ConfigError(at_path(error, path)) from error
     if head and not head.startswith(SQLITE_MAGIC):
-        raise ConfigError(f"{path}: not a SQLite database")
+        raise ConfigError(
+            f"{path}: not a SQLite database; check the path, or restore it: walcast restore URL -o {path} --force"
+        )
     wal = f"{os.path.realpath(path)}-wal"
     if head[_VERSIONS_AT] == _ROLLBACK_VERSIONS and os.path.lexists(wal):
         # SQLite would mix the two: it writes the versions for WAL mode before it makes a WAL.

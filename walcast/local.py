@@ -80,7 +80,9 @@ def ask(
                 " may not open; run this as that user"
             ) from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise Unavailable(f"{database}: no walcast process serves it") from error
+            raise Unavailable(
+                f"{database}: no walcast process runs for it: start walcast follower or walcast primary, and try again"
+            ) from error
         except (TimeoutError, ConnectionError) as error:
             raise Unavailable(f"{database}: the process that serves it does not answer: {error}") from error
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from walcast.errors import DiskFull, Exhausted, Unavailable
+from walcast.oserrors import at_path
 
 FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
@@ -49,7 +50,7 @@ def _is_sqlites(error: BaseException, name: str) -> bool:
 
 def disk_error(error: OSError, path: Path | str, *, needed_bytes: int | None = None) -> Unavailable:
     """An error of the file system → ours, with the path and a reason."""
-    return shortage(error, path, needed_bytes=needed_bytes) or Unavailable(f"{path}: {reason(error)}")
+    return shortage(error, path, needed_bytes=needed_bytes) or Unavailable(at_path(error, path))
 
 
 @contextmanager

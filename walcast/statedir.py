@@ -202,7 +202,10 @@ class StateDir:
             os.close(folder)
         if not try_lock(fd, 0):
             os.close(fd)
-            raise ConfigError(f"{database}: another walcast process already serves or follows it")
+            raise ConfigError(
+                f"{database}: another walcast process already serves or follows it: stop that one "
+                f"first (walcast status {database} shows it)"
+            )
         return fd
 
     def _close_to_others(self) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from walcast.appurl import known_app_url
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
+from walcast.oserrors import at_path
 from walcast.permissions import create_file
 from walcast.position import Position
 from walcast.sharing import share_status
@@ -266,11 +267,13 @@ def read_status(database: Path) -> Status:
         finally:
             os.close(folder)
     except FileNotFoundError:
-        raise Unavailable(f"{database}: no follower has run here ({path} is missing)") from None
+        raise Unavailable(
+            f"{database}: no walcast process has run here ({path} is missing): start a primary or a follower"
+        ) from None
     except UnsafeState as error:
         raise Unavailable(str(error)) from error
     except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror}") from error
+        raise Unavailable(at_path(error, path)) from error
     raise Unavailable(f"{path}: unreadable, or written by another version")
 
 

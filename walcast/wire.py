@@ -81,7 +81,7 @@ class Address:
             raise ConfigError("an address is HOST:PORT, without a user or a password")
         host, colon, port = text.rpartition(":")
         if not colon or not host or not _PORT.fullmatch(port) or int(port) > 65535:
-            raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])} is not HOST:PORT")
+            raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])} is not HOST:PORT, as in 127.0.0.1:7420")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
             raise ConfigError(f"{shown_url(text[:TEXT_SHOWN])}: an IPv6 address stands in brackets, as in [::1]:7420")
         if host.lower() in _SCHEMES:

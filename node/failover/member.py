@@ -30,6 +30,7 @@ from node.failover.remembered import Remembered, remembered, remind
 from node.failover.reports import Shown, database_status, fenced_words, lease_status, stale_words
 from node.first_boot import is_awaited, opened_when_free, restore_when_reachable, wait_for_database
 from node.local_service import Facts, LocalService, answer_barrier
+from node.reachable import unreachable
 from node.settings import MemberSettings
 from node.status import replica_status
 from primary.damage import Damaged
@@ -63,7 +64,6 @@ T = TypeVar("T")
 CLOSE_S = 5.0
 BEGIN_AGAIN_S = 1.0
 BEGIN_MOST_S = 30.0
-EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
 
 class Member:
@@ -365,11 +365,7 @@ class Member:
     @property
     def unreachable(self) -> str | None:
         """Why others cannot come to where this node would say that it is."""
-        listening = self.host.listening
-        far = any(not primary.is_loopback for primary in self.settings.primaries)
-        if self.settings.advertise or (listening.host not in EVERYWHERE and not (far and listening.is_loopback)):
-            return None
-        return f"{self.path}: other nodes cannot reach this one at {listening}; say where: --advertise HOST:PORT"
+        return unreachable(self.settings, self.host.listening, self.path)
 
     @property
     def database_id(self) -> str:

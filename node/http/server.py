@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from uvicorn.server import ServerState
 
+from node import ports
 from node.http.app import Admits, App, Hosts, Route
 from node.http.near import ip_of, is_loopback
 from node.http.protocol import OneRequest, config_for
@@ -205,23 +206,12 @@ class HttpServer:
 
 
 def bind(address: Address) -> socket.socket:
-    """A socket for it, that does not listen yet. Of a name's addresses the first, IPv4 before IPv6."""
-    host = address.host.strip("[]")
+    """A socket for it, that does not listen yet; ConfigError."""
     try:
-        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
-        bound = socket.socket(family, kind, protocol)
-        try:
-            bound.setblocking(False)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(where)
-        except BaseException:
-            bound.close()
-            raise
+        return ports.bound(address)
     except OSError as error:
         raise _cannot(address, error) from error
-    return bound
 
 
 def _cannot(address: Address, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot serve HTTP on {address}: {reason(error)}")
+    return ConfigError(f"cannot serve HTTP on {address}: {ports.explained(error)}")

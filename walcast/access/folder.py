@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from walcast.errors import ConfigError
+from walcast.oserrors import at_path
 
 CA_NAME, CA_KEY_NAME = "ca.pem", "ca.key"
 
@@ -23,7 +24,7 @@ def files_of(folder: Path) -> Files:
     try:
         keys = sorted(path for path in folder.iterdir() if path.suffix == ".key")
     except OSError as error:
-        raise ConfigError(f"the folder of certificates {folder}: {error.strerror or error}") from error
+        raise ConfigError(f"the folder of certificates {at_path(error, folder)}") from error
     if (folder / CA_KEY_NAME) in keys:
         raise ConfigError(f"{folder} is the folder of a CA: give the one in it that `walcast certs node` made")
     if len(keys) != 1:

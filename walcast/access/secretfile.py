@@ -8,6 +8,7 @@ from pathlib import Path
 
 from walcast.errors import ConfigError
 from walcast.filesystem import read_at_most
+from walcast.oserrors import at_path
 
 
 def read_file(path: Path, most_bytes: int) -> bytes:
@@ -27,7 +28,7 @@ def _read(path: Path, most_bytes: int, *, follow: bool, secret: bool) -> bytes:
     except OSError as error:
         if not follow and path.is_symlink():
             raise ConfigError(f"{path}: a symbolic link; give the path of the file itself") from error
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(at_path(error, path)) from error
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
@@ -40,7 +41,7 @@ def _read(path: Path, most_bytes: int, *, follow: bool, secret: bool) -> bytes:
             raise ConfigError(f"{path}: larger than {most_bytes} bytes")
         return data
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(at_path(error, path)) from error
     finally:
         os.close(fd)
 

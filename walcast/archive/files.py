@@ -202,7 +202,7 @@ def _no_start(
     starts = [file for file in files if file.is_snapshot]
     if not starts:
         what = f"{len(files)} LTX files, but no snapshot" if files else "no LTX files"
-        return ArchiveEmpty(f"nothing to restore from: the archive has {what}; is the path right?")
+        return ArchiveEmpty(f"nothing to restore from: the archive has {what}; check its URL")
     if txid is not None:
         first = min(file.max_txid for file in starts)
         return TxidNotAvailable(

@@ -107,7 +107,7 @@ def plan_generation(
     usable = [file for file in files if timestamp_ms is None or file.timestamp_ms <= timestamp_ms]
     if not usable:
         if timestamp_ms is None or not files:
-            raise ArchiveEmpty("nothing to restore from: the archive has no generations; is the path right?")
+            raise ArchiveEmpty("nothing to restore from: the archive has no generations; check its URL")
         oldest_ms = min(file.timestamp_ms for file in files)
         raise TxidNotAvailable(
             f"the archive does not reach back to {format_moment(timestamp_ms)}: {_oldest(oldest_ms)}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from walcast.errors import ConfigError, DiskFull, Unavailable
 from walcast.filesystem import fsync_directory, make_directory
 from walcast.locks import try_lock
+from walcast.oserrors import at_path
 from walcast.permissions import OWNER_ONLY, create_file, inherit
 from walcast.shortage import reason, shortage
 
@@ -128,7 +129,7 @@ def _disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"cannot write {output}: {error.strerror}"
+        what = f"cannot write {at_path(error, output)}"
         if error.errno in _WRONG_PLACE:
             raise ConfigError(what) from error
         full = shortage(error, output)

@@ -113,7 +113,7 @@ def _listed(store: Store, findings: Findings) -> list[ArchiveFile]:
             "`walcast restore … --integrity-check full`"
         )
     if not files:
-        raise ArchiveEmpty("nothing to verify: the archive has no LTX files; is the path right?")
+        raise ArchiveEmpty(f"nothing to verify: {store.url} has no LTX files; check the URL")
     findings.files = len(files)
     check_holes(files, findings)
     return files

@@ -22,6 +22,7 @@ from typing import BinaryIO, Self
 
 from walcast.errors import ConfigError, Corrupt, Unavailable
 from walcast.filesystem import fsync_directory, make_directory
+from walcast.oserrors import explained
 from walcast.store.base import (
     LISTED_MOST,
     WHOLE_MOST_BYTES,
@@ -293,7 +294,10 @@ class DirectoryStore:
     def _make_folder(self, folder: Path) -> None:
         """Have the folder, by a durable name. One that is found below the root may have been made by a process that was
         killed before it had synced the name, so each is synced once."""
-        make_directory(self.root, parents=True)
+        try:
+            make_directory(self.root, parents=True)
+        except FileNotFoundError as error:  # of an object this would say that it is missing
+            raise Unavailable(f"the archive directory {self.root} cannot be made: {explained(error)}") from error
         parts = folder.relative_to(self.root).parts
         for depth, part in enumerate(parts):
             with opened_folder(self.root, parts[:depth]) as above, suppress(FileExistsError):
@@ -320,9 +324,13 @@ class DirectoryStore:
         except FileNotFoundError as error:
             raise ObjectMissing(key, self.url) from error
         except OSError as error:
-            what = f"the archive directory {self.root} cannot be used: {error.strerror} ({error.filename or key})"
+            at = error.filename if isinstance(error.filename, str) else key
+            named = "" if at in ("", str(self.root)) else f" ({at})"
+            if error.errno == errno.ENOTDIR and self.root.is_file():
+                raise ConfigError(f"the archive {self.root} is a file: give the directory of an archive") from error
+            what = f"the archive directory {self.root} cannot be used{named}: {explained(error, at or self.root)}"
             if error.errno in _WRONG_PLACE:
-                raise ConfigError(f"{what}: correct the path or its permissions") from error
+                raise ConfigError(what) from error
             raise Unavailable(what) from error
 
 
