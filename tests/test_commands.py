@@ -248,7 +248,7 @@ def test_what_cannot_be_asked_is_one_line(tmp_path: Path, db: Path) -> None:
         free = f"127.0.0.1:{server.getsockname()[1]}"
     one_error_line(walcast("status", free), free)
     one_error_line(walcast("status", tmp_path / "none.db"), "no such file")
-    one_error_line(walcast("status", db), "no follower")
+    one_error_line(walcast("status", db), "no walcast process has run")
     one_error_line(walcast("verify", tmp_path / "none.db", "--primary", free), "no such file")
     one_error_line(walcast("verify", db, "--primary", free))
     one_error_line(walcast("wait", db, "1", "--timeout", "0.1"))

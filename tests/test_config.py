@@ -140,7 +140,7 @@ dbs:
         ("listen: ${NOWHERE}:1\n", "1: the environment variable 'NOWHERE' is not set; write $$ for a dollar sign"),
         ("\nlisten: $NOWHERE\n", "2: the environment variable 'NOWHERE' is not set; write $$ for a dollar sign"),
         ("listen: ${PORT\n", "1: '${PORT' is not a variable; write $$ for a dollar sign"),
-        ("listen: 7420\n", "1: '7420' is not HOST:PORT"),
+        ("listen: 7420\n", "1: '7420' is not HOST:PORT, as in 127.0.0.1:7420"),
         ("listen: [a]\n", "1: a single value belongs here, not a list"),
         ("insecure: maybe\n", "1: true or false belongs here, not 'maybe'"),
         ("log-level: loud\n", "1: 'loud' is not a log level; they are debug, info, warning, error"),
@@ -308,7 +308,7 @@ insecure-app-url: true
         ("lease-time: 900ms\n", "1: a lease lasts 1 s to 3600 s, not 0.9 s"),
         ("\npriority: high\n", "2: 'high' is not a whole number"),
         ("max-lag: none\n", "1: 'none' is not a duration, as in 90s or 1h30m"),
-        ("advertise: here\n", "1: 'here' is not HOST:PORT"),
+        ("advertise: here\n", "1: 'here' is not HOST:PORT, as in 127.0.0.1:7420"),
         ('id: ""\n', "1: '' is not an id: 1 to 100 bytes, printable"),
         (
             "app-url: edge-1:8000\n",

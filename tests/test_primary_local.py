@@ -121,7 +121,7 @@ def test_a_follower_is_not_the_primary_and_says_where_it_is(replica: walcast.Rep
 
 def test_nobody_there_is_one_clear_line(tmp_path: Path) -> None:
     make_database(tmp_path / "app.db")
-    with pytest.raises(walcast.Unavailable, match="no walcast process serves it"):
+    with pytest.raises(walcast.Unavailable, match="no walcast process runs"):
         walcast.Primary(tmp_path / "app.db").barrier()
 
 

@@ -368,7 +368,7 @@ def test_a_follower_that_died_is_stopped(replica: walcast.Replica, writer: Statu
 
 def test_no_follower_yet_is_unavailable(replica: walcast.Replica) -> None:
     for ask in (replica.position, replica.term, replica.state, replica.lag):
-        with pytest.raises(walcast.Unavailable, match="no follower has run here"):
+        with pytest.raises(walcast.Unavailable, match="no walcast process has run here"):
             ask()
 
 
@@ -513,7 +513,7 @@ except walcast.StaleReplica:
 
 
 def test_no_follower_is_a_stale_replica_when_the_time_is_over(replica: walcast.Replica) -> None:
-    with pytest.raises(walcast.StaleReplica, match="no follower has run here") as caught:
+    with pytest.raises(walcast.StaleReplica, match="no walcast process has run here") as caught:
         replica.wait_for("1-1", timeout=0.02)
     assert caught.value.state == "missing"
 

@@ -395,9 +395,9 @@ def test_a_key_cannot_leave_the_directory(tmp_path: Path, key: str) -> None:
 def test_a_directory_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with open_store(str(tmp_path / "file/archive")) as store:
-        with pytest.raises(ConfigError, match="correct the path"):
+        with pytest.raises(ConfigError, match="check the path"):
             store.check()
-        with pytest.raises(ConfigError, match="correct the path"):
+        with pytest.raises(ConfigError, match="check the path"):
             store.put("a", b"", timestamp_ms=0)
     with open_store(str(tmp_path / "none")) as store, pytest.raises(ConfigError, match="does not exist"):
         store.check(write=False)

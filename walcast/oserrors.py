@@ -10,6 +10,7 @@ from pathlib import Path
 _REMEDIES = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of the path is a file: check the path",
+    errno.EEXIST: "a file is in the way: check the path",
     errno.EISDIR: "give the path of a file",
     errno.EROFS: "give a path elsewhere, or mount that one writable",
     errno.ENOSPC: "make room there, and try again",

@@ -201,8 +201,10 @@ def _no_start(
 ) -> ArchiveEmpty | TxidNotAvailable:
     starts = [file for file in files if file.is_snapshot]
     if not starts:
-        what = f"{len(files)} LTX files, but no snapshot" if files else "no LTX files"
-        return ArchiveEmpty(f"nothing to restore from: the archive has {what}; check its URL")
+        what = "no LTX files; check its URL"
+        if files:
+            what = f"{len(files)} LTX files, but no snapshot; take one: walcast snapshot DB URL"
+        return ArchiveEmpty(f"nothing to restore from: the archive has {what}")
     if txid is not None:
         first = min(file.max_txid for file in starts)
         return TxidNotAvailable(

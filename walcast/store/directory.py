@@ -196,7 +196,8 @@ class DirectoryStore:
                 os.close(create_object(self.root, probe))
                 probe.unlink()
             elif self.root.exists():
-                next(os.scandir(self.root), None)
+                with os.scandir(self.root) as entries:
+                    next(entries, None)
             else:
                 raise ConfigError(f"the archive directory {self.root} does not exist: correct the path")
 
