@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -199,7 +200,7 @@ class Following:
     def _client(self) -> Client:
         return self.where.client
 
-    def _show(self, state: State, **facts: int) -> None:
+    def _show(self, state: State, **facts: Any) -> None:
         applier = self._applier
         position, term = (applier.position, applier.term) if applier else (Position(), 0)
         self.showing.show(state, term, position, str(self._client.primary), **facts)
@@ -376,6 +377,7 @@ class Following:
             event, level, key = "the primary is elsewhere", logging.INFO, ("elsewhere", error.primary)
         facts = {"error": str(error), "database": str(self.path)}
         self._rarely.log(level, event, key, facts, burst=burst)
+        self.showing.error = error
         self._show(state)
 
     async def _begin(self) -> None:
@@ -432,6 +434,7 @@ class Following:
         def progress(done: int, total: int) -> None:
             if self._stopping:
                 raise Unavailable("stopping")
+            self.showing.error = None
             if show is not None:
                 show(done, total)
 

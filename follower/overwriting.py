@@ -15,7 +15,7 @@ from walcast.statedir import state_dir
 def check_replica(path: Path) -> None:
     """ConfigError, before anything is changed, when `path` holds something that following would destroy."""
     if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder")
+        raise ConfigError(f"{path.parent}: no such folder; make it first, or check the path")
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{path.parent}: Permission denied")
     if not path.exists():

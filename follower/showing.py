@@ -13,6 +13,7 @@ from pathlib import Path
 
 from follower.client import Client
 from walcast.appurl import ANY_APP_URL, AppUrlPolicy, known_app_url, parse_app_url
+from walcast.errors import WalcastError
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.shortage import disk_error
@@ -22,6 +23,7 @@ log = logging.getLogger("walcast.follower")
 
 TICK_S = 2.0
 DURABLE_S = 30.0
+WITH_STREAM = (State.STREAMING, State.CATCHING_UP)
 
 
 class Showing:
@@ -43,6 +45,9 @@ class Showing:
         self._durable_s = -math.inf
         self._shared_s = -math.inf
         self.since_ns = time.time_ns()  # when the state became what it is
+        self.is_told = False  # is there a stream, which tells of everything that the primary has?
+        self.behind_bytes: int | None = None  # of the primary's log, while there is a stream; None: not known
+        self.error: WalcastError | None = None  # why there is no stream; None: there is one, or nobody has tried yet
         self.over = False  # another one writes the file now
         self.status = Status(
             level_ns=before.level_ns,
@@ -61,11 +66,24 @@ class Showing:
         level_ns = self.status.level_ns
         return max(0, self.heard_ns - level_ns) / 1e9 if level_ns else math.inf
 
-    def show(self, state: State, term: int, position: Position, primary: str, **facts: int) -> None:
+    def show(
+        self,
+        state: State,
+        term: int,
+        position: Position,
+        primary: str,
+        *,
+        behind_bytes: int | None = None,
+        **facts: int,
+    ) -> None:
         """To whoever reads the file; `facts` of a stream: `primary_txid`, `lag_us`, and `known_us`, how long ago it was
         known that the primary had nothing newer than `primary_txid`. Without that the replica is not level by it."""
         if self.over:
             return
+        self.behind_bytes = behind_bytes
+        self.is_told = state in WITH_STREAM and (self.is_told or "primary_txid" in facts)
+        if self.is_told:
+            self.error = None
         self._follow_clock()
         now = time.time_ns()
         old = self.status
@@ -151,7 +169,7 @@ class Showing:
             await self._make_durable_when_due()
             now = self.status
             if not 0 <= time.time_ns() - now.written_ns <= TICK_S * 0.9e9:
-                self.show(now.state, now.term, now.position, now.primary)
+                self.show(now.state, now.term, now.position, now.primary, behind_bytes=self.behind_bytes)
 
     async def _make_durable_when_due(self) -> None:
         if not self._first_level.is_set() or time.monotonic() - self._durable_s < DURABLE_S:

@@ -28,7 +28,15 @@ NEARLY_LEVEL_TXIDS = 1000
 class Show(Protocol):
     """Tells whoever looks what the follower is doing."""
 
-    def __call__(self, state: State, *, primary_txid: int, lag_us: int = ..., known_us: int = ...) -> None: ...
+    def __call__(
+        self,
+        state: State,
+        *,
+        primary_txid: int,
+        lag_us: int = ...,
+        known_us: int = ...,
+        behind_bytes: int | None = ...,
+    ) -> None: ...
 
 
 class Streaming:
@@ -65,6 +73,7 @@ class Streaming:
         self._newest = stream.welcome.position.txid
         self._round_trip_us = 0
         self._lag_us = 0
+        self._behind_bytes: int | None = None
         self._level = self._newest == applier.position.txid
 
     async def run(self) -> None:
@@ -107,6 +116,7 @@ class Streaming:
             self._receiver.feed(chunk.data, chunk.ends)
         self._begun.took(chunk.data, chunk.ends)
         self._newest = max(self._newest, chunk.position_txid)
+        self._behind_bytes = chunk.behind_bytes if chunk.HasField("behind_bytes") else None
         if not chunk.ends:
             return
         self._lag_us = lag_us = chunk.age_us + self._round_trip_us // 2 + (time.monotonic_ns() - began_ns) // 1000
@@ -116,6 +126,7 @@ class Streaming:
 
     async def _answer(self, beat: pb.Heartbeat) -> None:
         self._newest, self._round_trip_us = beat.position.txid, beat.round_trip_us
+        self._behind_bytes = beat.behind_bytes if beat.HasField("behind_bytes") else None
         sent_us = self._sent.heartbeat(clock_us(), beat.clock_us, beat.round_trip_us)
         await self._acks.heartbeat(beat.clock_us, beat.sync_requested)
         if self._round_trip_us and self._newest == self._applier.position.txid:
@@ -128,7 +139,13 @@ class Streaming:
         What it has not looked at for longer than its own bound is unknown, and the lag may be as long."""
         known_us = clock_us() - sent_us + look_age_ms * 1000
         lag_us = max(self._lag_us, known_us) if look_age_ms > LOOK_BOUND_S * 1000 else self._lag_us
-        self._show(self._phase(), primary_txid=self._newest, lag_us=lag_us, known_us=known_us)
+        self._show(
+            self._phase(),
+            primary_txid=self._newest,
+            lag_us=lag_us,
+            known_us=known_us,
+            behind_bytes=self._behind_bytes,
+        )
 
     def _phase(self) -> State:
         """A replica that is level streams; one that was level stays so unless it falls far behind."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from node.serving import Serving
 from walcast.errors import WalcastError
-from walcast.position import Position
+from walcast.position import Position, format_txid
 
 log = logging.getLogger("walcast.primary")
 
@@ -64,7 +64,7 @@ class Drain:
             if txid < self.position.txid:
                 gone = not any(one.id == name for one in serving.served.followers.connected)
                 why = "its stream has ended" if gone else f"it does not acknowledge more within {followers_s:g} s"
-                self.missing.append(f"the follower {name} is at TXID {txid}: {why}")
+                self.missing.append(f"the follower {name} is at TXID {format_txid(txid)}: {why}")
 
     def note_archive(self) -> None:
         """How far it is now, when nothing more is uploaded."""
@@ -73,7 +73,7 @@ class Drain:
             return
         self.archived = False
         why = archiver.error or f"the store has not taken more within {self.within_s:g} s"
-        self.missing.append(f"the archive is at TXID {archiver.txid}: {why}")
+        self.missing.append(f"the archive is at TXID {format_txid(archiver.txid)}: {why}")
 
     def say(self) -> None:
         """How it ended."""

@@ -44,7 +44,7 @@ def restore_missing(settings: DatabaseSettings, stopping: Callable[[], bool] = l
     """Make a missing database from its archive, where that was asked for. False when there is still none, as the
     archive is empty. ConfigError where nothing could ever come of it; Stopped once the node is to stop."""
     if not settings.path.parent.is_dir() and not settings.restore:
-        raise ConfigError(f"{settings.path.parent}: no such folder")
+        raise ConfigError(f"{settings.path.parent}: no such folder; make it first, or check the path")
     if not settings.restore:
         return False
     if not settings.archive:

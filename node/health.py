@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.failover.member import Member
+from node.failover.reports import missing_kind
 from node.serving import Serving, trouble_kind
 from walcast.remedies import FailureKind
 
@@ -33,7 +34,6 @@ def member_failure(member: Member) -> Failure | None:
     if text is None:
         return None
     if serving is None:
-        kind = FailureKind.STALE if member.following is not None else FailureKind.NOT_SERVED
-        return Failure(kind, text, member.name)
+        return Failure(missing_kind(member), text, member.name)
     failure = serving_failure(serving)
     return failure or Failure(FailureKind.FENCED, text, member.name)

@@ -53,7 +53,7 @@ class Human(logging.Formatter):
             "msg": _value(record.getMessage(), quoted=True),
         }
         for name, value in _facts(record).items():
-            parts[_name(name, parts)] = _value(_text(value))
+            parts[_name(name, parts)] = _value(_txid(value) if name.endswith("txid") else _text(value))
         if (trace := _traceback(record, self)) is not None:
             parts[_name("traceback", parts)] = _value(trace, shorten=False)
         return " ".join(f"{name}={value}" for name, value in parts.items())
@@ -61,6 +61,11 @@ class Human(logging.Formatter):
 
 def _name(name: str, taken: dict[str, str]) -> str:
     return f"{name}_" if name in taken else name
+
+
+def _txid(value: object) -> str:
+    """As flags take it, where it is one."""
+    return f"{value:016x}" if isinstance(value, int) else _text(value)
 
 
 def _text(value: object) -> str:

@@ -250,7 +250,7 @@ class Retrying(ABC):
         return [
             pb.DatabaseStatus(
                 name=failed.name,
-                path=str(path),
+                path=str(path.absolute()),
                 position=pb.Position(),
                 archive=pb.ArchiveStatus(error=f"not served: {failed.why}"),
                 trouble=failed.why,

@@ -246,7 +246,7 @@ class Serving:
         checksums = self.served.log.checksums
         message = pb.DatabaseStatus(
             name=self.settings.name,
-            path=str(database.path),
+            path=str(database.path.absolute()),
             position=wire.position_message(position, self.served.log.term),
             page_size=database.page_size,
             pages=checksums.commit_pages if checksums else 0,

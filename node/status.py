@@ -15,6 +15,7 @@ from walcast.facts import finite, lag_facts, moment_text, node_facts, primary_fa
 from walcast.identity import read_database_id
 from walcast.redaction import shown_url
 from walcast.remedies import FailureKind
+from walcast.replica import txids_behind
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statedir import behind_link, is_path, state_dir
@@ -68,7 +69,7 @@ def replica_status(path: Path) -> Facts:
     now = time.time_ns()
     wal = Path(f"{path}-wal")
     live = status.is_live(now)
-    lag_txids, lag_ms = max(0, status.primary_txid - status.position.txid), status.lag_ms(now)
+    lag_ms = status.lag_ms(now) if status.level_ns else None
     facts = {
         "name": status.name,
         "path": str(path.absolute()),
@@ -81,11 +82,9 @@ def replica_status(path: Path) -> Facts:
         "position": str(status.position),
         "txid": status.position.txid,
         "primary_txid": status.primary_txid,
-        "lag_txids": lag_txids,
-        "lag_ms": finite(lag_ms) if status.level_ns else None,
-        "lag": lag_facts(None, None, None)
-        if status.is_own
-        else lag_facts(lag_txids, None if lag_txids else 0, lag_ms if status.level_ns else None),
+        "lag_txids": txids_behind(path, status),
+        "lag_ms": finite(lag_ms),
+        "lag": lag_facts(None, None, None if status.is_own else lag_ms),  # nobody tells what the primary has now
         "wal_bytes": wal.stat().st_size if wal.exists() else 0,
         "primary": status.primary,
         "app_url": status.app_url or None,

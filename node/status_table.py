@@ -64,7 +64,8 @@ def _rows(facts: Facts) -> Iterator[Row]:
         wal = f"{database['wal_bytes'] / 1e6:.1f}"
         yield database["name"], _state(database), txid_text(database["txid"]), "", "", "", wal
         for follower in database["followers"]:
-            applied, durable = txid_text(follower["applied_txid"]), txid_text(follower["durable_txid"])
+            applied = txid_text(follower["applied_txid"])
+            durable = txid_text(follower["durable_txid"]) if follower["durable_txid"] else ""  # 0: nobody asked
             lag = f"{follower['lag_ms']:.1f}"
             yield f"  {follower['id']}", follower["state"], applied, durable, str(follower["lag_txids"]), lag, ""
         archive = database["archive"]
@@ -105,10 +106,10 @@ def _path_table(facts: Facts) -> Table:
     shown = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
     shown.add_column()
     shown.add_column(overflow="fold")
-    for name in ("state", "since", "position", "lag_txids", "lag_ms", "primary", "term", "wal_bytes", "id"):
-        behind_nobody = facts["role"] == "primary" and name in ("lag_txids", "lag_ms", "primary")
-        if facts.get(name) is not None and not behind_nobody:
-            shown.add_row(name, plain(str(facts[name])))
+    for name in ("state", "since", "position", "lag", "primary", "term", "wal_bytes", "id"):
+        if facts.get(name) is None or (facts["role"] == "primary" and name in ("lag", "primary")):
+            continue  # a primary is behind nobody
+        shown.add_row(name, plain(_lag(facts["lag"]) if name == "lag" else str(facts[name])))
     for folder in facts.get("discarded", ()):
         shown.add_row("kept aside", plain(folder))
     if tls := facts.get("tls"):
@@ -120,6 +121,15 @@ def _path_table(facts: Facts) -> Table:
         shown.add_row("trouble", plain(trouble["text"]))
         shown.add_row("what to do", plain(trouble["remedy"]))
     return shown
+
+
+def _lag(lag: Facts) -> str:
+    known = [
+        f"{lag[unit]:,} {word}"
+        for unit, word in (("transactions", "transactions"), ("bytes", "bytes"), ("ms", "ms"))
+        if lag[unit] is not None
+    ]
+    return ", ".join(known) or "not known"
 
 
 def _certificate(tls: Facts) -> str:

@@ -58,7 +58,9 @@ class Watching(Retrying):
 
     async def __aenter__(self) -> Self:
         if not self._folder.dir.is_dir():
-            raise ConfigError(f"{self.config.where}: {self._folder.dir}: no such folder")
+            raise ConfigError(
+                f"{self.config.where}: {self._folder.dir}: no such folder; make it first, or check the path"
+            )
         self._notices = Notices(self._folder, self._noticed)
         return await super().__aenter__()
 

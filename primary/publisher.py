@@ -255,7 +255,7 @@ class Publisher(rpc.ReplicationServicer):
         # Also of one that calls itself something else each time.
         quiet = hello.observer or self._crowds.due(who, burst=BURST_OF_ONE) is None
         level, name = logging.DEBUG if quiet else logging.INFO, served.database.name
-        key, facts = ("connected", name, follower.id), {"follower": follower.id, "at": str(position)}
+        key, facts = ("connected", name, follower.id), {"database": name, "follower": follower.id, "at": str(position)}
         self._rarely.log(level, "follower connected", key, facts, burst=BURST)
         try:
             yield pb.PrimaryMessage(
@@ -283,7 +283,8 @@ class Publisher(rpc.ReplicationServicer):
             reading.cancel()
             if not hello.observer:
                 served.followers.remove(follower)
-            key, gone = ("gone", name, follower.id), {"follower": follower.id, "applied_txid": follower.applied_txid}
+            key = "gone", name, follower.id
+            gone = {"database": name, "follower": follower.id, "applied_txid": follower.applied_txid}
             self._rarely.log(level, "follower gone", key, gone, burst=BURST)
 
     async def _send_from(
@@ -542,6 +543,7 @@ def _heartbeat(served: Served, follower: Follower, sent_txid: int) -> pb.Primary
             position=wire.position_message(served.log.position, served.log.term),
             clock_us=time.monotonic_ns() // 1000,
             round_trip_us=follower.round_trip_us,
+            behind_bytes=served.log.bytes_after(sent_txid),
         )
     )
 
@@ -560,7 +562,7 @@ async def _chunks(
             break
         last = entry
         while entry.size - start > CHUNK_BYTES:
-            yield _chunk(entry.read(start, CHUNK_BYTES), [], 0, served), txid
+            yield _chunk(entry.read(start, CHUNK_BYTES), [], 0, served, txid), txid
             start += CHUNK_BYTES
         pieces.append(entry.read(start))
         size += entry.size - start
@@ -573,7 +575,7 @@ async def _chunks(
     captured_ns = last.captured_ns or _captured_before(last)
     if not last.captured_ns:
         follower.sent(txid, captured_ns)
-    yield _chunk(b"".join(pieces), ends, captured_ns, served), txid
+    yield _chunk(b"".join(pieces), ends, captured_ns, served, txid), txid
 
 
 def _captured_before(entry: Entry) -> int:
@@ -583,12 +585,18 @@ def _captured_before(entry: Entry) -> int:
     return time.monotonic_ns() - age_ns or -1
 
 
-def _chunk(data: bytes, ends: list[int], captured_ns: int, served: Served) -> pb.PrimaryMessage:
+def _chunk(data: bytes, ends: list[int], captured_ns: int, served: Served, ended_txid: int) -> pb.PrimaryMessage:
     age_us = max(0, time.monotonic_ns() - captured_ns) // 1000 if captured_ns else 0
     age_us = min(age_us, 0xFFFFFFFF)
     look_ms = look_age_ms(served)  # before the position: a look that ends in between is in it
     newest = served.log.position.txid
     chunk = pb.Chunk(
-        data=data, ends=ends, age_us=age_us, position_txid=newest, term=served.log.term, look_age_ms=look_ms
+        data=data,
+        ends=ends,
+        age_us=age_us,
+        position_txid=newest,
+        term=served.log.term,
+        look_age_ms=look_ms,
+        behind_bytes=served.log.bytes_after(ended_txid),
     )
     return pb.PrimaryMessage(chunk=chunk)

@@ -32,6 +32,7 @@ from node.http.near import is_loopback
 from node.http.request import Answer, Request
 from node.http.routes import near
 from walcast.errors import ConfigError
+from walcast.statusfile import State
 from walcast.wire import Address
 
 # Which Host is answered
@@ -199,8 +200,9 @@ def test_the_kind_of_failure_is_what_is_wrong_first(
     settings = SimpleNamespace(name="app")
     serving = SimpleNamespace(trouble=trouble, database=database, settings=settings) if served else None
     said = trouble or ("fenced" if served and not holds else None)
-    member: Any = SimpleNamespace(serving=serving, following=object(), trouble=said, name="app")
-    failure = member_failure(member)
+    following = SimpleNamespace(showing=SimpleNamespace(error=None), status=SimpleNamespace(state=State.DISCONNECTED))
+    member = SimpleNamespace(serving=serving, trouble=said, name="app", following=following)
+    failure = member_failure(member)  # type: ignore[arg-type]
     assert failure == (Failure(kind, said, "app") if kind and said else None)
 
 

@@ -67,7 +67,7 @@ def test_a_status_table_shows_names_as_they_are(text: str, capsys: pytest.Captur
         "archive": {"error": text, "txid": 1, "lag": lag}, "followers": [follower],
     }  # fmt: skip
     tls = {"identity": text, "not_after": "2027"}
-    replica = dict.fromkeys(("role", "state", "position", "lag_txids", "lag_ms", "primary", "wal_bytes", "id"), text)
+    replica = dict.fromkeys(("role", "state", "position", "primary", "wal_bytes", "id"), text)
     for facts in (
         {"role": text, "term": 1, "databases": [database], "tls": tls},
         replica | {"path": text, "troubles": troubles, "discarded": [text], "tls": tls},

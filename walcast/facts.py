@@ -123,6 +123,8 @@ def _database(database: pb.DatabaseStatus) -> Facts:
 def _state(database: pb.DatabaseStatus) -> str:
     if database.trouble_kind == FailureKind.NOT_SERVED:
         return "not-served"
+    if database.trouble_kind == FailureKind.NOT_MADE:
+        return "waiting"
     if database.role == "follower":
         return database.state or "starting"  # its role is not known yet
     return "fenced" if database.role == "fenced" else "serving"
@@ -132,8 +134,11 @@ def _lag(database: pb.DatabaseStatus) -> Facts:
     """Behind the primary; a primary is behind nobody."""
     if database.role != "follower":
         return lag_facts(0, 0, 0.0)
-    behind = max(0, database.primary_txid - database.position.txid) if database.primary_txid else None
-    return lag_facts(behind, 0 if behind == 0 else None, database.lag_ms if database.HasField("lag_ms") else None)
+    return lag_facts(
+        database.lag_txids if database.HasField("lag_txids") else None,
+        database.lag_bytes if database.HasField("lag_bytes") else None,
+        database.lag_ms if database.HasField("lag_ms") else None,
+    )
 
 
 def _archive(archive: pb.ArchiveStatus, txid: int) -> Facts:

@@ -12,6 +12,9 @@ class FailureKind(StrEnum):
     DAMAGED = "damaged"
     FENCED = "fenced"
     STALE = "stale"
+    NOT_APPLIED = "not-applied"
+    NO_REPLICA = "no-replica"
+    NOT_MADE = "not-made"
     NOT_SERVED = "not-served"
     NOT_ARCHIVED = "not-archived"
     STOPPED = "stopped"
@@ -30,6 +33,11 @@ _REMEDIES = {
     "walcast promote {path}",
     FailureKind.STALE: "See that the primary answers: walcast status {primary}. If it is gone for good, on this host: "
     "walcast promote {path} --force",
+    FailureKind.NOT_APPLIED: "Mend what the text names on this host, as room on the disk; the follower goes on by "
+    "itself.",
+    FailureKind.NO_REPLICA: "Mend what the text names; the first copy is tried again by itself. See that the primary "
+    "answers: walcast status {primary}",
+    FailureKind.NOT_MADE: "Start the app, which makes the database: it is served from then on.",
     FailureKind.NOT_SERVED: "Mend what the text names; the database is tried again by itself.",
     FailureKind.NOT_ARCHIVED: "See that {url} can be reached and written to with the credentials of this node; uploads "
     "go on by themselves.",

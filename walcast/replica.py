@@ -118,20 +118,7 @@ class Replica:
         if _is_primary(status):
             return Lag(0, 0.0)
         ms = status.lag_ms(time.time_ns()) if status.level_ns else math.inf
-        return Lag(self._behind(status), ms)
-
-    def _behind(self, status: Status) -> int:
-        behind = status.primary_txid - status.position.txid
-        if behind >= TERM_TXIDS:
-            # A promotion may lie between, with TXIDs that no transaction had. The follower wrote down which, before it
-            # took the first transaction of the new term.
-            try:
-                standing = read_standing(state_dir(self._database))
-            except (OSError, ConfigError):
-                standing = None
-            if standing is not None:
-                behind -= gaps_between(standing.history, status.position.txid, status.primary_txid)
-        return max(0, behind)
+        return Lag(txids_behind(self._database, status), ms)
 
     def wait_for(self, token: str | Token | Position, timeout: float = 2.0) -> None:
         """Return once this replica has applied `token`: at once when it has, else within a millisecond of it.
@@ -194,6 +181,21 @@ class Replica:
         return StaleReplica(
             f"{self.path}: {what}; {where}", token=token, position=position, term=term, state=state, timeout=timeout
         )
+
+
+def txids_behind(database: Path, status: Status) -> int:
+    """How many transactions that the primary is known to have had the replica has not."""
+    behind = status.primary_txid - status.position.txid
+    if behind >= TERM_TXIDS:
+        # A promotion may lie between, with TXIDs that no transaction had. The follower wrote down which, before it
+        # took the first transaction of the new term.
+        try:
+            standing = read_standing(state_dir(database))
+        except (OSError, ConfigError):
+            standing = None
+        if standing is not None:
+            behind -= gaps_between(standing.history, status.position.txid, status.primary_txid)
+    return max(0, behind)
 
 
 def _goal(token: str | Token | Position) -> Applied | At:

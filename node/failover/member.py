@@ -31,6 +31,7 @@ from node.failover.reports import Shown, database_status, fenced_words, lease_st
 from node.first_boot import is_awaited, opened_when_free, restore_when_reachable, wait_for_database
 from node.local_service import Facts, LocalService, answer_barrier
 from node.reachable import unreachable
+from node.serving import not_served
 from node.settings import MemberSettings
 from node.status import replica_status
 from primary.damage import Damaged
@@ -77,6 +78,7 @@ class Member:
         self.settled = asyncio.Event()
         self.awaits_app = asyncio.Event()  # set when the app is to make the database first
         self.restore_error: str | None = None  # why it cannot be restored now
+        self.waits_since_ms = 0
         self.tenure = Tenure()
         self.standing = Standing(settings.role, 0)
         self.serving: Serving | None = None
@@ -193,7 +195,9 @@ class Member:
             if not await restore_when_reachable(settings.database, lambda: self.host.stopping, self._say_restore):
                 if self.host.stopping:
                     return
+                self.waits_since_ms = int(time.time() * 1000)
                 self.awaits_app.set()
+                self.host.refuse(self.name, not_served(self.name, "its app has not made it yet"))
                 if not await wait_for_database(settings.database, lambda: self.host.stopping):
                     return
             await opened_when_free(lambda: self._begin_with_app(role), lambda: self.host.stopping)
@@ -445,7 +449,9 @@ class Member:
             return f"{self.path}: the app has not made it yet"
         if self.serving is not None:
             return self.serving.trouble or (None if self.tenure.holds else fenced_words(self))
-        return stale_words(self.path, self.following.status, time.time_ns()) if self.following is not None else None
+        if self.following is None:
+            return None
+        return stale_words(self.path, self.following.status, time.time_ns(), self.following.showing.error)
 
     def remembered_words(self) -> str | None:
         """That it is a follower, though it was started as a primary; None where it is not, or is the primary by now."""
@@ -472,10 +478,13 @@ class Member:
         scrubbing = self.following.scrubbing if self.following is not None else None
         kept_and_scrubbed = {"discarded": kept, "scrub": scrubbing.scrubber.progress.facts() if scrubbing else None}
         shown = {name: facts[name] for name in ("tls", "credentials_error") if name in facts}
-        more = {name: database[name] for name in ("lease", "trouble", "troubles", "since")}
-        found = replica_status(self.path) | more
-        found["databases"] = [one | more | {"lag": database["lag"]} for one in found["databases"]]
-        return found | kept_and_scrubbed | shown
+        try:
+            found = replica_status(self.path)
+        except (ConfigError, Unavailable):  # no file, or no word of one, before there is a replica
+            found = database | {"databases": [database]}
+        more = {name: database[name] for name in ("lease", "trouble", "troubles", "since", "lag")}
+        found["databases"] = [one | more for one in found["databases"]]
+        return facts | found | more | kept_and_scrubbed | shown
 
     async def _answer_archived(self, _: Facts) -> Facts:
         if self.serving is not None and self.serving.archiver is not None:

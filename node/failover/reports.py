@@ -12,10 +12,12 @@ from node.failover import state as d
 from node.shown import SHOW_S, show_primary
 from primary.tenure import Tenure, now_s
 from walcast import wire
+from walcast.errors import DiskFull, Exhausted, WalcastError
 from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
 from walcast.statusfile import STALE_AFTER_S, State, Status, doubled, read_last_status
+from walcast.terms import gaps_between
 
 if TYPE_CHECKING:
     from node.failover.member import Member
@@ -37,8 +39,9 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
     else:
         begins = member.following is None and (member.awaits_app.is_set() or member.restore_error is not None)
         role = "primary" if begins else "follower"
-        status = pb.DatabaseStatus(name=member.name, path=str(member.path), role=role, term=member.standing.term)
-        status.trouble_kind = FailureKind.NOT_SERVED if begins else ""
+        status = pb.DatabaseStatus(
+            name=member.name, path=str(member.path.absolute()), role=role, term=member.standing.term
+        )
         following = member.following
         if following is not None:
             now = following.status
@@ -50,7 +53,11 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
             status.primary_txid = now.primary_txid
             if now.level_ns:
                 status.lag_ms = now.lag_ms(time.time_ns())
-            status.trouble_kind = FailureKind.STALE if trouble else ""
+            if following.showing.is_told:
+                here, there = now.position.txid, now.primary_txid
+                status.lag_txids = max(0, there - here - gaps_between(following.history, here, there))
+                if status.lag_txids == 0 or following.showing.behind_bytes is not None:
+                    status.lag_bytes = (following.showing.behind_bytes or 0) if status.lag_txids else 0
             status.app_url, status.app_url_refused = now.app_url, now.app_url_refused
             applier = following.applier
             if applier is not None:
@@ -59,6 +66,9 @@ def database_status(member: Member, trouble: str | None) -> pb.DatabaseStatus:
                     applier.commit_pages,
                     applier.wal_bytes,
                 )
+        else:
+            status.state_since_ms = member.waits_since_ms
+        status.trouble_kind = missing_kind(member)
     status.trouble = trouble or ""
     if not trouble:
         status.trouble_kind = ""
@@ -89,13 +99,26 @@ def fenced_words(member: Member) -> str:
     )
 
 
-def stale_words(path: Path, status: Status, now_ns: int) -> str | None:
-    """Why a follower's readers may see what is older than STALE_S, or soon will; None: they do not, or there is no
-    replica yet. The text changes only now and then."""
+def missing_kind(member: Member) -> FailureKind:
+    """Of what is wrong with a member that does not serve: is the app to be looked at, the primary, or this node?"""
+    following = member.following
+    if following is None and member.restore_error is not None:
+        return FailureKind.NOT_SERVED
+    if following is None:
+        return FailureKind.NOT_MADE if member.awaits_app.is_set() else FailureKind.OTHER
+    if isinstance(following.showing.error, DiskFull | Exhausted):
+        return FailureKind.NOT_APPLIED
+    return FailureKind.NO_REPLICA if following.status.state is State.BOOTSTRAPPING else FailureKind.STALE
+
+
+def stale_words(path: Path, status: Status, now_ns: int, error: WalcastError | None = None) -> str | None:
+    """Why a follower's readers may see what is older than STALE_S, or soon will; None: they do not, or the first copy
+    is under way. `error`: why there is no stream. The text changes only now and then."""
+    why = f": {error}" if error is not None else ""
     if status.state is State.BOOTSTRAPPING:
-        return None
+        return f"{path}: no replica yet{why}" if why else None
     if status.state not in (State.STREAMING, State.CATCHING_UP):
-        return f"{path}: {status.state}"
+        return f"{path}: {status.state}{why}"
     if not status.is_live(now_ns):
         return f"{path}: this process stands still: it has not said how far the replica is for {STALE_AFTER_S:.0f} s"
     if not status.level_ns:

@@ -429,6 +429,7 @@ class Chunk(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     TENURE_MS_FIELD_NUMBER: _builtins.int
     LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
+    BEHIND_BYTES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     age_us: _builtins.int
     """how long ago the last transaction that ends in this chunk was captured"""
@@ -440,6 +441,8 @@ class Chunk(_message.Message):
     """as in Welcome: a long transaction leaves no room for heartbeats"""
     look_age_ms: _builtins.int
     """as in Heartbeat"""
+    behind_bytes: _builtins.int
+    """of the log behind the last transaction that has ended with this chunk"""
     @_builtins.property
     def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """where in `data` an LTX file ends"""
@@ -454,12 +457,15 @@ class Chunk(_message.Message):
         term: _builtins.int = ...,
         tenure_ms: _builtins.int = ...,
         look_age_ms: _builtins.int = ...,
+        behind_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_behind_bytes", b"_behind_bytes", "behind_bytes", b"behind_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "data", b"data", "ends", b"ends", "look_age_ms", b"look_age_ms", "position_txid", b"position_txid", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_behind_bytes", b"_behind_bytes", "age_us", b"age_us", "behind_bytes", b"behind_bytes", "data", b"data", "ends", b"ends", "look_age_ms", b"look_age_ms", "position_txid", b"position_txid", "tenure_ms", b"tenure_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__behind_bytes: _TypeAlias = _typing.Literal["behind_bytes"]  # noqa: Y015
+    _WhichOneofArgType__behind_bytes: _TypeAlias = _typing.Literal["_behind_bytes", b"_behind_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__behind_bytes) -> _WhichOneofReturnType__behind_bytes | None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
@@ -474,6 +480,7 @@ class Heartbeat(_message.Message):
     TENURE_MS_FIELD_NUMBER: _builtins.int
     SYNC_REQUESTED_FIELD_NUMBER: _builtins.int
     LOOK_AGE_MS_FIELD_NUMBER: _builtins.int
+    BEHIND_BYTES_FIELD_NUMBER: _builtins.int
     clock_us: _builtins.int
     """the primary's monotonic clock; only to be echoed"""
     round_trip_us: _builtins.int
@@ -485,6 +492,8 @@ class Heartbeat(_message.Message):
     """somebody waits until what was applied is durable: sync, then acknowledge"""
     look_age_ms: _builtins.int
     """how long ago the primary last knew that `position` was the newest commit"""
+    behind_bytes: _builtins.int
+    """of the log behind the last transaction that was sent; unset: not known"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
@@ -497,12 +506,15 @@ class Heartbeat(_message.Message):
         tenure_ms: _builtins.int = ...,
         sync_requested: _builtins.bool = ...,
         look_age_ms: _builtins.int = ...,
+        behind_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_behind_bytes", b"_behind_bytes", "behind_bytes", b"behind_bytes", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_us", b"clock_us", "look_age_ms", b"look_age_ms", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us", "sync_requested", b"sync_requested", "tenure_ms", b"tenure_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_behind_bytes", b"_behind_bytes", "behind_bytes", b"behind_bytes", "clock_us", b"clock_us", "look_age_ms", b"look_age_ms", "position", b"position", "reply_requested", b"reply_requested", "round_trip_us", b"round_trip_us", "sync_requested", b"sync_requested", "tenure_ms", b"tenure_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__behind_bytes: _TypeAlias = _typing.Literal["behind_bytes"]  # noqa: Y015
+    _WhichOneofArgType__behind_bytes: _TypeAlias = _typing.Literal["_behind_bytes", b"_behind_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__behind_bytes) -> _WhichOneofReturnType__behind_bytes | None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
@@ -889,6 +901,8 @@ class DatabaseStatus(_message.Message):
     PRIMARY_TXID_FIELD_NUMBER: _builtins.int
     LAG_MS_FIELD_NUMBER: _builtins.int
     WAL_HELD_FIELD_NUMBER: _builtins.int
+    LAG_TXIDS_FIELD_NUMBER: _builtins.int
+    LAG_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     page_size: _builtins.int
@@ -922,6 +936,10 @@ class DatabaseStatus(_message.Message):
     """of a follower: how old its newest state may be; unset: not known"""
     wal_held: _builtins.str
     """of a primary: who keeps the WAL from beginning anew; empty: nobody"""
+    lag_txids: _builtins.int
+    """of a follower: transactions that it knows of and has not; unset: not known"""
+    lag_bytes: _builtins.int
+    """of a follower: how much of the primary's log those are; unset: not known"""
     @_builtins.property
     def position(self) -> Global___Position: ...
     @_builtins.property
@@ -962,14 +980,25 @@ class DatabaseStatus(_message.Message):
         primary_txid: _builtins.int = ...,
         lag_ms: _builtins.float | None = ...,
         wal_held: _builtins.str = ...,
+        lag_txids: _builtins.int | None = ...,
+        lag_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "archive", b"archive", "lag_ms", b"lag_ms", "lease", b"lease", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "_lag_ms", b"_lag_ms", "_lag_txids", b"_lag_txids", "archive", b"archive", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "lease", b"lease", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lag_ms", b"lag_ms", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "primary_txid", b"primary_txid", "role", b"role", "state", b"state", "state_since_ms", b"state_since_ms", "term", b"term", "trouble", b"trouble", "trouble_kind", b"trouble_kind", "wal_bytes", b"wal_bytes", "wal_held", b"wal_held"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "_lag_ms", b"_lag_ms", "_lag_txids", b"_lag_txids", "app_url", b"app_url", "app_url_refused", b"app_url_refused", "archive", b"archive", "database_id", b"database_id", "followers", b"followers", "lag_bytes", b"lag_bytes", "lag_ms", b"lag_ms", "lag_txids", b"lag_txids", "lease", b"lease", "log_bytes", b"log_bytes", "log_first_txid", b"log_first_txid", "look_age_ms", b"look_age_ms", "name", b"name", "page_size", b"page_size", "pages", b"pages", "path", b"path", "position", b"position", "primary", b"primary", "primary_txid", b"primary_txid", "role", b"role", "state", b"state", "state_since_ms", b"state_since_ms", "term", b"term", "trouble", b"trouble", "trouble_kind", b"trouble_kind", "wal_bytes", b"wal_bytes", "wal_held", b"wal_held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lag_bytes: _TypeAlias = _typing.Literal["lag_bytes"]  # noqa: Y015
+    _WhichOneofArgType__lag_bytes: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes"]  # noqa: Y015
     _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
     _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015
+    _WhichOneofReturnType__lag_txids: _TypeAlias = _typing.Literal["lag_txids"]  # noqa: Y015
+    _WhichOneofArgType__lag_txids: _TypeAlias = _typing.Literal["_lag_txids", b"_lag_txids"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_bytes) -> _WhichOneofReturnType__lag_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_ms) -> _WhichOneofReturnType__lag_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_txids) -> _WhichOneofReturnType__lag_txids | None: ...
 
 Global___DatabaseStatus: _TypeAlias = DatabaseStatus  # noqa: Y015
 

@@ -1,0 +1,86 @@
+"""What `walcast status` says of a follower: how far behind it is, and why it does not follow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import nodes
+from support.nodes import poll
+from support.replica_set import create_database
+from test_status import checked
+
+from node.failover.reports import missing_kind, stale_words
+from node.status import local_status, status_of
+from walcast import wire
+from walcast.errors import DiskFull, Exhausted, Unavailable
+from walcast.position import Position
+from walcast.remedies import FailureKind
+from walcast.statusfile import State, Status
+
+
+def test_a_follower_that_nobody_tells_of_its_primary_knows_no_lag_but_a_time(tmp_path: Path) -> None:
+    create_database(tmp_path / "app.db")
+    replica = tmp_path / "edge" / "app.db"
+    with nodes.primary(tmp_path / "app.db") as primary, nodes.follower(replica, primary.address) as follower:
+        follower.wait_event("streaming")
+        assert poll(lambda: checked(local_status(replica))["databases"][0]["lag"]["bytes"] == 0)
+        primary.stop()
+        follower.wait_event("trying again")
+        shown = checked(local_status(replica))
+        [database] = shown["databases"]
+        assert database["state"] == "disconnected"
+        assert (database["lag"]["transactions"], database["lag"]["bytes"]) == (None, None)  # nobody tells
+        assert database["lag"]["ms"] > 0
+        assert shown["lag"] == database["lag"]
+        assert database["troubles"][0]["kind"] == "stale"
+        assert primary.address in database["troubles"][0]["text"]
+
+
+def test_a_follower_without_a_replica_says_why(tmp_path: Path) -> None:
+    replica = tmp_path / "app.db"
+    with nodes.follower(replica, "127.0.0.1:1", wait=False) as node:
+        node.wait_event("trying again")
+        shown = checked(local_status(replica))
+        [database] = shown["databases"]
+        assert (shown["role"], shown["state"]) == ("follower", "bootstrapping")
+        assert database["since"]
+        assert "127.0.0.1:1" in database["troubles"][0]["text"]
+        assert database["troubles"][0]["kind"] == "no-replica"
+
+
+def test_a_primary_that_waits_for_its_app_says_so(tmp_path: Path) -> None:
+    with nodes.primary(tmp_path / "app.db", "--wait-for-db", "forever") as primary:
+        shown = checked(status_of(primary.address, wire.Tls()))
+        [database] = shown["databases"]
+        assert (shown["role"], shown["state"], database["state"]) == ("primary", "waiting", "waiting")
+        assert database["since"]
+        assert [trouble["kind"] for trouble in database["troubles"]] == ["not-made"]
+        create_database(tmp_path / "app.db")
+        assert poll(lambda: checked(status_of(primary.address, wire.Tls()))["state"] == "serving")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DiskFull("/edge/app.db-wal"), FailureKind.NOT_APPLIED),
+        (Exhausted("/edge/app.db", "Too many open files"), FailureKind.NOT_APPLIED),
+        (Unavailable("10.0.0.1:7420: cannot be reached"), FailureKind.STALE),
+        (None, FailureKind.STALE),
+    ],
+)
+def test_a_follower_whose_own_disk_is_full_sends_nobody_to_the_primary(
+    error: Unavailable | None, kind: FailureKind
+) -> None:
+    now = time.time_ns()
+    for state in (State.DISCONNECTED, State.BOOTSTRAPPING):
+        status = Status(state=state, position=Position(7, 1), level_ns=now, written_ns=now)
+        said = stale_words(Path("/edge/app.db"), status, now, error)
+        assert (str(error) in (said or "")) is (error is not None)
+        following = SimpleNamespace(showing=SimpleNamespace(error=error), status=status)
+        member = SimpleNamespace(following=following, awaits_app=asyncio.Event())
+        without = FailureKind.NO_REPLICA if kind is FailureKind.STALE else kind
+        assert missing_kind(member) is (kind if state is State.DISCONNECTED else without)  # type: ignore[arg-type]
