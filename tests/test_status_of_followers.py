@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +16,14 @@ from support.nodes import poll
 from support.replica_set import create_database
 from test_status import checked
 
+from follower.client import Client
 from node.failover.reports import missing_kind, stale_words
 from node.status import local_status, status_of
 from walcast import wire
 from walcast.errors import DiskFull, Exhausted, Unavailable
 from walcast.position import Position
 from walcast.remedies import FailureKind
+from walcast.rpc import replication_pb2 as pb
 from walcast.statusfile import State, Status
 
 
@@ -38,6 +43,42 @@ def test_a_follower_that_nobody_tells_of_its_primary_knows_no_lag_but_a_time(tmp
         assert shown["lag"] == database["lag"]
         assert database["troubles"][0]["kind"] == "stale"
         assert primary.address in database["troubles"][0]["text"]
+
+
+def test_a_stream_tells_how_much_is_left_of_it(tmp_path: Path) -> None:
+    """What a follower's `lag.bytes` is made of: the bytes that it has still to get, down to none."""
+    create_database(tmp_path / "app.db")
+    with nodes.primary(tmp_path / "app.db") as primary:
+        start = nodes.barrier(primary.address)
+        with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None, timeout=10)) as app:
+            app.execute("create table more(x)")
+            for _ in range(4):
+                app.execute("insert into more values (randomblob(100000))")
+        end = nodes.barrier(primary.address)
+
+        async def chunks() -> list[pb.Chunk]:
+            client = Client(wire.Address.parse(primary.address), wire.Tls(), database="app", follower_id="reader")
+            found: list[pb.Chunk] = []
+            try:
+                async with client.stream(start, 0, observer=True) as stream:
+                    while not found or found[-1].behind_bytes:
+                        message = await stream.read()
+                        if message.WhichOneof("kind") == "chunk":
+                            found.append(message.chunk)
+            finally:
+                await client.close()
+            return found
+
+        found = asyncio.run(chunks())
+        left = [chunk.behind_bytes for chunk in found]
+        assert left == sorted(left, reverse=True)
+        assert left[0] > 300_000
+        assert left[-1] == 0
+        assert found[-1].position_txid == end.txid
+        ended = [chunk for chunk in found if chunk.ends]
+        for chunk, later in pairwise(ended):
+            between = sum(len(one.data) for one in found[found.index(chunk) + 1 : found.index(later) + 1])
+            assert chunk.behind_bytes - later.behind_bytes == between
 
 
 def test_a_follower_without_a_replica_says_why(tmp_path: Path) -> None:
