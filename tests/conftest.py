@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+from collections.abc import Generator
 
 import pytest
 from support.forks import end_shared_forks
@@ -17,6 +19,17 @@ def seed() -> int:
     value = int(os.environ.get("WALCAST_TEST_SEED") or random.randrange(1 << 32))
     print(f"WALCAST_TEST_SEED={value}")
     return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The garbage collector does not look at thousands of modules and tests, which all stay: two seconds a worker."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure() -> None:
