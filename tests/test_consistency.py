@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from support import warm
 from support.docs_session import is_as_shown, lines_of
 from support.nodes import ENVIRONMENT
 from support.recipes import read_blocks
@@ -26,20 +25,14 @@ PATIENCE_S = 120.0
 
 
 def run(*names: str) -> str:
-    """What the examples print; they are told to end when it takes too long, so that nothing of theirs is left."""
-    command = [sys.executable, "-m", "examples.consistency", *names]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=PATIENCE_S)
-    print(out, err)
-    assert process.returncode == 0, err[-2000:]
-    assert err == ""
-    return out
+    """What the examples print."""
+    done = warm.run(
+        [sys.executable, "-m", "examples.consistency", *names], cwd=ROOT, env=ENVIRONMENT, timeout=PATIENCE_S
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    return done.stdout
 
 
 def parts_of(said: str) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
     fork_server.py FD       takes orders from the socket FD, one packet each, until the other side is closed
 
-An order is JSON, with four file descriptors: standard input, output and error, and where to report.
+An order is JSON, with file descriptors: standard input, output and error, those that it is to keep under their numbers,
+and where to report.
 
-    {"run": "walcast" or a script of `support`, "arguments": […], "environment": {…}, "directory": PATH, "umask": N}
+    {"run": "walcast" or a script of `support`, "arguments": […], "environment": {…}, "directory": PATH, "umask": N,
+     "session": has it one of its own?, "kept": [numbers of descriptors]}
 
 The report is two lines: the process id when it runs; when it has ended, the exit code as `subprocess` has it and the
 seconds of processor time.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -46,6 +49,7 @@ PRELOADED = (
 )
 SUPPORT = Path(__file__).parent
 ORDER_MAX_BYTES = 1 << 18
+MOST_FDS = 1024
 running: dict[int, int] = {}  # process id → where to report
 
 
@@ -54,13 +58,13 @@ def become(order: dict[str, Any], fds: list[int]) -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, fd in enumerate(fds):
-        os.dup2(fd, number)
-    os.closerange(3, 1024)
+    put_in_place(dict(zip([0, 1, 2, *order["kept"]], fds, strict=True)))
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["directory"])
     os.umask(order["umask"])
+    if order["session"]:
+        os.setsid()
     sys.argv = [order["run"], *order["arguments"]]
     code = run(order["run"])
     threading._shutdown()  # type: ignore[attr-defined] # as the end of an interpreter does: wait for threads,
@@ -68,6 +72,19 @@ def become(order: dict[str, Any], fds: list[int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def put_in_place(fds: dict[int, int]) -> None:
+    """Number → descriptor: each under its number, and no others."""
+    above = [fcntl.fcntl(fd, fcntl.F_DUPFD, MOST_FDS) for fd in fds.values()]
+    for number, fd in zip(fds, above, strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
+    at = 3
+    for number in sorted(number for number in fds if number >= at):
+        os.closerange(at, number)
+        at = number + 1
+    os.closerange(at, MOST_FDS)
 
 
 def run(what: str) -> int:
@@ -119,7 +136,7 @@ def serve(orders: socket.socket) -> None:
             reap()
         if orders not in ready:
             continue
-        data, fds, _, _ = socket.recv_fds(orders, ORDER_MAX_BYTES, 4)
+        data, fds, _, _ = socket.recv_fds(orders, ORDER_MAX_BYTES, 16)
         if not data:
             return
         pid = os.fork()
@@ -127,7 +144,7 @@ def serve(orders: socket.socket) -> None:
             code = 70
             try:
                 signal.set_wakeup_fd(-1)
-                code = become(json.loads(data), fds[:3])
+                code = become(json.loads(data), fds[:-1])
             finally:
                 os._exit(code)
         running[pid] = fds.pop()
@@ -145,4 +162,5 @@ def main() -> None:
     serve(socket.socket(fileno=int(sys.argv[1])))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -97,12 +97,58 @@ class Forked:
         self.wait(seconds)
 
 
-class Forks:
+class Orders:
+    """What a fork server takes through a socket."""
+
+    def __init__(self, environment: Mapping[str, str], orders: socket.socket) -> None:
+        self.environment = dict(environment)
+        self._orders = orders
+
+    def start(self, what: str, arguments: Sequence[str | Path], fds: Fds, environment: Mapping[str, str]) -> Forked:
+        """Start `walcast`, or a script of `support`, in just this environment."""
+        return Forked(self.order(what, arguments, fds, environment))
+
+    def order(
+        self,
+        what: str,
+        arguments: Sequence[str | Path],
+        fds: Fds,
+        environment: Mapping[str, str],
+        *,
+        directory: str | Path | None = None,
+        new_session: bool = False,
+        kept: Sequence[int] = (),
+    ) -> int:
+        """Start it, with these `kept` descriptors: where it is reported of."""
+        order = {
+            "run": what,
+            "arguments": [str(a) for a in arguments],
+            "environment": dict(environment),
+            "directory": str(directory or Path.cwd()),
+            "umask": _umask(),
+            "session": new_session,
+            "kept": list(kept),
+        }
+        report, theirs = os.pipe()
+        try:
+            socket.send_fds(self._orders, [json.dumps(order).encode()], [*fds, *kept, theirs])
+        finally:
+            os.close(theirs)
+        return report
+
+    def run(self, what: str, *arguments: str | Path, out: Path, err: Path) -> Forked:
+        """Start `walcast`, or a script of `support`. What it says is appended to the files."""
+        with NOTHING.open("rb") as none, out.open("ab") as said, err.open("ab") as complained:
+            fds = none.fileno(), said.fileno(), complained.fileno()
+            return self.start(what, arguments, fds, self.environment)
+
+
+class Forks(Orders):
     """A fork server."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = dict(environment)
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(environment, ours)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, str(SERVER), str(theirs.fileno())],
@@ -111,28 +157,6 @@ class Forks:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-
-    def start(self, what: str, arguments: Sequence[str | Path], fds: Fds, environment: Mapping[str, str]) -> Forked:
-        """Start `walcast`, or a script of `support`, in just this environment."""
-        order = {
-            "run": what,
-            "arguments": [str(a) for a in arguments],
-            "environment": dict(environment),
-            "directory": str(Path.cwd()),
-            "umask": _umask(),
-        }
-        report, theirs = os.pipe()
-        try:
-            socket.send_fds(self._orders, [json.dumps(order).encode()], [*fds, theirs])
-        finally:
-            os.close(theirs)
-        return Forked(report)
-
-    def run(self, what: str, *arguments: str | Path, out: Path, err: Path) -> Forked:
-        """Start `walcast`, or a script of `support`. What it says is appended to the files."""
-        with NOTHING.open("rb") as none, out.open("ab") as said, err.open("ab") as complained:
-            fds = none.fileno(), said.fileno(), complained.fileno()
-            return self.start(what, arguments, fds, self.environment)
 
     def end(self) -> None:
         """The server and every process that it started."""

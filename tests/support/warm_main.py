@@ -1,0 +1,72 @@
+"""The main module of a process of `support.warm`: `-m MODULE ARGUMENTS` or `-c CODE`.
+
+Before anything else it forks a fork server of its own, from which all comes that it starts itself with `subprocess`.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from support import fork_server
+from support.forks import Orders
+from support.warm import WarmPopen, forked_as
+
+PRELOADED = "PRELOADED"  # more modules, for what it starts
+Real = subprocess.Popen
+
+
+def own_server() -> tuple[socket.socket, int]:
+    """Where it takes orders, and its process. It ends with this process, and with it all that it started."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            fork_server.serve(theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    return ours, pid
+
+
+def start_from(orders: Orders) -> type:
+    """To be in the place of `subprocess.Popen`."""
+
+    class Popen:
+        def __class_getitem__(cls, item: object) -> object:
+            return cls
+
+        def __new__(cls, command: Any, *args: Any, **kwargs: Any) -> Any:
+            if args or isinstance(command, (str, Path)) or forked_as(command) is None:
+                return Real(command, *args, **kwargs)
+            return WarmPopen(command, orders=orders, **kwargs)
+
+    return Popen
+
+
+def main() -> None:
+    for module in os.environ.pop(PRELOADED, "").split():
+        import_module(module)
+    ours, pid = own_server()
+    subprocess.Popen = start_from(Orders(os.environ, ours))  # type: ignore[misc,assignment]
+    kind, what, *arguments = sys.argv[1:]
+    try:
+        if kind == "-m":
+            sys.argv = [what, *arguments]
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = ["-c", *arguments]
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+
+
+main()
