@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support import warm
+from support.leftovers import processes_in
 
 from node import demo_app
 from node.demo import Demo
@@ -132,30 +134,23 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return os.environ | {"TMPDIR": str(tmp_path)}
 
 
-def processes_in(folder: Path) -> list[str]:
-    """The command lines that name a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue  # it has just ended
-        if str(folder) in line:
-            found.append(line)
-    return found
-
-
-def run(command: list[str], environment: dict[str, str]) -> tuple[int, dict[str, Any], str]:
+def answer(done: subprocess.CompletedProcess[str]) -> tuple[int, dict[str, Any], str]:
     """Exit code, facts, and what people were told."""
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
+def run_planted(planted: str, environment: dict[str, str]) -> tuple[int, dict[str, Any], str]:
+    """A short demo with something in it that is wrong; its processes are forked."""
+    command = [sys.executable, "-c", PLANTED.format(planted=planted)]
+    return answer(warm.run(command, env=environment, timeout=PATIENCE_SECONDS))
+
+
 def test_proves_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, environment: dict[str, str]) -> None:
-    code, facts, told = run(COMMAND, environment)
+    """Each process in an interpreter of its own, as users have it."""
+    code, facts, told = answer(
+        subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    )
     assert code == 0, told
     assert facts["passed"]
     assert facts["failure"] is None
@@ -213,7 +208,7 @@ def test_proves_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, envir
     ],
 )
 def test_names_what_failed(planted: str, named: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    code, facts, told = run([sys.executable, "-c", PLANTED.format(planted=planted)], environment)
+    code, facts, told = run_planted(planted, environment)
     assert code == 1, told
     assert not facts["passed"]
     assert named in facts["failure"]
@@ -228,7 +223,7 @@ def test_names_what_failed(planted: str, named: str, tmp_path: Path, environment
 
 @pytest.mark.slow
 def test_commits_lost_with_a_host_are_counted_and_named_with_where_they_are_kept(environment: dict[str, str]) -> None:
-    code, facts, told = run([sys.executable, "-c", PLANTED.format(planted=FROZEN_PRIMARY)], environment)
+    code, facts, told = run_planted(FROZEN_PRIMARY, environment)
     assert code == 0, told
     assert 5 <= facts["lost_commits"] <= 100
     assert len(facts["kept_in"]) == 1
@@ -250,7 +245,7 @@ def test_commits_that_are_neither_on_the_new_primary_nor_kept_fail_the_demo(tmp_
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, environment: dict[str, str]) -> None:
-    with subprocess.Popen(COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+    with warm.WarmPopen(COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stderr is not None
         for line in demo.stderr:
             if PHASES["write"] in line:

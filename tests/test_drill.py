@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from support import warm
+from support.leftovers import processes_in
 from support.nodes import ENVIRONMENT, Node, poll
 
 from node.cli import main
@@ -53,19 +55,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return ENVIRONMENT | {"TMPDIR": str(tmp_path / "temporary")}
 
 
-def processes_in(folder: Path) -> list[str]:
-    """The command lines that name a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue  # it has just ended
-        if str(folder) in line:
-            found.append(line)
-    return found
-
-
 # The drill
 
 
@@ -74,14 +63,7 @@ def test_a_drill_finds_every_promise_kept_and_leaves_nothing_behind(
 ) -> None:
     html = tmp_path / "report.html"
     began_s = time.monotonic()
-    done = subprocess.run(
-        [*COMMAND, *PATIENT, "--json", "--html", str(html)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S * 2,
-        check=False,
-    )
+    done = warm.run([*COMMAND, *PATIENT, "--json", "--html", str(html)], env=environment, timeout=PATIENCE_S * 2)
     print(done.stderr)
     facts = json.loads(done.stdout)
     assert done.returncode == 0, [promise for promise in facts["promises"] if not promise["kept"]]

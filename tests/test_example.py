@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from support.leftovers import processes_in
 from support.nodes import poll, primary
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
@@ -462,7 +463,7 @@ def test_three_regions_from_their_start_to_their_end(tmp_path: Path) -> None:
     assert (site.process.returncode, said) == (0, "")
     for log in tmp_path.glob("*/app.log"):
         assert "Traceback" not in log.read_text(), log.read_text()
-    assert not [pid for pid in Path("/proc").glob("[0-9]*") if str(tmp_path) in _environment(pid)]
+    assert processes_in(tmp_path) == []
 
 
 def write_at_an_edge_and_read_there(visitor: Visitor, edge: str) -> None:
@@ -534,15 +535,6 @@ def stranger(site: Site) -> int:
         urllib.request.urlopen(f"{site.facts['control']}/state", timeout=WAIT_S)
     refused.value.close()
     return refused.value.code
-
-
-def _environment(process: Path) -> str:
-    try:
-        return process.joinpath("environ").read_bytes().decode(errors="replace") + process.joinpath(
-            "cmdline"
-        ).read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def test_a_failed_start_says_why_in_one_line(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
 from support.forks import PATIENCE_S, Forked, Orders, shared_forks
+from support.nodes import ENVIRONMENT
 
 MAIN = "warm_main.py"
 COMMAND = "walcast"
@@ -26,6 +27,8 @@ File = int | IO[Any] | None
 def forked_as(command: Sequence[str | Path]) -> tuple[str, list[str]] | None:
     """What a fork server is to run, and its arguments. None for a command that is no Python of this one."""
     program, *rest = map(str, command)
+    if Path(program) == Path(sys.executable).with_name(COMMAND):
+        return COMMAND, rest
     if program != sys.executable:
         return None
     if rest[:1] == ["-P"]:  # no folder of its own in the path, as it is with a forked one
@@ -72,7 +75,7 @@ class WarmPopen(Forked):
                 theirs = number if file is None else file if isinstance(file, int) else file.fileno()
             fds.append(theirs)
         try:
-            report = (orders or shared_forks(environment)).order(
+            report = (orders or shared_forks(ENVIRONMENT)).order(
                 *what,
                 (fds[0], fds[1], fds[2]),
                 environment,
