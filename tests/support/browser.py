@@ -16,12 +16,20 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from support import warm
 from support.nodes import ENVIRONMENT, PATIENCE_S, poll
 
 # Nothing is asked of the world outside: neither updates nor anybody's servers.
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync", "--force-color-profile=srgb"]
+# The last list counts, so Playwright's own is here again. New is the address bar's popup: nobody sees it, and it is a
+# page of its own for each window, which costs as much as all that the tests look at.
+NOT_USED = ["DestroyProfileOnBrowserClose", "HttpsUpgrades", "HttpsFirstBalancedModeAutoEnable", "LensOverlay"]
+NOT_USED += ["MediaRouter", "PaintHolding", "OptimizationHints", "NetworkTimeServiceQuerying", "AimEnabled"]
+NOT_USED += ["WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"]
+QUIET += [f"--disable-features={','.join(NOT_USED)}"]
 TIMEOUT_MS = 15_000
+APP = "gunicorn.app.wsgiapp gunicorn.workers.gthread examples.flask_app.app"  # what three regions import
 
 
 @contextmanager
@@ -61,11 +69,11 @@ def regions(folder: Path) -> Iterator[Regions]:
     """`python -m examples.flask_app`, until it is ended as by Ctrl-C."""
     log = folder / "runner.err"
     with log.open("wb") as err:
-        process = subprocess.Popen(
+        process = warm.WarmPopen(
             [sys.executable, "-m", "examples.flask_app", "--json", "--folder", str(folder / "site")],
             stdout=subprocess.PIPE,
             stderr=err,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"PRELOADED": APP},
             text=True,
         )
     try:
