@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from support import warm
 from support.leftovers import processes_in
-from support.nodes import poll, primary
+from support.nodes import ENVIRONMENT, poll, primary
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
@@ -415,8 +416,13 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-m", "examples.flask_app", "--json", "--workers", "1", "--lease-time", "1"]
-        self.process = subprocess.Popen(
-            [*command, "--folder", str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        self.process = warm.WarmPopen(
+            [*command, "--folder", str(folder)],
+            cwd=ROOT,
+            env=ENVIRONMENT | {"PRELOADED": warm.SITE},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.facts: dict[str, Any] = {}
 
@@ -541,6 +547,7 @@ def test_a_failed_start_says_why_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "frankfurt").mkdir()
     (tmp_path / "frankfurt" / "app.db").write_bytes(b"not a database" * 100)
     command = [sys.executable, "-m", "examples.flask_app", "--folder", str(tmp_path), "--workers", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    environment = ENVIRONMENT | {"PRELOADED": warm.SITE}
+    done = warm.run(command, cwd=ROOT, env=environment, timeout=WAIT_S)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: walcast in Frankfurt ended: [^\n]*not a SQLite database\n", done.stderr), done.stderr

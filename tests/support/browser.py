@@ -29,7 +29,6 @@ NOT_USED += ["MediaRouter", "PaintHolding", "OptimizationHints", "NetworkTimeSer
 NOT_USED += ["WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"]
 QUIET += [f"--disable-features={','.join(NOT_USED)}"]
 TIMEOUT_MS = 15_000
-APP = "gunicorn.app.wsgiapp gunicorn.workers.gthread examples.flask_app.app"  # what three regions import
 
 
 @contextmanager
@@ -73,7 +72,7 @@ def regions(folder: Path) -> Iterator[Regions]:
             [sys.executable, "-m", "examples.flask_app", "--json", "--folder", str(folder / "site")],
             stdout=subprocess.PIPE,
             stderr=err,
-            env=ENVIRONMENT | {"PRELOADED": APP},
+            env=ENVIRONMENT | {"PRELOADED": warm.SITE},
             text=True,
         )
     try:

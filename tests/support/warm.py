@@ -21,6 +21,8 @@ from support.nodes import ENVIRONMENT
 
 MAIN = "warm_main.py"
 COMMAND = "walcast"
+# For PRELOADED, which `warm_main` looks at: what each region of the example would import for itself.
+SITE = "gunicorn.app.wsgiapp gunicorn.workers.gthread examples.flask_app.app"
 File = int | IO[Any] | None
 
 
@@ -105,6 +107,8 @@ class WarmPopen(Forked):
         self.wait(timeout)
         for reader in readers:
             reader.join(PATIENCE_S)
+        for pipe in pipes.values():
+            pipe.close()
         return said.get(1), said.get(2)
 
     def terminate(self) -> None:

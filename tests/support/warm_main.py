@@ -10,6 +10,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def start_from(orders: Orders) -> type:
 def main() -> None:
     for module in os.environ.pop(PRELOADED, "").split():
         import_module(module)
+    this = os.getpid()
     ours, pid = own_server()
     subprocess.Popen = start_from(Orders(os.environ, ours))  # type: ignore[misc,assignment]
     kind, what, *arguments = sys.argv[1:]
@@ -65,8 +67,10 @@ def main() -> None:
             sys.argv = ["-c", *arguments]
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     finally:
-        ours.close()
-        os.waitpid(pid, 0)
+        if os.getpid() == this:  # not in a worker that it forked
+            ours.close()
+            with suppress(ChildProcessError):  # it waits for all of its children itself
+                os.waitpid(pid, 0)
 
 
 main()
