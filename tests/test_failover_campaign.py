@@ -21,8 +21,8 @@ def run(directory: Path, seed: int, failovers: int, **options: str) -> None:
         print(it.finish())
 
 
-def test_six_failovers_lose_nothing_that_was_acknowledged(tmp_path: Path, seed: int) -> None:
-    run(tmp_path, seed, 6)
+def test_three_failovers_lose_nothing_that_was_acknowledged(tmp_path: Path, seed: int) -> None:
+    run(tmp_path, seed, 3)
 
 
 @pytest.mark.slow
