@@ -147,7 +147,7 @@ def rounds(tmp_path: Path, count: int, seed: int) -> None:
 
 
 def test_killed_at_random_instants_the_replica_resumes_where_its_file_is(tmp_path: Path) -> None:
-    rounds(tmp_path, 5, seed=random.randrange(1 << 32))
+    rounds(tmp_path, 10, seed=random.randrange(1 << 32))
 
 
 @pytest.mark.slow

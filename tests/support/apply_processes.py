@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from support.apply_source import TOTAL
+from support.warm import WarmPopen
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 60.0
+IMPORT_MUCH = ["apply_victim"]
 
 
 def poll(what: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
@@ -32,7 +34,8 @@ def poll(what: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
 @contextmanager
 def script(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """One of the scripts here, with pipes; ended when the block ends."""
-    process = subprocess.Popen(
+    popen: Any = WarmPopen if name in IMPORT_MUCH else subprocess.Popen
+    process = popen(
         [sys.executable, str(HERE / f"{name}.py"), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,5 +1,5 @@
-"""`python -m MODULE` and `python -c CODE`, forked from a process that has everything imported: milliseconds instead of
-half a second of processor time each. What such a process starts in the same way is forked, too.
+"""`python -m MODULE`, `python -c CODE` and scripts of `support`, forked from a process that has everything imported:
+milliseconds instead of half a second of processor time each. What such a process starts in the same way is forked, too.
 
 For tests of what these processes do; that their commands start in an interpreter of their own is tested elsewhere.
 """
@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 from support.forks import PATIENCE_S, Forked, Orders, shared_forks
 from support.nodes import ENVIRONMENT
 
+HERE = Path(__file__).parent
 MAIN = "warm_main.py"
 COMMAND = "walcast"
 # For PRELOADED, which `warm_main` looks at: what each region of the example would import for itself.
@@ -37,6 +38,8 @@ def forked_as(command: Sequence[str | Path]) -> tuple[str, list[str]] | None:
         rest = rest[1:]
     if rest[:2] == ["-m", "node.cli"] and rest[2:3] not in (["demo"], ["drill"]):
         return COMMAND, rest[2:]
+    if rest and Path(rest[0]).parent == HERE:
+        return Path(rest[0]).name, rest[1:]
     return (MAIN, rest) if rest[:1] in (["-m"], ["-c"]) else None
 
 
