@@ -550,4 +550,6 @@ def test_a_failed_start_says_why_in_one_line(tmp_path: Path) -> None:
     environment = ENVIRONMENT | {"PRELOADED": warm.SITE}
     done = warm.run(command, cwd=ROOT, env=environment, timeout=WAIT_S)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: walcast in Frankfurt ended: [^\n]*not a SQLite database\n", done.stderr), done.stderr
+    assert re.fullmatch(r"error: walcast in Frankfurt ended: [^\n]*not a SQLite database[^\n]*\n", done.stderr), (
+        done.stderr
+    )

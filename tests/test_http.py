@@ -207,7 +207,9 @@ def test_the_kind_of_failure_is_what_is_wrong_first(
 
 
 def test_a_database_that_is_not_there_yet_is_not_served() -> None:
-    member: Any = SimpleNamespace(serving=None, following=None, trouble="not restored yet", name="app")
+    member: Any = SimpleNamespace(
+        serving=None, following=None, restore_error="not restored yet", trouble="not restored yet", name="app"
+    )
     assert member_failure(member) == Failure(FailureKind.NOT_SERVED, "not restored yet", "app")
 
 

@@ -249,7 +249,7 @@ def test_a_heartbeat_that_falls_due_while_the_place_is_offered_does_not_break_th
         gate = Gate(listening=lambda: NOWHERE)
 
         async def send() -> None:
-            async for message in Publisher({"app": served}, None, gate)._send_from(served, follower, 5):
+            async for message in Publisher({"app": served}, None, gate)._send_from(served, follower, 5, 0):
                 sent.append(message.WhichOneof("kind"))
 
         sending = asyncio.create_task(send())

@@ -347,7 +347,9 @@ class Upkeep:
     def _tick(self) -> None:
         if self._stop.is_set():
             raise Unavailable("stopping")
-        self._here.attempt.check()
+        attempt: Attempt | None = getattr(self._here, "attempt", None)
+        if attempt is not None:
+            attempt.check()
 
 
 def _now_ms() -> int:

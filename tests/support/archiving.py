@@ -14,7 +14,9 @@ from support.e2e_oracle import Served
 from support.nodes import poll
 
 from primary.archiving.archiver import Archiver
+from primary.archiving.attempt import Attempt
 from primary.archiving.levels import ArchivePolicy
+from primary.archiving.upkeep import Upkeep, _working
 from walcast.archive import ArchiveFile, list_files
 from walcast.restore import restore
 from walcast.store import Store
@@ -33,6 +35,11 @@ def archiving(app: Served, store: Store, policy: ArchivePolicy = CALM) -> Iterat
         yield archiver
     finally:
         archiver.stop()
+
+
+def run_upkeep(upkeep: Upkeep) -> None:
+    """One round, in this thread."""
+    upkeep._run(Attempt(upkeep._run, "upkeep", _working.release))
 
 
 def archived(app: Served, archiver: Archiver) -> bool:
