@@ -141,6 +141,16 @@ def check_copy_start(start: pb.CopyStart, page_size: int, seen_term: int) -> Non
         raise ProtocolViolation("the copy is of a database without a position")
 
 
+def check_copy_round(start: pb.CopyStart, before: pb.CopyStart) -> None:
+    """A copy that goes on with the pages that have changed since."""
+    check_copy_start(start, before.page_size, before.position.term)
+    if start.database_id != before.database_id:
+        raise ProtocolViolation("a copy goes on as that of another database")
+    begun, now = wire.position_of(before.position), wire.position_of(start.position)
+    if now.txid < begun.txid or start.position.term < before.position.term:
+        raise ProtocolViolation(f"a copy that began at {begun} goes on at {now}")
+
+
 def check_copy_end(end: pb.CopyEnd, start: pb.CopyStart) -> Position:
     """Where a copy has to be streamed to."""
     begun, ended = wire.position_of(start.position), check_position(end.position)

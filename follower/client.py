@@ -266,6 +266,7 @@ class Client:
                     page_size=page_size,
                     database_is_guess=self._hello.database_is_guess,
                     last_mismatched=last_mismatched,
+                    takes_rounds=True,
                     database_id=self.database_id,
                 )
                 await _write(call, pb.CopyRequest(hello=hello))

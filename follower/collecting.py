@@ -58,6 +58,7 @@ class Collecting:
         self.position = Position()
         self.term = term
         self.end: CopyEnd | None = None
+        self.path = partial.path
         self._partial = partial
         self._base = base
         self._reach = Reach(partial.page_size, max(announced_pages, partial.pages, len(base)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from follower.applier import Applier
 from follower.bootstrap import Progress
-from follower.checks import check_copy_end, said_by
+from follower.checks import check_copy_end, check_copy_round, said_by
 from follower.client import Client, Copy, OtherPageSize
 from follower.collecting import Collecting, laid_over
 from follower.identity import ReplicaIdentity
@@ -38,6 +38,8 @@ from walcast.rpc import replication_pb2 as pb
 log = logging.getLogger("walcast.follower")
 
 T = TypeVar("T")
+
+ROUNDS_MOST = 100
 
 
 async def from_primary(
@@ -96,7 +98,12 @@ async def from_primary(
             client.database_id = start.database_id  # the stream must be of the same database
             written = await _collect(client, copy, collecting, len(sums), progress)
             left.all_came()
-            await _in_thread(lambda stopping: collecting.put_into(target, stopping))
+
+            def finish(stopping: Stopping) -> None:
+                collecting.put_into(target, stopping)
+                left.discard()
+
+            await _in_thread(finish)
     except OtherPageSize as other:
         left.after(other)
         if applier is None:  # of what an earlier try left; now there is nothing
@@ -108,20 +115,28 @@ async def from_primary(
     finally:
         if unfinished is None:
             left.close()
-    left.discard()
     facts = {"position": str(target.position), "pages": written, "of": start.commit_pages}
     log.info("copied from the primary", extra=facts)
 
 
 async def _collect(client: Client, copy: Copy, target: Collecting, have_pages: int, progress: Progress | None) -> int:
     """Everything up to one position; how many pages the copy had."""
-    start = copy.start
+    start, written = copy.start, 0
     pieces = Pieces(target, start, have_pages)
-    while (message := await copy.read()).WhichOneof("kind") == "pages":
+    for _ in range(ROUNDS_MOST):
+        while (message := await copy.read()).WhichOneof("kind") == "pages":
+            with said_by(client.primary):
+                pieces.write(message.pages)
+            if progress is not None:
+                progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
+        written += pieces.written
+        if message.WhichOneof("kind") != "start":
+            break
         with said_by(client.primary):
-            pieces.write(message.pages)
-        if progress is not None:
-            progress(message.pages.scanned_pages * start.page_size, start.commit_pages * start.page_size)
+            check_copy_round(message.start, start)
+        have_pages, start = max(have_pages, start.commit_pages), message.start
+        check_announced(target.path, max(0, start.commit_pages - have_pages) * start.page_size)
+        pieces = Pieces(target, start, have_pages)
     if message.WhichOneof("kind") != "end":
         raise Unavailable(f"{client.primary}: a copy broke off")
     with said_by(client.primary):
@@ -130,7 +145,7 @@ async def _collect(client: Client, copy: Copy, target: Collecting, have_pages: i
             target.commit(start.position.term, begin, start.commit_pages)
     if begin != end:
         await _stream_until(client, target, start, end.txid)
-    return pieces.written
+    return written
 
 
 def _nothing() -> None:

@@ -373,7 +373,7 @@ class Publisher(rpc.ReplicationServicer):
             except (DecodeError, TimeoutError) as error:
                 detail = f"no page checksums came: {str(error) or 'it took too long'}"
                 raise Refused(pb.REFUSAL_KIND_STOPPING, detail) from error
-            async with contextlib.aclosing(copy_pages(served.database, theirs)) as replies:
+            async with contextlib.aclosing(copy_pages(served.database, theirs, rounds=hello.takes_rounds)) as replies:
                 async for reply in replies:
                     served.check_tenure()
                     yield reply

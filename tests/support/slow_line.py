@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -16,13 +16,11 @@ BUFFER_BYTES = 16 << 10  # a real line holds little
 @dataclass
 class Line:
     """What is done to the bytes that come from the server. `rate`: bytes a second, None: as they come. `cut_after`: so
-    many bytes, each connection ends. `damage`: which bytes of all are changed, ascending. `meanwhile`: what is done
-    once so many bytes of all have passed, ascending, before the next ones do."""
+    many bytes, each connection ends. `damage`: which bytes of all are changed, ascending."""
 
     rate: float | None = None
     cut_after: int | None = None
     damage: list[int] = field(default_factory=list)
-    meanwhile: list[tuple[int, Callable[[], object]]] = field(default_factory=list)
     address: Address = Address("127.0.0.1", 0)  # noqa: RUF009 - frozen
     passed_bytes: int = 0
     connections: int = 0
@@ -39,8 +37,6 @@ class Line:
             await writer.drain()
             passed += len(data)
             self.passed_bytes += len(data)
-            while self.meanwhile and self.meanwhile[0][0] <= self.passed_bytes:
-                await asyncio.to_thread(self.meanwhile.pop(0)[1])
             if self.cut_after is not None and passed >= self.cut_after:
                 return
 

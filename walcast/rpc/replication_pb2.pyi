@@ -594,6 +594,7 @@ class CopyHello(_message.Message):
     DATABASE_IS_GUESS_FIELD_NUMBER: _builtins.int
     LAST_MISMATCHED_FIELD_NUMBER: _builtins.int
     DATABASE_ID_FIELD_NUMBER: _builtins.int
+    TAKES_ROUNDS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     database: _builtins.str
     follower_id: _builtins.str
@@ -604,6 +605,8 @@ class CopyHello(_message.Message):
     """the copy before this one did not have the checksum that the log says"""
     database_id: _builtins.str
     """as in Hello"""
+    takes_rounds: _builtins.bool
+    """the reply may begin anew with a later start, which has only pages that changed since"""
     def __init__(
         self,
         *,
@@ -614,10 +617,11 @@ class CopyHello(_message.Message):
         database_is_guess: _builtins.bool = ...,
         last_mismatched: _builtins.bool = ...,
         database_id: _builtins.str = ...,
+        takes_rounds: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_id", b"database_id", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "last_mismatched", b"last_mismatched", "page_size", b"page_size", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "database_id", b"database_id", "database_is_guess", b"database_is_guess", "follower_id", b"follower_id", "last_mismatched", b"last_mismatched", "page_size", b"page_size", "protocol", b"protocol", "takes_rounds", b"takes_rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +656,10 @@ Global___CopyRequest: _TypeAlias = CopyRequest  # noqa: Y015
 
 @_typing.final
 class CopyStart(_message.Message):
+    """Where a copy took long, and the receiver takes rounds, another start comes in place of the end, and after it the pages
+    that have changed since they were sent: the stream from there is shorter than the one from the start before.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: _builtins.int
