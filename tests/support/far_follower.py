@@ -53,6 +53,7 @@ async def following(app: Served, replica: Path, line: Line, **options: Any) -> A
     finally:
         publisher.stop()
         await server.stop(0)
+        await until(lambda: not app.database.readers, 10)  # the thread of a copy may still read
 
 
 async def until(what: Callable[[], bool], within_s: float) -> None:
