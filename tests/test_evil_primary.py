@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -128,6 +129,12 @@ def put(at: int, data: bytes) -> Callable[[bytearray], None]:
     return change
 
 
+def round_of(**facts: Any) -> Lie:
+    return copies(
+        EvilPrimary.start, lambda evil: evil.piece([1, 2], evil.pages), lambda evil: evil.start(**facts), ends
+    )
+
+
 BOMB = lz4.block.compress(bytes(64 << 20), store_size=False)
 
 LIES_IN_A_COPY: dict[str, Lie] = {
@@ -154,6 +161,10 @@ LIES_IN_A_COPY: dict[str, Lie] = {
     "a size of 0": piece([1, 2], sizes=[0, 1]),
     "a block of 64 MiB": piece([1], sizes=[len(BOMB)], blocks=BOMB),
     "seen 2^32-1 pages": piece([1], scanned_pages=0xFFFFFFFF),
+    "a round of other pages": round_of(page_size=8192),
+    "a round before the start": round_of(position=pb.Position(txid=1, checksum=CHECKSUM_FLAG, term=1)),
+    "a round of another database": round_of(database_id="1" * 32),
+    "a round of 2^32-1 pages": round_of(commit_pages=0xFFFFFFFF),
     "only the first page": copies(EvilPrimary.start, lambda evil: evil.piece([1], evil.pages[:1]), ends),
     "an end before the start": copies(
         EvilPrimary.start,
@@ -189,6 +200,26 @@ def test_a_copy_that_lies_leaves_nothing_and_the_next_one_is_taken(evil: EvilPri
             await until(lambda: follower.status.state is State.STREAMING, task)
             assert rows(path) == (2, 3)
             assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+    with serving(evil) as primary:
+        asyncio.run(run(primary))
+
+
+def test_rounds_without_end_are_left_and_a_refusal_of_a_first_copy_for_its_pages_ends_nothing(
+    evil: EvilPrimary, tmp_path: Path
+) -> None:
+    path = tmp_path / "f" / "app.db"
+    path.parent.mkdir()
+    other_pages = pb.CopyReply(refusal=pb.Refusal(kind=pb.REFUSAL_KIND_PAGE_SIZE, detail="others"))
+
+    async def run(primary: wire.Address) -> None:
+        evil.copied = lambda: itertools.repeat(evil.start())
+        async with following(path, primary) as (task, losses, follower):
+            await until(lambda: bool(losses.errors), task)
+            evil.copied = lambda: iter([other_pages])
+            await until(lambda: len(losses.errors) >= 3, task)
+            evil.copied = evil.honest_copy
+            await until(lambda: follower.status.state is State.STREAMING, task)
 
     with serving(evil) as primary:
         asyncio.run(run(primary))
@@ -257,6 +288,7 @@ LIES_IN_A_STREAM: dict[str, Lie] = {
     "a name that moves the cursor": says(database="\x1b[2Japp"),
     "a URL of 900 kB": says(app_url="http://x/" + "a" * 900_000),
     "an id that is none": says(database_id="../../x"),
+    "it goes on inside a transaction that never came": says(resume_bytes=100_000),
     "a TXID that cannot be": says(position=pb.Position(txid=2**64 - 1, checksum=CHECKSUM_FLAG)),
     "too long a history": says(history=history(*range(1, HISTORY_TERMS + 2)), term=500),
     "a history beyond the term": says(history=history(2)),
@@ -362,6 +394,7 @@ REFUSALS: dict[str, Lie] = {
     "a detail of 900 kB": refuses(kind=pb.REFUSAL_KIND_STOPPING, detail="x" * 900_000),
     "unknown database": refuses(kind=pb.REFUSAL_KIND_UNKNOWN_DATABASE, detail="no such database"),
     "another protocol": refuses(kind=pb.REFUSAL_KIND_PROTOCOL_VERSION, detail="upgrade"),
+    "other pages": refuses(kind=pb.REFUSAL_KIND_PAGE_SIZE, detail="others"),
     "a kind that is none": refuses(kind=99, detail="?"),
     "a history of a term that cannot be": refuses(kind=pb.REFUSAL_KIND_DIVERGED, history=history(2**32 - 1)),
     "too long a history": refuses(kind=pb.REFUSAL_KIND_LOG_MOVED_ON, history=history(*range(1, 500))),
