@@ -168,8 +168,8 @@ def emptied(path: Path, store: Store) -> ConfigError:
     """What is wrong with an empty database, and what to do."""
     return ConfigError(
         f"{path} is an empty database, and its archive {store.url} is not empty: to go on with what is archived, stop "
-        "its app, remove the file and start walcast primary with --restore; to archive the empty database, say so once "
-        "with --continue-archive"
+        f"its app and restore that first (walcast restore {store.url} -o {path} --force); to archive the empty "
+        "database, say so once with --continue-archive"
     )
 
 
@@ -185,14 +185,14 @@ def has_something(store: Store) -> bool:
 
 
 def _is_empty(path: Path) -> bool:
-    """Has it no table and no other page than its first?"""
-    if has_wal(path):
-        return False
+    """Has it no table and no other page than its first? SQLite deletes a WAL beside a file of zero bytes."""
     with path.open("rb") as file:
         head = file.read(_CELLS.stop)
         size = file.seek(0, os.SEEK_END)
     if not head:
         return True
+    if has_wal(path):
+        return False
     page_size = int.from_bytes(head[16:18], "big")
     one_page = size <= (65536 if page_size == 1 else page_size)
     return one_page and head[_LEAF] == b"\x0d" and head[_CELLS] == b"\0\0"

@@ -4,8 +4,9 @@ Only a machine that went down can have lost what was written and not synced. So 
 that there is to go by, an older state is taken for the work of a power cut only if the machine was started since and
 the file is still the same one; otherwise somebody put it there on purpose.
 
-`app.db-walcast/boot`: the kernel's boot id, and device, inode and the inode's generation of the database, a line each.
-The generation tells a file from another one that was given its inode after it was removed. `boot` itself goes when a
+`app.db-walcast/boot`: the kernel's boot id; device, inode and the inode's generation of the database; and the inode of
+its WAL, a line each.
+The generation tells a file from another one that was given its inode after it was removed. The boot id goes when a
 primary has ended and has synced the database: a power cut can take nothing back then of what the log has.
 """
 
@@ -14,10 +15,10 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from walcast.filesystem import fsync_directory, write_durably
+from walcast.filesystem import write_durably
 
 NAME = "boot"
 
@@ -27,25 +28,33 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """`boot_id` is empty and `generation` 0 where the system does not tell."""
+    """`boot_id` is empty and `generation` 0 where the system does not tell; `boot_id` also where a power cut can take
+    nothing back of what the log has."""
 
     boot_id: str
     file: tuple[int, int]
     generation: int = 0
+    wal: int = 0
 
     @classmethod
-    def now(cls, db_fd: int) -> Boot:
+    def now(cls, db_fd: int, wal_fd: int | None = None) -> Boot:
         """The present one, for an open database."""
         try:
             boot_id = _BOOT_ID.read_text().strip()
         except OSError:
             boot_id = ""
         facts = os.fstat(db_fd)
-        return cls(boot_id, (facts.st_dev, facts.st_ino), _generation(db_fd))
+        wal = os.fstat(wal_fd).st_ino if wal_fd is not None else 0
+        return cls(boot_id, (facts.st_dev, facts.st_ino), _generation(db_fd), wal)
+
+    def has_wal_of_another(self, last: Boot | None) -> bool:
+        """Is the WAL still the one that it was when `last` was written, and the database another file? Where both were
+        copied to another place, neither is the same."""
+        return last is not None and self.wal == last.wal != 0 and not self._is_file_of(last)
 
     def lost_power_since(self, last: Boot | None) -> bool:
         """May a power cut have taken back what stood in this file when `last` was written?"""
-        return last is not None and self.boot_id != last.boot_id and self._is_file_of(last)
+        return last is not None and bool(last.boot_id) and self.boot_id != last.boot_id and self._is_file_of(last)
 
     def _is_file_of(self, last: Boot) -> bool:
         known = self.generation and last.generation
@@ -62,8 +71,8 @@ def _generation(fd: int) -> int:
 def read_boot(state_dir: Path) -> Boot | None:
     """What was written last; None when there is nothing, or nothing that can be read."""
     try:
-        boot_id, device, inode, generation = (state_dir / NAME).read_text().split("\n")[:4]
-        return Boot(boot_id, (int(device), int(inode)), int(generation))
+        boot_id, device, inode, generation, wal = [*(state_dir / NAME).read_text().split("\n")[:5], ""][:5]
+        return Boot(boot_id, (int(device), int(inode)), int(generation), int(wal or 0))
     except (OSError, ValueError):
         return None
 
@@ -72,11 +81,12 @@ def write_boot(state_dir: Path, boot: Boot) -> None:
     """Durably. The log must be durable up to where the database stands."""
     if read_boot(state_dir) == boot:
         return
-    text = f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n{boot.generation}\n"
+    text = f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n{boot.generation}\n{boot.wal}\n"
     write_durably(state_dir / NAME, text.encode())
 
 
 def forget_boot(state_dir: Path) -> None:
-    """Durably. All that the log has must be durable in the database."""
-    (state_dir / NAME).unlink(missing_ok=True)
-    fsync_directory(state_dir)
+    """Durably. All that the log has must be durable in the database. Which files they are is still known."""
+    last = read_boot(state_dir)
+    if last is not None:
+        write_boot(state_dir, replace(last, boot_id=""))

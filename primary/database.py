@@ -118,7 +118,7 @@ class Database:
         self.loop.foreign.forget()
         self.files.sync()  # the WAL may restart from now on, over what somebody checkpointed without a sync
         begin_at(self._capture, at, term)
-        write_boot(self.state.path, Boot.now(self.files.db_fd))
+        write_boot(self.state.path, Boot.now(self.files.db_fd, self.files.wal_fd))
         checkpoint_on_close(self._reader)  # the one that is closed last
         self._brought_together = True
         self.loop.start(resumed=True, held=at is not None)

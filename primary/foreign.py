@@ -153,6 +153,10 @@ class ForeignWrites:
         self._looked_closer_s = time.monotonic()
         self._suspicious = self._checkpointed = False
 
+    def distrust(self) -> None:
+        """Nobody saw who wrote to the database before this process began: look as closely as after a write."""
+        self._suspicious = True
+
     def shrank(self) -> None:
         """The file is shorter than it may be."""
         self._doubted_ms = self._doubted_ms or self._seen_good_ms
@@ -200,8 +204,9 @@ class ForeignWrites:
         try:
             check_size()
         except Truncated as error:
-            self._note(Note(pages, str(error), good_ms))
-            raise
+            known = error.knowing(self.archive)
+            self._note(Note(pages, str(known), good_ms))
+            raise known from None
         if not wrong and not self._complaint:
             log.warning("all pages have their checksums again", extra=facts)
             self._found, self._shrunk = [], False

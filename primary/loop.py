@@ -24,7 +24,7 @@ from primary.boot import Boot
 from primary.capture import Capture
 from primary.checkpointer import Checkpointer
 from primary.foreign import ForeignWrites
-from primary.identity import SizeWatch, Truncated, check_same_files
+from primary.identity import SizeWatch, Truncated, beside_wal, check_same_files, check_wal
 from primary.long_readers import LongReaders
 from primary.opening import check_schema
 from primary.redo import recover
@@ -32,7 +32,7 @@ from primary.refusing import allow_checkpoints, refuse_checkpoints
 from primary.relief import Relief
 from primary.resume import Scanned, begin_restored, compare, resume
 from primary.wakeup import Wakeup
-from walcast.errors import DiskFull, LostContinuity, Stopped, Unavailable, WalcastError
+from walcast.errors import ConfigError, DiskFull, LostContinuity, Stopped, Unavailable, WalcastError
 from walcast.locks import try_lock, unlock
 from walcast.position import Position
 from walcast.rarely import Rarely
@@ -147,7 +147,12 @@ class CaptureLoop:
         why = "the database was damaged and is whole again" if trusted else "the WAL does not continue the log"
         resumed = not trusted and resume(self._capture)
         if resumed:
-            if not Boot.now(self._files.db_fd).lost_power_since(last_boot):
+            now = Boot.now(self._files.db_fd, self._files.wal_fd)
+            if now.has_wal_of_another(last_boot):
+                what = f"{self._files.path} was put in the place of another database"
+                raise ConfigError(f"{what}: {beside_wal(self._files.path)}, and start again")
+            if not now.lost_power_since(last_boot):
+                self.foreign.distrust()
                 return
             # The WAL is whole, but a checkpoint that was not synced may have been lost from under it.
             why = "the machine was started since"
@@ -414,6 +419,7 @@ class CaptureLoop:
             return
         self._looked_s = now
         check_same_files(self._files)
+        check_wal(self._files, self._capture.frame, self._capture.salt, self._capture.page_size)
         size = self._size.size  # before the capture: then it knows every commit that a checkpoint may have cut it to
         self._capture.capture()
         try:

@@ -42,7 +42,8 @@ def check_schema(path: Path) -> None:
             connection.set_busy_timeout(SWITCH_TIMEOUT_MS)
             connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
     except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise ConfigError(f"{path}: {error}; restore it from its archive, or promote a follower") from error
+        again = f"stop the app, restore it (walcast restore ARCHIVE_URL -o {path} --force) or promote a follower"
+        raise ConfigError(f"{path}: {error}; {again}, and start again") from error
 
 
 def open_database(path: Path) -> apsw.Connection:

@@ -14,7 +14,7 @@ import numpy as np
 
 from primary.capture import Capture
 from primary.entries import append_entry
-from primary.identity import check_page_size
+from primary.identity import check_page_size, check_wal_mode
 from primary.refusing import checkpoints_refused
 from walcast import ltx
 from walcast.checksum import PageChecksums
@@ -86,6 +86,7 @@ def compare(capture: Capture, stopping: Callable[[], bool] = lambda: False, know
     log = capture.log
     check_page_size(capture.files, capture.page_size)
     with PageReader(capture.files, capture.reader) as reader, checkpoints_refused(capture.files):
+        check_wal_mode(capture.files.path, reader.read(1, 1))
         if known is not None and known.is_of(reader.header):
             now = known.checksums
         else:

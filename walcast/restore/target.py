@@ -33,9 +33,11 @@ def check_output(output: Path, *, force: bool) -> None:
     if output.is_dir():
         raise ConfigError(f"{output} is a directory: give the path of the database file")
     if not force:
-        for path in (output, *side_files(output)):
-            if os.path.lexists(path):
-                raise ConfigError(f"{path} exists: give another output path, or --force to replace the database")
+        if os.path.lexists(output):
+            raise ConfigError(f"{output} exists: give another output path, or --force to replace the database")
+        left = [str(path) for path in side_files(output) if os.path.lexists(path)]
+        if left:
+            raise ConfigError(f"{output} is gone, and files of it are left: remove them first: rm {' '.join(left)}")
 
 
 def side_files(output: Path) -> list[Path]:
