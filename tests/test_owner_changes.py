@@ -239,8 +239,8 @@ def mend(line: str, db: Path, archive: Path, node: Node) -> None:
     if command is not None:
         done = walcast(*(word.replace("ARCHIVE_URL", str(archive)) for word in command.groups()))
         assert done.returncode == 0, done.stderr
-    elif "remove them first: rm " in line:
-        for path in line.partition("remove them first: rm ")[2].split():
+    elif left := re.search(r"\(rm ([^)]+)\)", line):
+        for path in left[1].split():
             Path(path).unlink()
     elif "--restore" in line:
         node.arguments.append("--restore")

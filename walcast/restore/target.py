@@ -37,7 +37,8 @@ def check_output(output: Path, *, force: bool) -> None:
             raise ConfigError(f"{output} exists: give another output path, or --force to replace the database")
         left = [str(path) for path in side_files(output) if os.path.lexists(path)]
         if left:
-            raise ConfigError(f"{output} is gone, and files of it are left: remove them first: rm {' '.join(left)}")
+            what = f"{output} is gone, and files of it are left"
+            raise ConfigError(f"{what}: remove them first (rm {' '.join(left)}), or give walcast restore --force")
 
 
 def side_files(output: Path) -> list[Path]:
