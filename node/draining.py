@@ -81,7 +81,7 @@ class Drain:
         facts = {
             "database": self.serving.settings.name,
             "position": str(self.position),
-            "followers": self.followers,
+            "followers": {name: format_txid(txid) for name, txid in self.followers.items()},
             "archived_txid": archiver.txid if archiver else None,
             "seconds": round(time.monotonic() - self.began_s, 3),
         }

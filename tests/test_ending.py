@@ -18,7 +18,7 @@ from support.s3 import CountedS3, counted_s3
 
 from node import draining
 from node.settings import STOP_TIMEOUT_S
-from walcast.position import Position
+from walcast.position import Position, format_txid
 from walcast.restore import restore
 from walcast.statusfile import read_status
 from walcast.store import open_store
@@ -84,7 +84,7 @@ def test_what_was_committed_before_the_signal_is_archived_and_at_the_follower(tm
             assert home.stop() == 0
             said = home.wait_event(WHOLE, number + 1)
             position = Position.parse(said["position"])
-            assert list(said["followers"].values()) == [position.txid]
+            assert list(said["followers"].values()) == [format_txid(position.txid)]
             assert said["archived_txid"] == position.txid
             assert archived(archive, tmp_path / "back.db") == number + 1
             assert poll(lambda at=position: position_of(replica) == at)
@@ -150,7 +150,7 @@ def test_a_store_and_a_follower_that_hang_are_said_and_hold_up_the_end_for_a_bou
         assert said["level"] == "warning"
         archive, behind = said["archived_txid"], list(said["followers"].values())
         assert archive < Position.parse(said["position"]).txid
-        assert behind == [archive]
+        assert behind == [format_txid(archive)]
         assert [what.split(" is at")[0].split(" ")[1] for what in said["missing"]] == ["follower", "archive"]
 
 

@@ -164,6 +164,7 @@ def test_a_check_refuses_what_the_run_refuses(tmp_path: Path, more: str) -> None
 
 def test_several_values_of_a_fact_are_words_of_a_text_log() -> None:
     line = logging.makeLogRecord({"msg": "x", "levelname": "INFO", "levelno": logging.INFO})
-    vars(line).update(missing=["a b", "c"], followers={"edge-1": 7}, none={})
+    vars(line).update(missing=["a b", "c"], followers={"edge-1": 7}, none={}, applied_txid=255)
     facts = parse_logfmt(Human().format(line))
     assert (facts["missing"], facts["followers"], facts["none"]) == ("a b; c", "edge-1: 7", "")
+    assert facts["applied_txid"] == "00000000000000ff"  # as flags take it
