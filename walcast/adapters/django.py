@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from asgiref.local import Local
-from django.core.signals import request_finished, request_started
+from django.core.signals import got_request_exception, request_finished, request_started
 from django.db import connections
 
 from walcast.connection import ReplicaConnection, ReplicaCursor, file_at
+from walcast.locked import explain_locked
 
 
 def replica_database(path: str | os.PathLike[str], *, primary: str = "default") -> dict[str, Any]:
@@ -33,6 +35,7 @@ def replica_database(path: str | os.PathLike[str], *, primary: str = "default") 
     migrations of it, which `ReplicaRouter` leaves out. In tests it is a mirror of the database `primary`.
     """
     path = Path(path).absolute()
+    _replicas.add(path)
     return {
         "ENGINE": "django.db.backends.sqlite3",
         # As Replica.connect does it: three slashes, and bytes, since names need not be UTF-8.
@@ -118,5 +121,17 @@ def forget_writes(**_: Any) -> None:
             kept.close()
 
 
+_replicas: set[Path] = set()  # of DATABASES
+
+
+def _explain(**_: Any) -> None:
+    """A write of the app's own that a replica refused: into the traceback that Django logs and shows, and the log."""
+    error = sys.exception()
+    if error is not None:
+        for path in _replicas:
+            explain_locked(error, path)
+
+
+got_request_exception.connect(_explain)
 request_started.connect(forget_writes)
 request_finished.connect(forget_writes)

@@ -21,11 +21,12 @@ import sqlite3
 from dataclasses import fields
 from typing import Any
 
-from flask import Flask, current_app, g, has_request_context, request
+from flask import Flask, current_app, g, got_request_exception, has_request_context, request
 from werkzeug.wrappers import Response
 
 from walcast.connection import PrimaryMoved, ReadOnlyReplica, WritingConnection
 from walcast.errors import ConfigError, Unavailable
+from walcast.locked import explain_locked
 from walcast.replica import Replica
 from walcast.statedir import behind_link
 from walcast.web.beside import may_be_alone
@@ -58,6 +59,7 @@ class Walcast:
         app.wsgi_app = WSGIMiddleware(app.wsgi_app, database, **options)  # type: ignore[method-assign]
         app.teardown_request(_notice)
         app.teardown_appcontext(_close)
+        got_request_exception.connect(_explain, app)
         app.register_error_handler(ReadOnlyReplica, _follow)
         app.register_error_handler(PrimaryMoved, _follow)
 
@@ -126,6 +128,11 @@ def _close(error: BaseException | None) -> None:
     connection = g.pop(NAME, None)
     if connection is not None:
         connection.close()
+
+
+def _explain(sender: Flask, exception: BaseException, **_: Any) -> None:
+    """A write of the app's own, by a connection of its own, that a replica refused: into the traceback, and the log."""
+    explain_locked(exception, behind_link(sender.extensions[NAME].path))
 
 
 def _follow(error: sqlite3.OperationalError) -> Response:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import httpcore
 
 from walcast.errors import StaleReplica
+from walcast.locked import explain_locked
 from walcast.web import answers
 from walcast.web import headers as h
 from walcast.web.core import Core, Incoming, InDoubt, Request, Trying, with_token
@@ -189,6 +190,9 @@ class ASGIMiddleware:
         except InDoubt:
             await self._refuse(send, incoming, Refuse(502, answers.MAYBE))
             return
+        except Exception as error:
+            explain_locked(error, self._core.path)
+            raise
         if answer.begun or not request.forward:
             return
         if not local.primary:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpcore
 
 from walcast.errors import StaleReplica
+from walcast.locked import explain_locked
 from walcast.web import answers
 from walcast.web import headers as h
 from walcast.web.core import Core, Incoming, InDoubt, Request, Trying, with_token
@@ -158,11 +159,14 @@ class WSGIMiddleware:
         # At the primary any request may turn out to write, up to its teardown.
         answer.held = local.primary or core.wants_token(incoming, local, request)
         kept = _keep(environ) if local.primary else b""
-        body = self._app(environ, answer.start)
         try:
+            body = self._app(environ, answer.start)
             rest = body if answer.begun or request.forward else answer.begin(body)
         except InDoubt:
             return self._refuse(start_response, incoming, Refuse(502, answers.MAYBE))
+        except Exception as error:
+            explain_locked(error, core.path)
+            raise
         if answer.begun:
             return rest
         if hasattr(body, "close"):
