@@ -65,7 +65,7 @@ def _rows(facts: Facts) -> Iterator[Row]:
         yield database["name"], _state(database), txid_text(database["txid"]), "", "", "", wal
         for follower in database["followers"]:
             applied = txid_text(follower["applied_txid"])
-            durable = txid_text(follower["durable_txid"]) if follower["durable_txid"] else ""  # 0: nobody asked
+            durable = txid_text(follower["durable_txid"])
             lag = f"{follower['lag_ms']:.1f}"
             yield f"  {follower['id']}", follower["state"], applied, durable, str(follower["lag_txids"]), lag, ""
         archive = database["archive"]
