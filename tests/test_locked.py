@@ -93,13 +93,12 @@ def test_the_traceback_that_flask_logs_has_it(here: Place) -> None:
 def test_what_django_reports_has_it(here: Place) -> None:
     adapter = pytest.importorskip("walcast.adapters.django")
     adapter.replica_database(here.database)
-    with pytest.raises(sqlite3.OperationalError) as caught:
-        try:
-            write(here.database)
-        except sqlite3.OperationalError:
-            got_request_exception.send(sender=None, request=None)
-            raise
-    assert "is a replica on this host" in caught.value.__notes__[0]
+    error = failed(here.database)
+    try:
+        raise error
+    except sqlite3.OperationalError:
+        got_request_exception.send(sender=None, request=None)
+    assert "is a replica on this host" in error.__notes__[0]
 
 
 def test_an_error_that_passes_the_middleware_has_it(here: Place) -> None:

@@ -34,7 +34,7 @@ def explain_locked(error: BaseException, database: Path) -> str | None:
     why = _why(database, status)
     if why not in getattr(error, "__notes__", ()):
         error.add_note(why)
-    _rarely.log(logging.WARNING, "an app's own write met a replica", database, {"error": f"{error}: {why}"})
+    _rarely.log(logging.WARNING, f"an app's own write met a replica: {error}: {why}", database, {})
     return why
 
 

@@ -245,7 +245,7 @@ class ASGIMiddleware:
                     log.info("the primary's app cannot be reached", extra={"error": str(error)})
                     trying.in_vain(found.url)
                 except MaybeSent as error:
-                    log.warning("the primary's app failed", extra={"error": str(error)})
+                    log.warning(f"the primary's app failed: {error}", extra={"error": str(error)})
                     if not again:
                         why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
                         return await self._refuse(send, incoming, Refuse(502, why))

@@ -43,7 +43,7 @@ from walcast.web.spool import Budget
 from walcast.web.taken import Full, Taken
 from walcast.web.target import is_below, target_of
 
-log = logging.getLogger("walcast.web")
+log = logging.getLogger("walcast.web")  # what is wrong is in the message itself: an app's handlers show no extras
 
 _NOT_IN_COOKIE = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -190,7 +190,7 @@ class Core:
             except Unproven as error:
                 unproven = str(error)
                 facts = {"error": unproven}
-                self._rarely.log(logging.WARNING, "a forwarded request is not proven", error.flaw, facts)
+                self._rarely.log(logging.WARNING, f"a forwarded request is not proven: {unproven}", error.flaw, facts)
         asked = Asked(
             writes=options.writes(method, app_path),
             private=bool(options.private) and is_below(app_path, options.private),
@@ -248,7 +248,7 @@ class Core:
         if not isinstance(found, Forward) or found.url:
             return answers.NO_PRIMARY
         if found.why:
-            event = "no request can be sent on to the primary's app"
+            event = f"no request can be sent on to the primary's app: {found.why}"
             self._rarely.log(logging.WARNING, event, found.why, {"error": found.why})
         return found.answer
 
@@ -315,7 +315,7 @@ class Core:
             token, more = self._token(writes=writes, primary=primary)
         except (WalcastError, OSError, ValueError) as error:
             facts = {"error": str(error)}
-            self._rarely.log(logging.WARNING, "an answer goes without a token", type(error).__name__, facts)
+            self._rarely.log(logging.WARNING, f"an answer goes without a token: {error}", type(error).__name__, facts)
             if not (writes and primary):
                 return []
             status = self.status()
@@ -338,7 +338,7 @@ class Core:
             try:
                 return self.primary.barrier(followers=self.options.followers if writes else 0, timeout=left_s), []
             except NotEnoughFollowers as error:
-                log.warning("too few followers have a write", extra={"error": str(error)})
+                log.warning(f"too few followers have a write: {error}", extra={"error": str(error)})
                 return error.token, [(h.UNCONFIRMED, f"{error.applied}/{error.wanted}")]
             except Unavailable:
                 if left_s <= ASK_AGAIN_S:

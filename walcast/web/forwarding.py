@@ -104,7 +104,7 @@ def too_large(most: int) -> BadRequest:
 
 def no_room(error: Exception) -> BadRequest:
     """For the body; it may be sent again later."""
-    log.warning("a request is not sent on", extra={"error": str(error)})
+    log.warning(f"a request is not sent on: {error}", extra={"error": str(error)})
     return BadRequest(503, "there is no room for the body now; nothing was done")
 
 

@@ -225,7 +225,7 @@ class WSGIMiddleware:
                     log.info("the primary's app cannot be reached", extra={"error": str(error)})
                     trying.in_vain(found.url)
                 except MaybeSent as error:
-                    log.warning("the primary's app failed", extra={"error": str(error)})
+                    log.warning(f"the primary's app failed: {error}", extra={"error": str(error)})
                     if not again:
                         why = answers.MAYBE if incoming.asked.writes else answers.READ_FAILED
                         return self._refuse(start_response, incoming, Refuse(502, why))
