@@ -31,6 +31,7 @@ from walcast.statusfile import Status, read_status
 
 TESTS = Path(__file__).parent.parent
 PATIENCE_S = 60.0
+SELDOM_S = 0.025
 LOOPBACK = "127.0.0.1:0"
 # What a shell may have set must not change what the tests start.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WALCAST_")}
@@ -38,13 +39,20 @@ ENVIRONMENT["PYTHONPATH"] = f"{TESTS.parent}:{TESTS}"
 
 
 def poll(what: Callable[[], Any], seconds: float = PATIENCE_S, every_s: float = 0.005) -> Any:
-    """Until `what()` is true: its answer. The last one, false, when the time is over."""
-    end = time.monotonic() + seconds
-    while not (answer := what()):
-        if time.monotonic() > end:
-            break
-        time.sleep(every_s)
-    return answer
+    """Until `what()` is true: its answer. The last one, false, when the time is over.
+
+    Looks are at least `every_s` apart, and more the longer it takes: what asks a command must not occupy the machine
+    that others are to get on with.
+    """
+    began = time.monotonic()
+    while True:
+        looked = time.monotonic()
+        if answer := what():
+            return answer
+        now = time.monotonic()
+        if now > began + seconds:
+            return answer
+        time.sleep(max(every_s, 2 * (now - looked), min(SELDOM_S, 0.1 * (now - began))))
 
 
 def walcast(
@@ -127,7 +135,8 @@ class Node:
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """What it logged, in all its lives."""
-        found = [json.loads(line) for line in self.err.read_text().splitlines() if line.startswith("{")]
+        said = [line for line in self.err.read_text().splitlines() if event is None or event in line]
+        found = [json.loads(line) for line in said if line.startswith("{")]
         return [line for line in found if event is None or line["event"] == event]
 
     def wait_event(self, event: str, count: int = 1, seconds: float = PATIENCE_S) -> dict[str, Any]:
