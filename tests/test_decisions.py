@@ -207,7 +207,7 @@ def interrupt_everywhere(scenario: Callable[[World], None], chosen: Callable[[],
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario_interrupted_after_some_steps(scenario: Callable[[World], None], seed: int) -> None:
     dice = random.Random(seed)
-    interrupt_everywhere(scenario, lambda: dice.random() < 0.4)
+    interrupt_everywhere(scenario, lambda: dice.random() < 0.25)
 
 
 @pytest.mark.slow
