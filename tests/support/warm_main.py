@@ -20,19 +20,23 @@ from support.forks import Orders
 from support.warm import WarmPopen, forked_as
 
 PRELOADED = "PRELOADED"  # more modules, for what it starts
+LEFT_BEHIND = "processes that it had started were still running when it ended"
 Real = subprocess.Popen
 
 
 def own_server() -> tuple[socket.socket, int]:
-    """Where it takes orders, and its process. It ends with this process, and with it all that it started."""
+    """Where it takes orders, and its process. It ends with this process, and with it all that it started; its exit code
+    is 1 if any of that was still running."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         try:
             ours.close()
+            fork_server.running.clear()  # those of the server that this one comes from
             fork_server.serve(theirs)
+            fork_server.reap()
         finally:
-            os._exit(0)
+            os._exit(1 if fork_server.running else 0)
     theirs.close()
     return ours, pid
 
@@ -70,7 +74,8 @@ def main() -> None:
         if os.getpid() == this:  # not in a worker that it forked
             ours.close()
             with suppress(ChildProcessError):  # it waits for all of its children itself
-                os.waitpid(pid, 0)
+                if os.waitpid(pid, 0)[1]:
+                    sys.exit(LEFT_BEHIND)
 
 
 main()
