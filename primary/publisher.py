@@ -288,7 +288,7 @@ class Publisher(rpc.ReplicationServicer):
             self._rarely.log(level, "follower gone", key, gone, burst=BURST)
 
     async def _send_from(
-        self, served: Served, follower: Follower, txid: int, begun_bytes: int
+        self, served: Served, follower: Follower, txid: int, begun_bytes: int = 0
     ) -> AsyncIterator[pb.PrimaryMessage]:
         """Everything after `txid`, but for the first bytes of it, for ever; a heartbeat whenever there was none for a
         while."""
