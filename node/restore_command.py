@@ -14,12 +14,13 @@ from node.numbers import Whole
 from node.options import CONFIG, JSON, PATH, Command, flag, mode_flag
 from node.progress import progress_of
 from node.saying import say
-from walcast.archive import ArchiveEmpty, ArchiveFile
+from walcast.archive import ArchiveEmpty, ArchiveFile, TxidNotAvailable
 from walcast.archive.clocks import ClockStep
 from walcast.moment import format_moment
 from walcast.permissions import OWNER_ONLY
 from walcast.position import format_txid
 from walcast.restore import RestoreReport, restore
+from walcast.restore.restoring import clock_steps_at
 from walcast.store import Store, open_store
 
 EXAMPLES = (
@@ -95,6 +96,12 @@ def _restored(store: Store, output: Path, **options: Any) -> RestoreReport:
     except ArchiveEmpty as error:
         check_there(store)
         raise ArchiveEmpty(f"{store.url}: {error}") from error
+    except TxidNotAvailable as error:
+        asked_ms = options["timestamp_ms"]
+        steps = () if asked_ms is None else clock_steps_at(store, asked_ms)
+        if not steps:
+            raise
+        raise TxidNotAvailable("; ".join([str(error), *map(_step_words, steps)]), txid=error.txid) from error
 
 
 def _facts(report: RestoreReport, timestamp_ms: int | None) -> dict[str, Any]:
@@ -171,9 +178,10 @@ def _words(report: RestoreReport, timestamp_ms: int | None) -> str:
 
 def _step_words(step: ClockStep) -> str:
     return (
-        f"the primary's clock was set back by {step.back_ms / 1000:g} s to {format_moment(step.from_ms)}; until"
-        f" {format_moment(step.until_ms)} transactions have later times than it showed. This state may lack some that"
-        " it showed the asked time for: walcast ls lists the files with their TXIDs, and --txid restores to one"
+        f"the primary's clock was set back by {step.back_ms / 1000:g} s to {format_moment(step.from_ms)}, and until"
+        f" {format_moment(step.until_ms)} its transactions have later times than the clock showed: some that were"
+        " committed at the asked time by that clock are not in this state; walcast ls --files lists the TXIDs, and"
+        " --txid restores to exactly one"
     )
 
 

@@ -168,3 +168,19 @@ def test_a_restore_to_a_time_that_the_clock_showed_twice_says_so(
     told = [store.url, "-o", str(tmp_path / "out.db"), "--timestamp", format_moment(times[-1])]
     done = CliRunner().invoke(restore_command, told)
     assert (done.exit_code, "set back by 9 s" in done.output) == (0, True), done.output
+
+
+def test_a_time_before_the_oldest_state_that_a_clock_showed_later_is_explained(tmp_path: Path) -> None:
+    """The clock was set back to before the archive began: by it, there were transactions at the time asked for."""
+    store = DirectoryStore(tmp_path / "archive")
+    history = History(store)
+    history.commit()
+    history.put(9, 1, 1)
+    oldest_ms = read_header(store, next(iter(list_files(store)))).timestamp_ms
+    told = [store.url, "-o", str(tmp_path / "out.db"), "--timestamp", format_moment(oldest_ms - 10)]
+    plain = CliRunner().invoke(restore_command, told)
+    assert (plain.exit_code, "set back" in plain.output) == (1, False), plain.output
+    add_clock_steps(store, [ClockStep(oldest_ms - 20, oldest_ms + 4000, 2000)])
+    done = CliRunner().invoke(restore_command, told)
+    assert (done.exit_code, "set back by 2 s" in done.output) == (1, True), done.output
+    assert not (tmp_path / "out.db").exists()

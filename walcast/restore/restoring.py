@@ -117,7 +117,7 @@ def restore(
         way = _OldWay(store, plan_generation(older, txid=txid, timestamp_ms=timestamp_ms))
     else:
         way = _LtxWay(store, files, Goal(txid, timestamp_ms))
-    steps = () if timestamp_ms is None else _clock_steps(store, timestamp_ms)
+    steps = () if timestamp_ms is None else clock_steps_at(store, timestamp_ms)
     if dry_run:
         plan, planned = way.look_ahead()
         hindrance = str(obstacle) if obstacle else None
@@ -133,7 +133,7 @@ def restore(
     return RestoreReport(output, restored.applied, restored, went_around=way.went_around, clock_steps=steps)
 
 
-def _clock_steps(store: Store, timestamp_ms: int) -> tuple[ClockStep, ...]:
+def clock_steps_at(store: Store, timestamp_ms: int) -> tuple[ClockStep, ...]:
     """Those in which the time lies. They only explain: what cannot be read keeps no restore from being made."""
     try:
         return tuple(step for step in read_clock_steps(store) if step.includes(timestamp_ms))
