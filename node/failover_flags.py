@@ -18,21 +18,44 @@ def failover_flags(function: F) -> F:
     """--auto-failover, --lease-time, --priority, --never-promote, --max-lag, --advertise, --id, --app-url,
     --allowed-app-url, --insecure-app-url."""
     for option in (
-        flag("--app-url", default=None, help="Where the app on this host answers HTTP, for apps beside followers."),
+        flag(
+            "--app-url",
+            default=None,
+            help="URL where the app on this host answers, to which apps on other hosts send requests that write.",
+        ),
         flag(
             "--allowed-app-url",
             "allowed_app_urls",
             multiple=True,
-            help="Where the primary's app may answer: https://HOST[/PREFIX] or HOST, also *.HOST; any when not given.",
+            help="Send requests that write only to this app: https://HOST[/PREFIX], HOST or *.HOST; repeatable.",
         ),
-        flag("--insecure-app-url", is_flag=True, help="Apps answer by plain http beyond this machine, too."),
-        flag("--id", "follower_id", default=None, help="This node's id; made once and kept when not given."),
-        flag("--advertise", default=None, help="HOST:PORT where others reach this node, if not where it listens."),
-        flag("--max-lag", default=60.0, type=Seconds(min=0), help="Seconds behind that still take over."),
-        flag("--never-promote", is_flag=True, help="This node is never to be the primary."),
-        flag("--priority", default=0, type=int, help="Of followers that have as much, the highest takes over."),
-        flag("--lease-time", default=10.0, type=Seconds(1, 3600), help="Seconds a primary has to renew in."),
-        flag("--auto-failover", is_flag=True, help="Go by a lease in the archive; take over when it runs out."),
+        flag("--insecure-app-url", is_flag=True, help="Accept http:// app URLs beyond this machine, too."),
+        flag("--id", "follower_id", default=None, help="Id of this node.  [default: made once, and kept]"),
+        flag("--advertise", default=None, help="HOST:PORT where other nodes reach this one, if not at --listen."),
+        flag(
+            "--max-lag",
+            default=60.0,
+            type=Seconds(min=0),
+            help="Do not take over when further behind than this, seconds.",
+        ),
+        flag("--never-promote", is_flag=True, help="Never make this node the primary."),
+        flag(
+            "--priority",
+            default=0,
+            type=int,
+            help="Of followers that have the same data, the one with the highest priority takes over.",
+        ),
+        flag(
+            "--lease-time",
+            default=10.0,
+            type=Seconds(1, 3600),
+            help="How long a lease lasts that a primary does not renew, seconds.",
+        ),
+        flag(
+            "--auto-failover",
+            is_flag=True,
+            help="Keep a lease in the archive, and take over when the primary's runs out.",
+        ),
     ):
         function = option(function)
     return function

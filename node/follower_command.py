@@ -48,12 +48,14 @@ ANY_PORT = "127.0.0.1:0"
     "  walcast follower b/app.db --primary 127.0.0.1:7420 --archive /backup/app --auto-failover",
 )
 @click.argument("db", type=PATH)
-@flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary; several with commas between.")
-@flag("--archive", default=None, help="URL to bootstrap from, and of the lease.")
-@flag("--name", default=None, help="Name of the database at the primary; the file's stem when not given.")
-@flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any.")
+@flag("--primary", "primary_address", required=True, help="HOST:PORT of the primary; several are separated by commas.")
+@flag("--archive", default=None, help="Archive URL: the first copy is made from it, and it holds the lease.")
+@flag(
+    "--name", default=None, help="Name of the database at the primary.  [default: the file's name without its suffix]"
+)
+@flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any free port.")
 @http_flags
-@flag("--replace", is_flag=True, help="Overwrite a database that is no replica.")
+@flag("--replace", is_flag=True, help="Overwrite a database at DB that is not a replica.")
 @mode_flag
 @process_flags
 @scrub_flag
@@ -80,7 +82,12 @@ def follower_command(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Keep a database a live replica of a primary's."""
+    """Keep the file DB a live replica of a primary's database.
+
+    The first copy comes from the archive, if one is given, else from the primary. While the primary cannot be reached
+    apps read what is there, and the follower tries again by itself. Apps read the file as any SQLite database; a write
+    here ends with "database is locked". To make this node the primary: `walcast promote DB`.
+    """
     told = load_config(config) if config is not None else Config(Path())
     flags = flags_over_file(flags, told.failover)
     app_url, allowed = app_urls(flags)

@@ -59,12 +59,26 @@ class Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._takes_config = any(param.name == "config" for param in self.params)
-        self.params += [] if self._takes_config else [Flag(["--config"], type=PATH, help="A YAML configuration file.")]
+        self.params += (
+            []
+            if self._takes_config
+            else [Flag(["--config"], type=PATH, help="Read settings from this YAML file; flags win over it.")]
+        )
         self.params += [
             Flag(
-                ["--log-level"], type=click.Choice(LEVELS), default="info", show_default=True, help="How much to log."
+                ["--log-level"],
+                type=click.Choice(LEVELS),
+                default="info",
+                show_default=True,
+                help="The least severe level that is logged.",
             ),
-            Flag(["--log-format"], type=click.Choice(["text", "json"]), default="text", show_default=True),
+            Flag(
+                ["--log-format"],
+                type=click.Choice(["text", "json"]),
+                default="text",
+                show_default=True,
+                help="Log lines as logfmt or as JSON.",
+            ),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -130,8 +144,8 @@ class DatabasePath(click.Path):
 
 DATABASE = DatabasePath(path_type=Path, readable=False)
 
-JSON = flag("--json", "as_json", is_flag=True, help="Print facts as JSON.")
-CONFIG = flag("--config", type=PATH, default=None, help="A YAML configuration file.")
+JSON = flag("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+CONFIG = flag("--config", type=PATH, default=None, help="Read settings from this YAML file; flags win over it.")
 
 
 class Wait(click.ParamType[float]):
@@ -218,7 +232,7 @@ def http_flags(function: F) -> F:
     """--http, --http-host."""
     for option in (
         flag("--http-host", "http_hosts", multiple=True, metavar="NAME", help=HTTP_HOST),
-        flag("--http", default=None, help="HOST:PORT for /healthz and /status; none when not given."),
+        flag("--http", default=None, help="Serve /healthz, /status and /metrics over HTTP at this HOST:PORT."),
     ):
         function = option(function)
     return function
@@ -263,19 +277,24 @@ TLS_FOLDER = "A folder that `walcast certs node` or `client` made, instead of --
 def tls_flags(function: F) -> F:
     """--tls, --tls-cert and its kin, --token-file, --insecure."""
     for option in (
-        flag("--insecure", is_flag=True, help="Allow plain text beyond this machine."),
-        flag("--token-file", type=PATH, default=None, help="The token to show, and the hashes of those to accept."),
+        flag("--insecure", is_flag=True, help="Allow connections without TLS beyond this machine."),
+        flag(
+            "--token-file",
+            type=PATH,
+            default=None,
+            help="File with the token to show to others, and the hashes of tokens to accept.",
+        ),
         flag(
             "--tls-client-auth",
             type=click.Choice(["required", "none"]),
             default="required",
-            help="Whether those who connect must show a certificate, where a CA is given; none: tokens tell who it is.",
+            help="Must whoever connects show a certificate, where a CA is given? none: tokens tell who it is.",
         ),
-        flag("--tls-client-ca", type=PATH, default=None, help="PEM: whom to trust for clients, with --tls-peer-ca."),
-        flag("--tls-peer-ca", type=PATH, default=None, help="PEM: whom to trust for nodes alone, instead of --tls-ca."),
-        flag("--tls-ca", type=PATH, default=None, help="PEM: whom to trust on the other side."),
-        flag("--tls-key", type=PATH, default=None, help="PEM: the key of --tls-cert."),
-        flag("--tls-cert", type=PATH, default=None, help="PEM: what to show the other side."),
+        flag("--tls-client-ca", type=PATH, default=None, help="PEM file: the CA of clients, with --tls-peer-ca."),
+        flag("--tls-peer-ca", type=PATH, default=None, help="PEM file: the CA of nodes alone, instead of --tls-ca."),
+        flag("--tls-ca", type=PATH, default=None, help="PEM file: the CA whose certificates are trusted."),
+        flag("--tls-key", type=PATH, default=None, help="PEM file: the private key of --tls-cert."),
+        flag("--tls-cert", type=PATH, default=None, help="PEM file: the certificate of this process."),
         flag("--tls", type=PATH, default=None, metavar="DIR", help=TLS_FOLDER),
     ):
         function = option(function)

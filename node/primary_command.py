@@ -79,19 +79,31 @@ Example:
 @click.argument("archive_url", required=False)
 @flag("--listen", default=None, help=f"HOST:PORT for followers; port 0: any.  [default: {DEFAULT_LISTEN}]")
 @http_flags
-@flag("--name", default=None, help="Name of the database; the file's stem when not given.")
-@flag("--log-max-bytes", default=None, type=Size(min=1 << 20), help="Bound of the log.  [default: 256 MiB]")
+@flag("--name", default=None, help="Name of the database.  [default: the file's name without its suffix]")
+@flag(
+    "--log-max-bytes",
+    default=None,
+    type=Size(min=1 << 20),
+    help="Most disk space of walcast's own log of transactions, as in 256MiB.  [default: 256 MiB]",
+)
 @flag("--heartbeat-url", default=None, help=HEARTBEAT)
-@flag("--heartbeat-interval", default=None, type=Seconds(min=1), help="Seconds between two.  [default: 300]")
-@flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
-@flag("--restore", "restore_missing", is_flag=True, help="Restore a missing database first, if its archive has one.")
+@flag("--heartbeat-interval", default=None, type=Seconds(min=1), help="Seconds between two heartbeats.  [default: 300]")
+@flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database.")
+@flag(
+    "--restore", "restore_missing", is_flag=True, help="If the database is missing, restore it from the archive first."
+)
 @flag("--wait-for-db", default=None, type=Wait(), help=WAIT)
-@flag("--force", is_flag=True, help="Take the lease of a primary that is gone for good.")
+@flag("--force", is_flag=True, help="Take over the lease of a primary that is gone for good.")
 @failover_flags
 @process_flags
 @scrub_flag
 @summary_flag
-@flag("--log-max-age", default=None, type=Seconds(min=1), help="Bound of the log, seconds.  [default: 3600]")
+@flag(
+    "--log-max-age",
+    default=None,
+    type=Seconds(min=1),
+    help="How long walcast's own log keeps transactions, as in 1h.  [default: 3600]",
+)
 @tls_flags
 @CONFIG
 @JSON

@@ -75,8 +75,13 @@ class Archived:
 @click.command("snapshot", cls=Command, epilog=EXAMPLES)
 @click.argument("db", type=PATH)
 @click.argument("url")
-@flag("--retention-days", type=Number(min=0), default=None, help="Then delete what is older, if a newer is.")
-@flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database, by its id.")
+@flag(
+    "--retention-days",
+    type=Number(min=0),
+    default=None,
+    help="Afterwards delete what is older than this, where a newer snapshot is there.",
+)
+@flag("--continue-archive", is_flag=True, help="Go on with an archive that belongs to another database.")
 @flag("--ping-url", default=None, help=PING)
 @JSON
 def snapshot_command(
