@@ -16,11 +16,13 @@ from node.progress import progress_of
 from node.saying import say
 from walcast.archive import ArchiveEmpty, ArchiveFile, TxidNotAvailable
 from walcast.archive.clocks import ClockStep
+from walcast.errors import ConfigError
 from walcast.moment import format_moment
 from walcast.permissions import OWNER_ONLY
 from walcast.position import format_txid
 from walcast.restore import RestoreReport, restore
 from walcast.restore.restoring import clock_steps_at
+from walcast.statedir import behind_link, in_use
 from walcast.store import Store, open_store
 
 EXAMPLES = (
@@ -75,6 +77,8 @@ def restore_command(
     listed = load_config(config).database(Path(url)) if config is not None and mode is None else None
     if listed is not None:
         mode = listed.mode
+    if options["force"] and not options["dry_run"] and output.exists() and in_use(behind_link(output)):
+        raise ConfigError(f"{output}: a walcast process runs for it: stop that and the app first")
     with open_store(where) as store, progress_of("restoring", quiet=as_json) as progress:
         report = _restored(
             store,

@@ -200,7 +200,7 @@ class Publisher(rpc.ReplicationServicer):
             if name in self._away:
                 raise self._away[name]
             known = ", ".join(visible_names(self._databases or self._away, self._gate.knows(identity))[:KNOWN_MOST])
-            there = f"; there is: {known}" if known else ""
+            there = f"; there is: {known}; name one with --name" if known else ""
             raise Refused(pb.REFUSAL_KIND_UNKNOWN_DATABASE, f"no database {name!r} here{there}")
         served.check_tenure()
         return served

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from support.logfmt import parse_logfmt
-from support.nodes import walcast
+from support.nodes import primary, walcast
 from support.replica_set import create_database
 from support.users import STRANGER, STRANGER_GROUP, as_user, folder_for_all, needs_root
 
@@ -168,3 +168,16 @@ def test_several_values_of_a_fact_are_words_of_a_text_log() -> None:
     facts = parse_logfmt(Human().format(line))
     assert (facts["missing"], facts["followers"], facts["none"]) == ("a b; c", "edge-1: 7", "")
     assert facts["applied_txid"] == "00000000000000ff"  # as flags take it
+
+
+def test_a_database_that_is_served_is_not_restored_over(tmp_path: Path) -> None:
+    create_database(tmp_path / "app.db")
+    with primary(tmp_path / "app.db", tmp_path / "archive") as node:
+        node.wait_event("archived a snapshot")
+        before = (tmp_path / "app.db").stat().st_ino
+        assert "stop" in refused("restore", tmp_path / "archive", "-o", tmp_path / "app.db", "--force")
+        assert (tmp_path / "app.db").stat().st_ino == before
+        skipped = walcast("restore", tmp_path / "archive", "-o", tmp_path / "app.db", "--if-db-not-exists")
+        assert skipped.returncode == 0
+        assert node.stop() == 0
+    assert walcast("restore", tmp_path / "archive", "-o", tmp_path / "app.db", "--force").returncode == 0

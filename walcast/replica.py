@@ -20,7 +20,7 @@ from urllib.parse import quote
 from walcast.connection import ReplicaConnection, file_at
 from walcast.errors import ConfigError, Unavailable
 from walcast.goals import Applied, At, Goal, Level
-from walcast.position import Position
+from walcast.position import Position, format_txid
 from walcast.statedir import behind_link, state_dir
 from walcast.statusfile import State, Status, read_status
 from walcast.terms import TERM_TXIDS, gaps_between, read_standing
@@ -165,7 +165,8 @@ class Replica:
 
     def _not_applied(self, goal: Applied | At, timeout: float) -> StaleReplica:
         token = Token.of(goal.term, goal.txid) if isinstance(goal, Applied) else goal.position
-        return self._stale(f"has not applied {token} within {timeout:g} s", token, timeout)
+        shown = f"TXID {format_txid(token.txid)}" if isinstance(token, Position) and not token.checksum else token
+        return self._stale(f"has not applied {shown} within {timeout:g} s", token, timeout)
 
     def _not_caught_up(self, goal: Level, timeout: float) -> StaleReplica:
         return self._stale(f"did not come within {goal.max_lag_ms:g} ms of its primary in {timeout:g} s", None, timeout)
