@@ -43,8 +43,9 @@ def ping(url: Secret) -> None:
         error.close()
         raise Unavailable(f"the ping of {where} was answered {error.code}") from None
     except urllib.error.URLError as error:  # its reason is the operating system's, or the TLS library's
-        reason = error.reason if isinstance(error.reason, OSError) else "the answer leads nowhere"
-        raise Unavailable(f"the ping of {where} failed: {reason}") from None
+        inside = error.reason
+        why = inside.strerror or str(inside) if isinstance(inside, OSError) else "the answer leads nowhere"
+        raise Unavailable(f"the ping of {where} failed: {why}; check the URL") from None
     except OSError as error:
         raise Unavailable(f"the ping of {where} failed: {error.strerror or type(error).__name__}") from None
     except (HTTPException, ValueError) as error:  # which may quote a URL, also of a redirect

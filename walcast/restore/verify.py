@@ -34,6 +34,7 @@ from walcast.checksum import PageChecksums, page_checksum
 from walcast.errors import ConfigError, Corrupt, WalcastError
 from walcast.ltx import Header, Page
 from walcast.ltx.possible import TAIL_BYTES, check_tail, snapshot_pages
+from walcast.oserrors import at_path
 from walcast.position import CHECKSUM_FLAG
 from walcast.restore.apply import Progress
 from walcast.restore.parts import cut
@@ -205,7 +206,7 @@ def _check_space(store: Store, plan: Sequence[ArchiveFile], scratch: Path | None
         free = shutil.disk_usage(folder).free
         size = announced_bytes(store, plan) if plan else 0
     except OSError as error:
-        raise ConfigError(f"scratch folder {folder}: {error.strerror}") from error
+        raise ConfigError(f"scratch folder {at_path(error, folder)}") from error
     except (DamagedFile, ObjectMissing):
         return  # found again when it is read
     if size > free:
