@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.archiving import CALM, archived, restored, restored_by_litestream, run_upkeep
+from support.archiving import CALM, archived, restored, restored_by_litestream, work_now
 from support.e2e_oracle import Served
 from support.nodes import follower, poll, position_of, primary, walcast
 from support.s3 import S3Server, counted_s3, moto_s3, rclone_s3
@@ -208,7 +208,7 @@ def test_upkeep_deletes_nothing_in_an_archive_that_is_anothers(
     assert archiver._upkeep is not None
     for step in ("_compact_levels", "_snapshot_when_due", "_delete_when_due"):
         monkeypatch.setattr(archiver._upkeep, step, lambda now_ms: pytest.fail("worked on another's archive"))
-    run_upkeep(archiver._upkeep)
+    work_now(archiver._upkeep)
     assert str(other.database.id) in (archiver.upkeep_error or "")
     archiver.stop()
 

@@ -202,7 +202,8 @@ def test_a_replica_that_is_being_replaced_is_whole_without_its_wal(
 
     def stopped(*_: object) -> None:
         assert not Path(f"{applier.path}-wal").exists()
-        command = [sys.executable, "-c", OPENING, str(applier.path), str(alone)]  # to close it here would drop SQLite's locks
+        # In a process of its own: to close it here would drop SQLite's locks.
+        command = [sys.executable, "-c", OPENING, str(applier.path), str(alone)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "database is locked\n"
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

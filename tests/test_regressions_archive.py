@@ -16,7 +16,7 @@ from support.archiving import (
     levels,
     restored,
     restored_by_litestream,
-    run_upkeep,
+    work_now,
 )
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
@@ -165,7 +165,7 @@ def test_a_clock_that_jumped_deletes_nothing_for_a_while(
         monkeypatch.setattr(upkeeping.time, "time_ns", lambda: real_ns() + YEAR_MS * 1_000_000)
         assert expired([f for files in before.values() for f in files], CALM, upkeeping._now_ms()).files
         upkeep._watch_clock()
-        run_upkeep(upkeep)
+        work_now(upkeep)
         assert levels(store)[SNAPSHOT_LEVEL] == before[SNAPSHOT_LEVEL]
         assert upkeep._delete_not_before_s
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from support.e2e_oracle import Served
 from support.nodes import poll
 
+from primary.archiving import upkeep as upkeeping
 from primary.archiving.archiver import Archiver
 from primary.archiving.attempt import Attempt
 from primary.archiving.levels import ArchivePolicy
-from primary.archiving.upkeep import Upkeep, _working
+from primary.archiving.upkeep import Upkeep
 from walcast.archive import ArchiveFile, list_files
 from walcast.restore import restore
 from walcast.store import Store
@@ -35,11 +36,6 @@ def archiving(app: Served, store: Store, policy: ArchivePolicy = CALM) -> Iterat
         yield archiver
     finally:
         archiver.stop()
-
-
-def run_upkeep(upkeep: Upkeep) -> None:
-    """One round, in this thread."""
-    upkeep._run(Attempt(upkeep._run, "upkeep", _working.release))
 
 
 def archived(app: Served, archiver: Archiver) -> bool:
@@ -84,3 +80,8 @@ def restored_by_litestream(store: Store, output: Path, *flags: str, env: dict[st
     done = subprocess.run(command, capture_output=True, timeout=120, env=env or dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr.decode()
     return output.read_bytes()
+
+
+def work_now(upkeep: Upkeep) -> None:
+    """A round of what is due, in this thread."""
+    upkeep._run(Attempt(upkeep._run, "upkeep", upkeeping._working.release))
