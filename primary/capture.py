@@ -27,10 +27,12 @@ from primary.groups import Group, group, unwritten_pages
 from primary.identity import check_same_files
 from primary.log import TransactionLog
 from primary.segment import MARK, encode_marks
+from primary.unchained import are_of, is_indexed, say
 from walcast import ltx
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.errors import LostContinuity, Stopped, Unavailable
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
+from walcast.walindex import IndexHeader
 
 BATCH_BYTES = 4 << 20
 CKSUM_OFFSET = 16
@@ -47,6 +49,7 @@ class Capture:
         self.frame = 0
         self.salt = (0, 0)
         self.lowest_pages = 0
+        self._unchained: tuple[int, int] | None = None  # the salt of a WAL whose checksums do not chain
         self._durable: tuple[tuple[int, int], int] | None = None
         self.reader = reader
         self.frame_size = FRAME_HEADER_SIZE + page_size
@@ -79,7 +82,7 @@ class Capture:
         if self.frame < header.mx_frame and self.frame_cksum(header.mx_frame) != header.frame_cksum:
             # A frame's checksum chains over all before it, so one comparison tells that these are the frames meant.
             check_same_files(self.files)
-            raise Stopped(f"{self.files.path}-wal: frame {header.mx_frame} is not the one that was committed")
+            self._take_unchained(header)
         if self.frame == 0 and header.mx_frame:
             # An app with synchronous=OFF does not sync the header of a WAL that begins again. Without it a power cut
             # may leave the first frames of the WAL before, which recovery would lay over the newer database file; that
@@ -89,6 +92,19 @@ class Capture:
         while self.frame < header.mx_frame:
             transactions += self._one_group(header.mx_frame)
         return transactions
+
+    def _take_unchained(self, header: IndexHeader) -> None:
+        """Stopped unless these are the frames of the wal-index all the same, by a fault of the app's SQLite."""
+        if not is_indexed(self.files, self.frame + 1, header, self.page_size):
+            raise Stopped(f"{self.files.path}-wal: frame {header.mx_frame} is not the one that was committed")
+        if self._unchained != header.salt:
+            self._unchained = header.salt
+            say(self.files, header)
+
+    @property
+    def is_unchained(self) -> bool:
+        """Would a recovery of the WAL lose commits? Then it is to begin anew."""
+        return self._unchained == self.salt
 
     def settle(self) -> int:
         """`capture`, before the anchor lets go of a state. If the WAL is copied back completely it may restart then, so
@@ -118,7 +134,7 @@ class Capture:
 
     def _read(self, first: int, count: int) -> NDArray[Any]:
         frames = self.files.read_frames(first, count, self.page_size, self._buffer)
-        if not (frames["salt"] == self.salt).all():
+        if not (frames["salt"] == self.salt).all() and not (self.is_unchained and are_of(frames, self.salt)):
             raise LostContinuity(f"frames from {first} on are not of the WAL with salts {self.salt}")
         return frames
 

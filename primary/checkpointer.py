@@ -117,6 +117,15 @@ class Checkpointer:
             self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self.policy.done(frames, time.monotonic())
 
+    def renew(self, frames: int) -> None:
+        """Have the WAL, `frames` of it captured, begin anew with the next commit. A reader may be in the way: then the
+        next call tries again."""
+        now = time.monotonic()
+        if frames and now - self._gave_back_s >= GIVE_BACK_EVERY_S:
+            self._gave_back_s = now
+            _ = self._passive() or self._locked()
+            self.policy.done(frames, time.monotonic())
+
     def _passive(self) -> bool:
         """Without the write lock; True when the anchor is at read lock 0, so that the next commit restarts the WAL."""
         self._anchor.move(self._capture)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import Stopped
-from walcast.wal import frame_offset
+from walcast.wal import FRAME_HEADER_SIZE, frame_offset
 
 _REMEDY = "the next start goes on with what is there now"
 _RESTORE = "put it back, or start with --restore to have it back from its archive"
@@ -43,8 +43,10 @@ def check_wal(files: DatabaseFiles, frame: int, salt: tuple[int, int], page_size
     wal-index before it writes, so that is read last."""
     if not frame:
         return
-    head = os.pread(files.wal_fd, 16, frame_offset(frame, page_size))
+    head = os.pread(files.wal_fd, FRAME_HEADER_SIZE, frame_offset(frame, page_size))
     if head[8:16] == salt[0].to_bytes(4, "big") + salt[1].to_bytes(4, "big"):
+        return
+    if head[8:] == bytes(16):  # see `primary.unchained`
         return
     header = files.index_header()
     if header is not None and header.salt == salt and header.mx_frame >= frame:

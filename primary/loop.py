@@ -333,6 +333,8 @@ class CaptureLoop:
             if transactions and not self.holds_writers:  # it would give the lock back
                 looks = 0
                 self._checkpointer.run(self._capture.frame, busy=busy)
+                if self._capture.is_unchained:
+                    self._checkpointer.renew(self._capture.frame)
             self._relief.when_low(self._capture.frame)
             if self.trouble is not None:
                 self._trouble_is_over()

@@ -103,7 +103,7 @@ class Served:
 
     def verify(self) -> None:
         """Stop; the log, replayed, is the database byte for byte, and the database is whole."""
-        assert self.database.loop.failure is None
+        assert self.database.loop.failure is None, self.database.loop.failure
         position = self.position
         self.stop()
         assert self.database.log.position == position
