@@ -84,6 +84,8 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     except BaseException:  # why it did is said by whoever catches it
         log.info("ended", extra={"outcome": "failed", "seconds": round(time.monotonic() - began_s, 3)})
         raise
+    finally:
+        deadline.reached()
     code = (apps[0].code or 0) if apps else 0
     code = code or int(bool(hosts) and not hosts[0].all_archived)
     log.info("ended", extra={"outcome": "stopped", "exit_code": code, "seconds": round(time.monotonic() - began_s, 3)})

@@ -18,21 +18,28 @@ FAILED = 1
 
 
 class StopDeadline:
-    """Ends the process `limit_s` and a little after `begin`, unless it has ended before. For any thread."""
+    """Ends the process `limit_s` and a little after `begin`, unless the stop was `reached` before. For any thread."""
 
     def __init__(self, limit_s: float, end: Callable[[int], object] = os._exit) -> None:
         self._limit_s = limit_s
         self._end = end
         self._begun = threading.Event()
+        self._timer: threading.Timer | None = None
 
     def begin(self) -> None:
         """From now on; what was begun before goes on."""
         if self._begun.is_set():
             return
         self._begun.set()
-        timer = threading.Timer(self._limit_s + SLACK_S, self._over)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(self._limit_s + SLACK_S, self._over)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def reached(self) -> None:
+        """The stop has come to its end: the process goes on."""
+        self._begun.set()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _over(self) -> None:
         facts = {"seconds": self._limit_s, "exit_code": FAILED}

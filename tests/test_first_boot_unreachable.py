@@ -6,17 +6,20 @@ import asyncio
 import json
 import math
 import queue
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.folders import rows, serving, status, wait_served, write
 from support.nodes import LOOPBACK, Node, poll, walcast
 from support.s3 import CountedS3, counted_s3
 
 from node import first_boot
+from node.cli import main
 from node.first_boot import restore_when_reachable
 from node.settings import DatabaseSettings
 from node.stop_deadline import SLACK_S, StopDeadline
@@ -158,3 +161,23 @@ def test_a_stop_that_hangs_is_ended() -> None:
     deadline.begin()
     assert ended.get(timeout=10.0) == 1
     assert ended.empty()
+
+
+def test_a_stop_that_came_to_its_end_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that goes on, as one that runs the command as a function, must not be ended later."""
+    ended: list[StopDeadline] = []
+    monkeypatch.setattr(StopDeadline, "reached", ended.append)
+    write(tmp_path / "app.db", 1)
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = CliRunner().invoke(main, ["primary", str(tmp_path / "app.db"), "--listen", address])
+    assert done.exit_code == 1
+    assert len(ended) == 1
+    deadline = StopDeadline(10.0, lambda _: None)
+    monkeypatch.undo()
+    deadline.begin()
+    timer = deadline._timer
+    assert timer is not None
+    deadline.reached()
+    timer.join(10.0)
+    assert not timer.is_alive()

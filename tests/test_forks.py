@@ -45,9 +45,10 @@ def test_it_has_its_own_environment_directory_mask_and_no_descriptor_of_others(
     server: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
     mask = os.umask(0o027)
     try:
-        other = start(server, tmp_path, WAITING, environment=ENVIRONMENT)
+        other = start(server, tmp_path / "other", WAITING, environment=ENVIRONMENT)
         assert start(server, tmp_path, SAYING, "a", "b c", environment={"ONLY_HERE": "yes"}).wait() == 0
     finally:
         os.umask(mask)

@@ -53,5 +53,7 @@ def _owner(path: Path) -> str:
             continue
         what = "it belongs" if there == path else f"{there} belongs"
         mode = facts.st_mode & 0o7777
-        return f"; {what} to {user_name(facts.st_uid)}, mode {mode:04o}: run as that user, or change the permissions"
+        ours = facts.st_uid == os.geteuid()
+        remedy = f"chmod u+rwX {there}" if ours else "run as that user, or change the permissions"
+        return f"; {what} to {user_name(facts.st_uid)}, mode {mode:04o}: {remedy}"
     return ""
