@@ -75,6 +75,8 @@ class PartialTransaction:
         except (OSError, Unavailable) as error:
             log.debug("cannot read what there is of a transaction", exc_info=error)
             self.clear()
+        if not self.size:
+            self.clear()  # no record is whole; nor is the file opened again for each try
 
     def add(self, data: bytes) -> None:
         """The next bytes. Where the disk does not take them, what came is forgotten: the stream goes on without."""

@@ -182,3 +182,15 @@ def test_what_the_receiver_finds_wrong_is_forgotten(tmp_path: Path) -> None:
     assert not begun.path.exists()
     begun.took(b"one's end, another's beginning", [10])
     assert b"".join(begun.pieces()) == b" another's beginning"
+
+
+def test_a_file_without_a_whole_record_is_not_opened_anew_with_each_try(tmp_path: Path) -> None:
+    """As a power cut may leave it; while no primary answers, a hello is prepared again and again."""
+    begun = PartialTransaction(tmp_path)
+    begun.path.write_bytes(bytes(100))
+    descriptors = []
+    for _ in range(3):
+        begun.offer(Position(1, 1))
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert descriptors == descriptors[:1] * 3
+    begun.clear()
