@@ -39,6 +39,7 @@ from follower.overwriting import has_database
 from follower.owner import Alone, Owner
 from follower.partialtransaction import PartialTransaction
 from follower.rebase import catch_up
+from follower.replacing import was_replaced
 from follower.room import Room
 from follower.scrubber import ReplicaScrubber, Rotten
 from follower.showing import Showing
@@ -655,24 +656,32 @@ class Following:
             await self._threads.run(old.checkpoint)  # while nothing is late by it
             if keep:
                 await self._threads.run(keep_aside, old, self._state.path)
-            await from_primary(
-                self._client,
-                self.path,
-                self._state.path,
-                None,
-                self._progress(),
-                term=self.term,
-                identity=self._identity,
-                mode=self._mode,
-                instead_of=old,
-                unfinished=self._unfinished,
-            )
-            await self._stop_scrubbing()
-            keeper, self._keeper, self._applier = self._keeper, None, None
-            if keeper is not None:
-                await keeper.close()
-            await self._threads.run(old.retire)
+            try:
+                await from_primary(
+                    self._client,
+                    self.path,
+                    self._state.path,
+                    None,
+                    self._progress(),
+                    term=self.term,
+                    identity=self._identity,
+                    mode=self._mode,
+                    instead_of=old,
+                    unfinished=self._unfinished,
+                )
+            finally:
+                if was_replaced(old):  # also when what came after that failed, or was cancelled
+                    await self._retire(old)
             await self._begin()
+
+    async def _retire(self, old: Applier) -> None:
+        """Another file is at its place: nobody may go on with this one."""
+        self._applier = None
+        await self._stop_scrubbing()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            await keeper.close()
+        await self._threads.run(old.retire)
 
     async def _catch_up_from_archive(self, keeping: Circumstances | None) -> bool:
         applier = self._applier

@@ -27,9 +27,13 @@ from walcast import Replica, ReplicaReplaced
 from walcast.adapters.sqlalchemy import replica_engine
 from walcast.archive.checks import Findings, Read, check_reads
 from walcast.archive.files import ArchiveFile
+from walcast.dbfiles import DatabaseFiles
+from walcast.errors import Stopped, Unavailable
+from walcast.locks import is_locked
 from walcast.restore.verify import verify_archive
 from walcast.statedir import state_dir
 from walcast.store import open_store
+from walcast.walindex import LOCK_CHECKPOINT
 
 
 @contextmanager
@@ -212,10 +216,43 @@ def test_a_replica_that_is_being_replaced_is_whole_without_its_wal(
             put_in_place(new, applier.path, tmp_path / "state", 1, source.first_position)
 
     monkeypatch.setattr(Path, "replace", stopped)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(Stopped):  # what it applied from now on would be in a WAL that nobody opens
         replace_it()
     assert alone.read_bytes() == source.close()
     applier.close()
+
+
+def test_what_others_copy_back_is_durable_before_the_wal_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a try that fails before that leaves a replica that goes on, and no descriptor more."""
+    source = Source(tmp_path)
+    applier = replica_of(source, tmp_path)
+    source.grow(20).apply(applier)
+    events: list[str] = []
+    sync, shm_fd = DatabaseFiles.sync, os.open(f"{applier.path}-shm", os.O_RDWR)
+
+    def synced(files: DatabaseFiles) -> None:
+        assert applier.backfilled_frames == applier.wal_frames
+        assert is_locked(shm_fd, LOCK_CHECKPOINT), "nobody else makes a checkpoint meanwhile"
+        events.append("synced")
+        sync(files)
+
+    def fail() -> None:
+        with replacing(applier):
+            events.append("replacing")
+            raise Unavailable("a reader")
+
+    monkeypatch.setattr(DatabaseFiles, "sync", synced)
+    descriptors = []
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            fail()
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert events == ["synced", "replacing"] * 2
+    assert descriptors[0] == descriptors[1]
+    source.grow(1).apply(applier)
+    applier.close()
+    os.close(shm_fd)
+    source.close()
 
 
 def test_replace_takes_a_database_of_another_page_size_and_keeps_what_was_a_replica(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from follower.partial import PartialCopy, partial_path, partial_sizes
 from primary.copying import copy_pages
 from primary.database import Database
 from walcast.errors import Unavailable
+from walcast.filesystem import fsync_directory
 from walcast.identity import make_database_id
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
@@ -193,11 +194,7 @@ def test_a_copy_of_pages_of_another_size_begins_anew_and_goes_on(
                 change_much(app)
             line.cut_after = ROW_COUNT * ROW_BYTES // 8
             await until_broken(app, replica, line, 2)
-        with sql(path) as one:
-            assert one("PRAGMA journal_mode = DELETE") == [["delete"]]
-            one(f"PRAGMA page_size = {2 * PAGE}")
-            one("VACUUM")
-            assert one("PRAGMA journal_mode = WAL") == [["wal"]]
+        give_other_pages(path)
         with primary(path) as app:
             size = ROW_COUNT * ROW_BYTES
             line.passed_bytes, line.cut_after = 0, size // 4
@@ -206,6 +203,38 @@ def test_a_copy_of_pages_of_another_size_begins_anew_and_goes_on(
             same(app, replica)
 
     run(work())
+
+
+def give_other_pages(path: Path) -> None:
+    with sql(path) as one:
+        assert one("PRAGMA journal_mode = DELETE") == [["delete"]]
+        one(f"PRAGMA page_size = {2 * PAGE}")
+        one("VACUUM")
+        assert one("PRAGMA journal_mode = WAL") == [["wal"]]
+
+
+def test_what_fails_when_a_replica_has_been_replaced_leaves_nobody_at_the_old_one(
+    path: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[Path] = []
+
+    def failing(folder: Path) -> None:
+        if not failed:
+            failed.append(folder)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync_directory(folder)
+
+    async def work() -> None:
+        with primary(path) as app:
+            await comes_level(app, replica, Line(rate=RATE))
+        give_other_pages(path)
+        monkeypatch.setattr("follower.newfile.fsync_directory", failing)
+        with primary(path) as app:
+            await comes_level(app, replica, Line(rate=RATE))
+            same(app, replica)
+
+    run(work())
+    assert failed
 
 
 class Disturbed:
