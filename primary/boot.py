@@ -4,8 +4,8 @@ Only a machine that went down can have lost what was written and not synced. So 
 that there is to go by, an older state is taken for the work of a power cut only if the machine was started since and
 the file is still the same one; otherwise somebody put it there on purpose.
 
-`app.db-walcast/boot`: the kernel's boot id; device, inode and the inode's generation of the database; and the inode of
-its WAL, a line each.
+`app.db-walcast/boot`: the kernel's boot id; device, inode and the inode's generation of the database; inode and its
+generation of the WAL, a line each.
 The generation tells a file from another one that was given its inode after it was removed. The boot id goes when a
 primary has ended and has synced the database: a power cut can take nothing back then of what the log has.
 """
@@ -35,6 +35,7 @@ class Boot:
     file: tuple[int, int]
     generation: int = 0
     wal: int = 0
+    wal_generation: int = 0
 
     @classmethod
     def now(cls, db_fd: int, wal_fd: int | None = None) -> Boot:
@@ -44,13 +45,18 @@ class Boot:
         except OSError:
             boot_id = ""
         facts = os.fstat(db_fd)
-        wal = os.fstat(wal_fd).st_ino if wal_fd is not None else 0
-        return cls(boot_id, (facts.st_dev, facts.st_ino), _generation(db_fd), wal)
+        wal = (os.fstat(wal_fd).st_ino, _generation(wal_fd)) if wal_fd is not None else (0, 0)
+        return cls(boot_id, (facts.st_dev, facts.st_ino), _generation(db_fd), *wal)
 
     def has_wal_of_another(self, last: Boot | None) -> bool:
         """Is the WAL still the one that it was when `last` was written, and the database another file? Where both were
-        copied to another place, neither is the same."""
-        return last is not None and self.wal == last.wal != 0 and not self._is_file_of(last)
+        copied to another place, neither is the same, though a new file system may give them the numbers that they had:
+        then the generations differ, or where the system tells none, the device."""
+        if last is None or self.wal != last.wal or not self.wal or self._is_file_of(last):
+            return False
+        if self.wal_generation and last.wal_generation:
+            return self.wal_generation == last.wal_generation
+        return self.file[0] == last.file[0]
 
     def lost_power_since(self, last: Boot | None) -> bool:
         """May a power cut have taken back what stood in this file when `last` was written?"""
@@ -71,8 +77,9 @@ def _generation(fd: int) -> int:
 def read_boot(state_dir: Path) -> Boot | None:
     """What was written last; None when there is nothing, or nothing that can be read."""
     try:
-        boot_id, device, inode, generation, wal = [*(state_dir / NAME).read_text().split("\n")[:5], ""][:5]
-        return Boot(boot_id, (int(device), int(inode)), int(generation), int(wal or 0))
+        lines = (state_dir / NAME).read_text().split("\n")
+        boot_id, device, inode, generation, wal, wal_generation = [*lines[:6], "", ""][:6]
+        return Boot(boot_id, (int(device), int(inode)), int(generation), int(wal or 0), int(wal_generation or 0))
     except (OSError, ValueError):
         return None
 
@@ -81,8 +88,8 @@ def write_boot(state_dir: Path, boot: Boot) -> None:
     """Durably. The log must be durable up to where the database stands."""
     if read_boot(state_dir) == boot:
         return
-    text = f"{boot.boot_id}\n{boot.file[0]}\n{boot.file[1]}\n{boot.generation}\n{boot.wal}\n"
-    write_durably(state_dir / NAME, text.encode())
+    facts = (boot.boot_id, *boot.file, boot.generation, boot.wal, boot.wal_generation)
+    write_durably(state_dir / NAME, "".join(f"{fact}\n" for fact in facts).encode())
 
 
 def forget_boot(state_dir: Path) -> None:

@@ -23,7 +23,7 @@ from follower.applier import Applier
 from follower.journal import Journal
 from node.failover.changes import finish_log
 from primary import boot, loop, redo
-from primary.boot import Boot, write_boot
+from primary.boot import Boot, read_boot, write_boot
 from primary.damage import Note, read_note, write_note
 from primary.database import Database
 from primary.log import TransactionLog
@@ -343,6 +343,24 @@ def test_a_copy_that_was_given_the_inode_of_the_file_that_it_replaces_is_no_powe
         with served(copy):
             assert newest_row(copy) == expected
         assert len(list_discarded(copy)) == (0 if same else 1)
+
+
+@pytest.mark.parametrize(
+    ("now", "other"),
+    [
+        (Boot("", (1, 20), 5, 11, 6), True),  # another file beside the same WAL
+        (Boot("", (2, 20), 5, 11, 6), True),  # and the machine gives the device another number since
+        (Boot("", (1, 20), 0, 11, 0), True),
+        (Boot("", (1, 10), 3, 11, 4), False),
+        (Boot("", (1, 20), 5, 21, 6), False),  # both were copied
+        (Boot("", (2, 10), 5, 11, 6 + 1), False),  # to a new file system, which gave them the same numbers
+        (Boot("", (2, 20), 0, 11, 0), False),
+    ],
+)
+def test_a_database_that_was_moved_with_its_wal_has_no_wal_of_another(now: Boot, other: bool, tmp_path: Path) -> None:
+    last = Boot("", (1, 10), 3, 11, now.wal_generation if other else 4)
+    write_boot(tmp_path, last)
+    assert now.has_wal_of_another(read_boot(tmp_path)) is other
 
 
 def test_what_is_restored_in_place_of_a_damaged_database_is_published_and_the_rest_of_the_log_kept(
