@@ -715,12 +715,12 @@ class Following:
             raise HandedOver
 
     async def _close(self) -> None:
-        self._unfinished.close()
+        await self._stop_scrubbing()
+        await self._threads.settled()
+        self._unfinished.close()  # what the threads have used until now
         self._begun.close()
         if self._downloads is not None:
             self._downloads.close()
-        await self._stop_scrubbing()
-        await self._threads.settled()
         if self._keeper is not None:
             await self._keeper.close()
         if self._applier is not None:

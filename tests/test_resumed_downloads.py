@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.archiving import archived, archiving
 from support.e2e_oracle import Served
-from support.far_follower import ROW_BYTES, add
+from support.far_follower import ROW_BYTES, add, until
 from support.writers import checkpointed
 from test_resumed_copies import ROW_COUNT, create, primary
 
 from follower.applier import Applier
 from follower.bootstrap import from_archive
+from follower.client import Client
 from follower.downloads import Downloads
+from follower.following import Following
 from follower.fresh import Fresh
 from follower.rebase import catch_up
+from walcast import wire
 from walcast.errors import DiskFull, Unavailable
 from walcast.statedir import StateDir
 from walcast.store import Store
 from walcast.store.directory import DirectoryStore
+from walcast.wire import Address
 
 SIZE = ROW_COUNT * ROW_BYTES
 PIECE_BYTES = 64 << 10
@@ -168,6 +174,34 @@ def test_what_is_not_what_was_downloaded_is_downloaded_again(edge: Edge, fate: C
     fate(edge.state.path / "archive.partial", edge)
     edge.until_done(edge.bootstrap)
     edge.same()
+
+
+def test_a_follower_that_is_stopped_leaves_what_was_downloaded(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that downloads ends later than what waits for it."""
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            edge.bootstrap()
+    kept = (edge.state.path / "archive.partial").read_bytes()
+    edge.state.close()
+    asked, stopped = threading.Event(), threading.Event()
+
+    def hanging(key: str, start: int = 0, length: int | None = None) -> bytes:
+        asked.set()
+        stopped.wait(10)
+        raise Unavailable("the line broke")
+
+    async def work() -> None:
+        client = Client(Address("127.0.0.1", 1), wire.Tls(), database="app", follower_id="f")
+        following = asyncio.create_task(Following(edge.path, client, store=edge.store).run())
+        await until(asked.is_set, 10)
+        following.cancel()
+        asyncio.get_running_loop().call_later(0.1, stopped.set)
+        await asyncio.gather(following, return_exceptions=True)
+
+    monkeypatch.setattr(edge.store, "get", hanging)
+    asyncio.run(work())
+    assert len(kept) > PIECE_BYTES
+    assert (edge.state.path / "archive.partial").read_bytes() == kept
 
 
 def test_without_room_for_both_nothing_is_kept(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
