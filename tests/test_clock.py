@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,7 @@ from primary.clock import Clock
 from walcast.archive import list_files
 from walcast.archive.clocks import KEY, MOST_STEPS, ClockStep, add_clock_steps, read_clock_steps
 from walcast.archive.reading import read_header
-from walcast.errors import Corrupt
+from walcast.errors import ConfigError, Corrupt
 from walcast.moment import format_moment
 from walcast.restore import restore
 from walcast.store.directory import DirectoryStore
@@ -168,6 +169,30 @@ def test_a_restore_to_a_time_that_the_clock_showed_twice_says_so(
     told = [store.url, "-o", str(tmp_path / "out.db"), "--timestamp", format_moment(times[-1])]
     done = CliRunner().invoke(restore_command, told)
     assert (done.exit_code, "set back by 9 s" in done.output) == (0, True), done.output
+
+
+def test_an_archive_that_refuses_the_note_gets_the_transactions(
+    app: Served, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that lets no object be written anew."""
+    put = DirectoryStore.put
+
+    def refusing(store: DirectoryStore, key: str, *args: Any, **options: Any) -> None:
+        if key == KEY:
+            raise ConfigError("Access Denied")
+        put(store, key, *args, **options)
+
+    monkeypatch.setattr(DirectoryStore, "put", refusing)
+    clocks = Clocks()
+    clocks.wall_ms = time.time_ns() // 1_000_000
+    app.database.log.clock = clocks.clock()
+    with archiving(app, store) as archiver:
+        for back_ms in (0, 9000):
+            clocks.wall_ms -= back_ms
+            with sql(app.path) as stock:
+                stock("UPDATE accounts SET balance = balance + 1")
+            assert archived(app, archiver)
+    assert read_clock_steps(store) == ()
 
 
 def test_a_time_before_the_oldest_state_that_a_clock_showed_later_is_explained(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from primary.database import Database
 from primary.log import Known
 from primary.segment import Entry
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files
-from walcast.archive.clocks import add_clock_steps
-from walcast.errors import Corrupt, Unavailable, WalcastError
+from walcast.archive.clocks import ClockStep, add_clock_steps
+from walcast.errors import ConfigError, Corrupt, Unavailable, WalcastError
 from walcast.identity import OtherDatabase
 from walcast.position import Position
 from walcast.rarely import Rarely
@@ -267,8 +267,7 @@ class Archiver:
         """One file more: the next entries, or, where the log does not continue the archive, what bridges that."""
         assert self._position is not None
         if steps := self._database.log.clock.steps:
-            add_clock_steps(self.store, steps)
-            self._database.log.clock.forget(steps)
+            self._note_clock(steps)
         known = self._database.log.knows(self._position)
         if known is Known.DIVERGED:
             begin_behind(self._database, self._position.txid)
@@ -287,6 +286,16 @@ class Archiver:
                 return
             self._write(0, written, cast(BinaryIO, file))
         self._moved(entries[-1].position, continued=True)
+
+    def _note_clock(self, steps: Sequence[ClockStep]) -> None:
+        """That only explains, so an archive in which no object may be written anew gets all the rest without it."""
+        self._ownership.check()
+        try:
+            add_clock_steps(self.store, steps)
+        except ConfigError as error:
+            facts = {"url": self.store.url, "error": str(error)}
+            log.warning("the archive cannot be told that the clock was set back", extra=facts)
+        self._database.log.clock.forget(tuple(steps))
 
     def _next_entries(self) -> list[Entry]:
         assert self._position is not None
