@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -18,6 +19,8 @@ from walcast.shortage import disk_errors
 
 log = logging.getLogger("walcast.follower")
 
+READ_ONLY = apsw.SQLITE_OPEN_READONLY
+BUSY_TIMEOUT_MS = 1000
 KEPT_MOST = 3  # each is as large as the database was
 
 
@@ -31,11 +34,7 @@ def keep_aside(applier: Applier, state_dir: Path) -> Path:
     check_announced(temporary, applier.commit_pages * applier.page_size)
     temporary.unlink(missing_ok=True)
     try:
-        connection = apsw.Connection(str(applier.path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            connection.execute("VACUUM INTO ?", (str(temporary),))
-        finally:
-            connection.close()
+        _copy(applier.path, temporary)
         with disk_errors(temporary):
             temporary.chmod(OWNER_ONLY)
             fd = os.open(temporary, os.O_RDONLY)
@@ -52,6 +51,15 @@ def keep_aside(applier: Applier, state_dir: Path) -> Path:
     log.warning("kept the replica aside", extra={"database": str(applier.path), "kept": str(kept)})
     _delete_oldest(kept)
     return kept
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Page by page: VACUUM INTO would need the collations and functions of the app."""
+    with closing(apsw.Connection(str(to))) as copy, closing(apsw.Connection(str(path), flags=READ_ONLY)) as replica:
+        replica.set_busy_timeout(BUSY_TIMEOUT_MS)
+        copy.execute("PRAGMA journal_mode = OFF")  # a half is removed, with nothing beside it
+        with copy.backup("main", replica, "main") as backup:
+            backup.step()
 
 
 def _delete_oldest(newest: Path) -> None:

@@ -20,6 +20,7 @@ from support.apply_replica import replica_of
 from support.apply_source import Source
 from support.nodes import ENVIRONMENT, follower, poll, primary, walcast
 
+from follower.applier import Applier
 from follower.aside import KEPT_MOST, keep_aside
 from follower.newfile import put_in_place
 from follower.replacing import replacing
@@ -191,6 +192,19 @@ def test_of_the_replicas_that_are_kept_aside_the_newest_stay(tmp_path: Path, cap
     assert said == [str(path) for path in kept[:2]]
     applier.close()
     source.close()
+
+
+def test_a_replica_is_kept_aside_whatever_its_indexes_need(tmp_path: Path) -> None:
+    """Only the app has its collations."""
+    path = make(tmp_path / "r.db", 4096, "kept")
+    with opened(path) as db:
+        db.create_collation("apps", lambda one, other: (one > other) - (one < other))
+        db.execute("CREATE INDEX i ON t (a COLLATE apps)")
+    applier = Applier.open(path, tmp_path / "state")
+    kept = keep_aside(applier, tmp_path / "state")
+    applier.close()
+    assert values(kept) == ["kept"]
+    assert [entry.name for entry in kept.parent.glob("replaced-*")] == [kept.name]
 
 
 def test_a_replica_that_is_being_replaced_is_whole_without_its_wal(
