@@ -43,7 +43,7 @@ def replacing(applier: Applier) -> Iterator[None]:
         _copy_back(applier)
         with disk_errors(applier.path):
             files.sync()  # also what somebody else's checkpoint has copied
-        _lock(fd, PENDING_BYTE, f"{applier.path}: a reader that opens it does not end")
+        _lock(fd, PENDING_BYTE, f"{applier.path}: a reader has been opening it for too long; trying again")
         time.sleep(SETTLE_S)
         yield
     except BaseException as error:
@@ -86,7 +86,11 @@ def _copy_back(applier: Applier) -> None:
     give_up_s = time.monotonic() + TRY_S
     while True:
         applier.checkpoint()
-        _lock(applier.files.shm_fd, LOCK_CHECKPOINT, f"{applier.path}: a checkpoint does not end")
+        _lock(
+            applier.files.shm_fd,
+            LOCK_CHECKPOINT,
+            f"{applier.path}: another process has been checkpointing it for too long; trying again",
+        )
         if applier.backfilled_frames >= applier.wal_frames or time.monotonic() >= give_up_s:
             return
         unlock(applier.files.shm_fd, LOCK_CHECKPOINT)

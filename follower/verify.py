@@ -94,8 +94,8 @@ def read_replica(path: Path) -> ChecksumsOnly:
     found = find_position(state_dir(path), checksums.database)
     if found is None:
         raise Diverged(
-            f"{path}: its checksum {checksums.database:016x} is of no position that was applied here: it is no "
-            "replica, or was changed by something else; walcast follower mends a replica"
+            f"{path}: no position that was applied here has its checksum {checksums.database:016x}: it is no replica, "
+            "or something else has changed it; walcast follower mends a replica"
         )
     return ChecksumsOnly(checksums, found[1])
 

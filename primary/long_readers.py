@@ -25,8 +25,8 @@ LONG_S = 60.0
 LONG_WAL_BYTES = 64 << 20
 REPLICATORS = frozenset({"litestream"})
 MAX_SAID = 64
-REPLICATES = "another program replicates this database, too, and makes its WAL grow: stop one"
-OPEN_FOR_LONG = "a read transaction that is open for long makes the WAL grow: end it"
+REPLICATES = "another program replicates this database too and makes its WAL grow: stop one of the two"
+OPEN_FOR_LONG = "a read transaction has been open for a long time and makes the WAL grow: end it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,5 +67,5 @@ def test_a_first_boot_that_was_killed_before_its_first_upload_does_not_keep_the_
         walcast("primary", db, store.url, "--listen", LOOPBACK).returncode == 1
     )  # another database's, for all it knows
     with primary(db, store.url, "--restore") as node:
-        node.wait_event("the archive is empty, and another database's: taken over when it stays empty")
+        node.wait_event("the archive is another database's but is empty; it is taken over if it stays empty")
         assert rows(db) == [1, 2]

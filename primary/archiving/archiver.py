@@ -294,7 +294,7 @@ class Archiver:
             add_clock_steps(self.store, steps)
         except ConfigError as error:
             facts = {"url": self.store.url, "error": str(error)}
-            log.warning("the archive cannot be told that the clock was set back", extra=facts)
+            log.warning("cannot note in the archive that the clock was set back", extra=facts)
         self._database.log.clock.forget(tuple(steps))
 
     def _next_entries(self) -> list[Entry]:

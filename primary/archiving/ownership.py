@@ -72,7 +72,7 @@ class Ownership:
         age_s = 0.0 if named is None else time.time() - named / 1000
         left_s = min(WATCH_S, max(0.0, WATCH_S - age_s))
         facts = {"url": self._store.url, "id": theirs, "seconds": round(left_s, 1)}
-        log.warning("the archive is empty, and another database's: taken over when it stays empty", extra=facts)
+        log.warning("the archive is another database's but is empty; it is taken over if it stays empty", extra=facts)
         if wait(left_s) or list_files(self._store) or read_archive_id(self._store) != theirs:
             return theirs
         take_over_archive(self._store, mine)

@@ -112,7 +112,7 @@ class Upkeep:
         self._backoffs[duty].done(time.monotonic(), succeeded=False)
         self._errors[duty] = f"the store has not answered for {STUCK_S:.0f} s; tried again once it has"
         facts = {"url": self._store.url, "work": duty, "error": self._errors[duty]}
-        log.warning("archive upkeep hangs; what else there is to do goes on", extra=facts)
+        log.warning("archive upkeep hangs; its other work goes on", extra=facts)
 
     def wait_s(self) -> float:
         """When to ask again, if nothing is archived meanwhile."""
@@ -252,7 +252,7 @@ class Upkeep:
         if not self._said_refused:
             self._said_refused = True
             facts = {"url": self._store.url, "error": text}
-            log.warning("what is expired stays in the archive: this store does not let it be deleted", extra=facts)
+            log.warning("expired files stay in the archive: the store does not allow them to be deleted", extra=facts)
 
     def _compact_levels(self, now_ms: int) -> None:
         for level in self._levels():

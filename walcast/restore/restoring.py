@@ -138,7 +138,7 @@ def clock_steps_at(store: Store, timestamp_ms: int) -> tuple[ClockStep, ...]:
     try:
         return tuple(step for step in read_clock_steps(store) if step.includes(timestamp_ms))
     except WalcastError as error:
-        log.warning("whether the clock was set back cannot be told", extra={"url": store.url, "error": str(error)})
+        log.warning("cannot tell whether the clock was set back", extra={"url": store.url, "error": str(error)})
         return ()
 
 
