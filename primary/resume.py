@@ -22,7 +22,7 @@ from walcast.dbfiles import PageReader
 from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.savedsums import forget_restored, load_restored
-from walcast.terms import first_txid, is_plausible_term
+from walcast.terms import JUMP_MOST, first_txid, is_plausible_term
 from walcast.wal import WAL_HEADER_SIZE, frame_offset
 from walcast.walindex import IndexHeader
 
@@ -185,7 +185,7 @@ def begin_restored(capture: Capture) -> bool:
     restored = load_restored(folder) if not log.position.txid else None
     if restored is None or restored.checksums.page_size != capture.page_size:
         return False
-    if not is_plausible_term(restored.term, 1):  # it was an archive's word
+    if not is_plausible_term(restored.term, 1) or restored.position.txid > JUMP_MOST:  # it was an archive's word
         return False
     log.term = restored.term
     log.start(restored.checksums, restored.position)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -35,7 +37,10 @@ from walcast.errors import Corrupt
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
+from walcast.savedsums import RestoredState, save_restored
+from walcast.statedir import StateDir, state_dir
 from walcast.store import DirectorySpec, open_store
+from walcast.terms import JUMP_MOST
 
 SOON_S = 10.0
 COMMIT = "UPDATE accounts SET balance = balance + 1"
@@ -315,3 +320,21 @@ def test_the_archiver_survives_sqlites_errors_and_says_them(
         assert poll(lambda: archiver.error is None, SOON_S)
     finally:
         archiver.stop()
+
+
+@pytest.mark.parametrize(("txid", "goes_on"), [(7, True), (JUMP_MOST + 1, False), ((1 << 64) - 1, False)])
+def test_a_log_goes_on_from_a_restore_unless_its_archive_named_what_cannot_be(
+    tmp_path: Path, txid: int, goes_on: bool
+) -> None:
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; CREATE TABLE t (a)")
+    sums = PageChecksums.scan(4096, iter([(1, memoryview(path.read_bytes()))]))
+    StateDir(path).close()
+    save_restored(state_dir(path), RestoredState(sums, Position(txid, sums.database), 1, 0))
+    with served(path) as app:
+        with sql(path) as stock:
+            stock("INSERT INTO t VALUES (1)")
+        position = app.position
+        assert (txid <= position.txid < txid + 5) == goes_on
+        assert goes_on or position.txid < 5

@@ -30,6 +30,7 @@ HISTORY_TERMS = 100
 TERM_STEP_MAX = 1_000
 TERM_MAX = 1_000_000  # for a node that has seen no term yet: a promotion every five minutes for nine years
 TXID_STEP_MAX = (2 * TERM_STEP_MAX + 1) * TERM_TXIDS  # of one LTX file: the gap before a term, at most
+JUMP_MOST = 1 << 48  # TXIDs: 2^27 changes of the primary, or 9 years of a million commits a second
 TXID_MAX = (1 << 62) - 1  # far beyond what TERM_MAX terms take; what is added to it still fits in 64 bits
 
 PRIMARY = "primary"

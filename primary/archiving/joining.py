@@ -12,10 +12,9 @@ from walcast.archive.reading import read_header
 from walcast.errors import ConfigError, Corrupt, WalcastError
 from walcast.position import Position, format_txid
 from walcast.store import ObjectMissing, Store
+from walcast.terms import JUMP_MOST
 
 log = logging.getLogger("walcast.archive")
-
-JUMP_MOST = 1 << 48  # TXIDs: 2^27 changes of the primary, or 9 years of a million commits a second
 
 
 def archive_end(store: Store, files: Sequence[ArchiveFile]) -> Position | None:
