@@ -166,7 +166,7 @@ def test_a_stop_that_hangs_is_ended() -> None:
 def test_a_stop_that_came_to_its_end_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that goes on, as one that runs the command as a function, must not be ended later."""
     ended: list[StopDeadline] = []
-    monkeypatch.setattr(StopDeadline, "reached", ended.append)
+    monkeypatch.setattr(StopDeadline, "reached", lambda self: ended.append(self))
     write(tmp_path / "app.db", 1)
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
