@@ -255,7 +255,8 @@ class Host:
             self.members.append(member)
             stack.push_async_callback(member.close)
             member.start(self._static_failed)
-        stack.callback(asyncio.create_task(self._start_app_when_readable()).cancel)
+        if self.members:  # what is no member may have to be restored first: the app would make it instead
+            stack.callback(asyncio.create_task(self._start_app_when_readable()).cancel)
         for member in self.members:
             await _first(member.settled, member.awaits_app, self._stop, self._failed)
 
