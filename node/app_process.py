@@ -27,6 +27,7 @@ log = logging.getLogger("walcast.node")
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGTERM, signal.SIGINT)
+TERM_SHARE = 0.5  # of the time an app has after Ctrl-C, which may not have gone to it
 LAUNCHER = Path(__file__).with_name("app_launcher.py")
 
 
@@ -84,11 +85,15 @@ class AppProcess:
         its time runs."""
         if not self.running:
             return False
-        if not (number is signal.SIGINT and _is_from_terminal()):  # that went to the app, too
+        loop = asyncio.get_running_loop()
+        from_terminal = number is signal.SIGINT and _is_from_terminal()
+        if not from_terminal:
             self._send(number)
         if number in ENDING and self._killing is None:
             self._asked_s = time.monotonic()
-            self._killing = asyncio.get_running_loop().call_later(self._kill_after_s, self._kill)
+            self._killing = loop.call_later(self._kill_after_s, self._kill)
+            if from_terminal:  # Ctrl-C went to the app, too; what `docker stop` sends to this process alone did not
+                loop.call_later(self._kill_after_s * TERM_SHARE, self._terminate)
         return True
 
     @property
@@ -103,6 +108,11 @@ class AppProcess:
     def _send(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, number)
+
+    def _terminate(self) -> None:
+        if self.running:
+            log.info("the app has not ended since SIGINT: sending it SIGTERM")
+            self._send(signal.SIGTERM)
 
     def _kill(self) -> None:
         if self.running:

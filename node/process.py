@@ -47,7 +47,7 @@ def run_until_signal(
 
         def on_signal(number: signal.Signals) -> None:
             taken = forward(number)
-            if asked.is_set() or stop.is_set():
+            if asked.is_set():
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
                 os._exit(BY_SIGNAL + number)  # process 1 of a container is not ended by a signal's default

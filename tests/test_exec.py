@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from support.folders import rows, serving, write
 from support.nodes import ENVIRONMENT, LOOPBACK, Node, follower, poll, primary, wait_level, walcast
 
+from node import app_process
 from node.app_process import LAUNCHER, AppProcess, split_command
 from node.cli import main
 from walcast.errors import ConfigError
@@ -120,6 +122,56 @@ def test_an_app_of_a_follower_starts_once_the_replica_can_be_read_also_without_t
         with follower(replica, home.address, "--exec", app, wait=False) as node:
             assert poll(lambda: said(edge) == ["started"] * 2)
             assert node.stop() == 0
+
+
+def test_the_app_of_a_file_with_one_database_starts_once_that_is_restored(tmp_path: Path) -> None:
+    write(tmp_path / "app.db", 1)
+    with primary(tmp_path / "app.db", tmp_path / "archive") as node:
+        assert node.stop() == 0
+    for file in tmp_path.glob("app.db*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    file, app = tmp_path / "walcast.yml", script(tmp_path, "test -s app.db && echo restored > said; exit 0")
+    database = f"path: {tmp_path}/app.db, restore-if-db-not-exists: true, replica: {{path: {tmp_path}/archive}}"
+    file.write_text(f"exec: {app}\ndbs: [{{{database}}}]\n")
+    with serving(file) as node:
+        assert node.wait() == 0
+    assert said(tmp_path) == ["restored"]
+
+
+def test_an_app_that_a_sigint_did_not_reach_is_asked_once_more_before_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_process, "_is_from_terminal", lambda: True)
+
+    async def code() -> int | None:
+        app = AppProcess(split_command(script(tmp_path, TRAPPED)), kill_after_s=2.0)
+        app.start()
+        while not said(tmp_path):
+            await asyncio.sleep(0.005)
+        assert app.forward(signal.SIGINT)
+        await app.ended.wait()
+        return app.code
+
+    monkeypatch.setattr(app_process, "TERM_SHARE", 0.01)
+    assert asyncio.run(code()) == 3
+
+
+# Archives, after it has ended by itself, while the first signal comes.
+ENDS = """\
+import asyncio, os, signal
+from node.process import run_until_signal
+async def role(stop):
+    stop.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.05)
+    print("archived")
+run_until_signal(role, lambda: None)
+"""
+
+
+def test_the_first_signal_does_not_cut_short_an_end_that_an_app_began() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stdout) == (0, "archived\n")
 
 
 def test_an_app_is_told_to_end_when_its_node_is_killed(tmp_path: Path) -> None:
