@@ -14,6 +14,7 @@ from collections.abc import Callable
 log = logging.getLogger("walcast.node")
 
 SLACK_S = 1.0  # for what ends in order within --stop-timeout, and only then lets go of all
+SAY_S = 0.5  # a log whose reader hangs takes no line
 FAILED = 1
 
 
@@ -43,5 +44,8 @@ class StopDeadline:
 
     def _over(self) -> None:
         facts = {"seconds": self._limit_s, "exit_code": FAILED}
-        log.error("the stop has not come to its end within --stop-timeout: ending the process", extra=facts)
+        what = "the stop has not come to its end within --stop-timeout: ending the process"
+        saying = threading.Thread(target=log.error, args=(what,), kwargs={"extra": facts}, daemon=True)
+        saying.start()
+        saying.join(SAY_S)
         self._end(FAILED)

@@ -7,6 +7,7 @@ import json
 import math
 import queue
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from support.folders import rows, serving, status, wait_served, write
 from support.nodes import LOOPBACK, Node, poll, walcast
 from support.s3 import CountedS3, counted_s3
 
-from node import first_boot
+from node import first_boot, stop_deadline
 from node.cli import main
 from node.first_boot import restore_when_reachable
 from node.settings import DatabaseSettings
@@ -181,3 +182,15 @@ def test_a_stop_that_came_to_its_end_is_not_ended(tmp_path: Path, monkeypatch: p
     deadline.reached()
     timer.join(10.0)
     assert not timer.is_alive()
+
+
+def test_a_log_whose_reader_hangs_does_not_keep_a_stop_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: queue.Queue[int] = queue.Queue()
+    read = threading.Event()
+    monkeypatch.setattr(stop_deadline, "SAY_S", 0.01)
+    monkeypatch.setattr(stop_deadline.log, "error", lambda *_, **__: read.wait())
+    StopDeadline(-SLACK_S, ended.put).begin()
+    try:
+        assert ended.get(timeout=10.0) == 1
+    finally:
+        read.set()
