@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import apsw
+
 from node.failover.member import Member
 from node.first_boot import check_there, is_awaited
 from node.inodes import Inode, inode_of
@@ -87,7 +89,7 @@ class KeptMembers(Retrying):
     async def _begin(self, path: Path, settings: MemberSettings) -> None:
         try:
             await asyncio.to_thread(check_member, settings)
-        except WalcastError as error:
+        except (WalcastError, OSError, apsw.Error) as error:
             await self._fail(path, settings.database.name, error, _inode(path))
             return
         self._failed.pop(path, None)
@@ -105,7 +107,7 @@ class KeptMembers(Retrying):
         member, since_s = self._running.pop(path)
         if time.monotonic() - since_s > RETRY_S[-1]:
             self._failures.pop(path, None)  # it was well for long
-        if member.settled.is_set() and not path.exists():  # whoever removes it does not want it restored at once
+        if member.settled.is_set() and _is_gone(path):  # whoever removes it does not want it restored at once
             settings = self._all[path]
             self._all[path] = replace(settings, database=replace(settings.database, restore=False))
         # Of the file that failed: another one that is at the path by now is tried at once.
@@ -135,3 +137,13 @@ def _inode(path: Path) -> Inode | None:
         return inode_of(path)
     except OSError:
         return None
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False

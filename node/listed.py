@@ -68,10 +68,10 @@ class Listed(Retrying):
     async def _take_one(self, path: Path) -> None:
         settings = self._listed[path]
         may_be_missing = settings.restore or settings.wait_s > 0
-        if path in self._restores or (may_be_missing and await asyncio.to_thread(is_missing, path)):
+        if path in self._restores or (may_be_missing and await asyncio.to_thread(_is_missing, path)):
             if settings.restore and not await self._is_restored(settings):
                 return
-            if await asyncio.to_thread(is_missing, path):
+            if await asyncio.to_thread(_is_missing, path):
                 await self._await_app(settings)
                 return
         self._unreachable.discard(path)
@@ -132,3 +132,11 @@ class Listed(Retrying):
         self._listed[path] = replace(self._listed[path], restore=False)
         await self._primary.remove(taken.serving, reason, away=True)
         await self._fail(path, taken.serving.settings.name, reason, taken.serving.inode)
+
+
+def _is_missing(path: Path) -> bool:
+    """False also where nobody can say: opening it tells why."""
+    try:
+        return is_missing(path)
+    except OSError:
+        return False

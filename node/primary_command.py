@@ -245,10 +245,11 @@ def _first_boot(database: DatabaseSettings, restore: bool, wait_s: float | None,
 
 
 def _one(config: DatabaseConfig) -> DatabaseSettings:
-    """One of several. A link to nothing is a database that is not there yet, as a volume that is mounted later."""
+    """One of several. A link to nothing is a database that is not there yet, as a volume that is mounted later; one
+    that this process may not look at is told by itself."""
     try:
         return settings_of(config)
-    except DanglingLink:
+    except (DanglingLink, OSError):
         return settings_of(replace(config, path=behind_link(config.path)))
 
 

@@ -43,7 +43,8 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
     take_everything()
     began_s = time.monotonic()
     for member in settings.members:
-        with suppress(ConfigError):  # a damaged role is said when that database is begun, and stops no other
+        # A role that is damaged, or cannot be read, is said when that database is begun, and stops no other.
+        with suppress(ConfigError, OSError):
             if (surprise := remembered(member)) is not None:
                 log.warning(EVENT, extra=surprise.facts())
     log.info("starting", extra=start_facts(settings))

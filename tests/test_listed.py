@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from support.folders import serving, status, wait_served, write
 from support.nodes import poll, primary, walcast
@@ -93,6 +94,21 @@ def test_a_link_to_nothing_and_a_damaged_role_stop_no_others(tmp_path: Path) -> 
         write(tmp_path / "volume" / "linked.db", 1)
         role.unlink()
         wait_served(node, "damaged", "good", "linked")
+
+
+@pytest.mark.parametrize("keys", ["", "restore-if-db-not-exists: true, "])
+def test_a_path_that_cannot_be_looked_at_stops_no_others(tmp_path: Path, keys: str) -> None:
+    write(tmp_path / "good.db", 1)
+    config = configured(tmp_path, "good")
+    denied = tmp_path / ("x" * 300) / "denied.db"  # to root as well, as a folder without rights is to others
+    with config.open("a") as file:
+        file.write(f"- {{path: {denied}, {keys}replica: {{path: {tmp_path}/archive/denied}}}}\n")
+    with serving(config) as node:
+        wait_served(node, "good")
+        assert status(node)["denied"]["trouble"]
+        assert node.stop() == 0
+    done = CliRunner().invoke(main, ["config", "check", str(config), "--json"])
+    assert ["problem" in one for one in json.loads(done.stdout)["databases"]] == [False, True]
 
 
 def test_one_database_by_itself_ends_the_process_in_one_line(tmp_path: Path) -> None:
