@@ -21,6 +21,8 @@ from node.primary_command import settings_by
 from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file, is_missing
+from walcast.oserrors import at_path
+from walcast.redaction import redact
 from walcast.secret import HIDDEN, Secret
 from walcast.store import S3Spec, StoreSpec
 
@@ -73,9 +75,10 @@ def _whole(config: Config) -> str | None:
     if not config.dbs and not config.folders:
         return "no databases: give some under dbs"
     try:
-        return next(preflight.problems(settings_by(config.path)), None)
+        problem = next(preflight.problems(settings_by(config.path)), None)
     except ConfigError as error:
-        return str(error)
+        problem = str(error)
+    return problem and redact(problem)
 
 
 def facts(config: Config) -> Facts:
@@ -89,7 +92,7 @@ def facts(config: Config) -> Facts:
         "http_hosts": list(config.http_hosts),
         "log_level": config.log_level,
         "log_format": config.log_format,
-        "exec": config.command and shlex.split(config.command)[0],  # its arguments may have a password
+        "exec": config.command and redact(shlex.split(config.command)[0]),  # its arguments may have a password
         "stop_timeout_s": config.stop_timeout_s,
         "wait_for_db_s": config.wait_for_db_s,
         "log_summary_s": config.log_summary_s,
@@ -131,11 +134,14 @@ def _database(config: DatabaseConfig, names: dict[str, Path], waits: bool = Fals
     taken = names.setdefault(config.name, config.path)
     if taken != config.path:
         found["problem"] = f"the name is already that of {taken}"
-    elif not ((config.restore or waits) and is_missing(config.path)):
-        try:
+        return found
+    try:
+        if not ((config.restore or waits) and is_missing(config.path)):
             check_database_file(config.path)
-        except ConfigError as error:
-            found["problem"] = str(error)
+    except ConfigError as error:
+        found["problem"] = str(error)
+    except OSError as error:
+        found["problem"] = at_path(error, config.path)
     return found
 
 

@@ -199,6 +199,16 @@ def checked(*arguments: str | Path, exit_code: int = 0) -> str:
     return done.stdout
 
 
+def test_check_shows_no_secret_of_a_command(tmp_path: Path) -> None:
+    write(tmp_path / "a.db", 1)
+    file = tmp_path / "walcast.yml"
+    for command in ("APP_PASSWORD=s3cr3t app", "sh -c 'APP_PASSWORD=s3cr3t app'"):  # the first is no program
+        file.write_text(f'exec: "{command}"\ndbs: [{{path: {tmp_path}/a.db}}]\n')
+        done = CliRunner().invoke(main, ["config", "check", str(file)])
+        assert "exec: " in done.output
+        assert "s3cr3t" not in done.output
+
+
 def test_check_prints_what_was_understood_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s3cr3t")
     write(tmp_path / "data" / "a.db", 1)
