@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 
 from node.health import Failure
 from walcast.position import Position
+from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 
 log = logging.getLogger("walcast.node")
 
 NAMES_SHOWN = 5
+NO_ROLE = "not served"
 WELL, UNWELL = "all well", "not all is well"
 
 
@@ -32,10 +34,16 @@ def summary(status: pb.StatusReply, failures: Sequence[Failure]) -> tuple[int, s
     databases = status.databases
     followers = [follower for database in databases for follower in database.followers]
     wrong = [f"{failure.database}: {failure.text}" if failure.database else failure.text for failure in failures]
-    wrong += [f"{d.name}: {d.archive.error}" for d in databases if d.archive.error]
+    wrong += [
+        f"{d.name}: {d.archive.error}"
+        for d in databases
+        if d.archive.error and d.trouble_kind != FailureKind.NOT_SERVED
+    ]
     facts: dict[str, object] = {
         "databases": len(databases),
-        "roles": ", ".join(f"{count} {role}" for role, count in Counter(d.role for d in databases).most_common()),
+        "roles": ", ".join(
+            f"{count} {role}" for role, count in Counter(d.role or NO_ROLE for d in databases).most_common()
+        ),
         "followers": len(followers),
         "lag_ms_most": round(max((follower.lag_ms for follower in followers), default=0.0), 1),
         "unarchived_txids": max(

@@ -134,6 +134,14 @@ def test_the_summary_says_what_is_wrong() -> None:
     assert summary(pb.StatusReply(databases=[database]), [])[1] == UNWELL
 
 
+def test_a_summary_counts_a_database_that_is_not_served_once() -> None:
+    not_served = pb.DatabaseStatus(name="app", trouble="no such file", trouble_kind=FailureKind.NOT_SERVED)
+    not_served.archive.error = "not served: no such file"
+    reply = pb.StatusReply(databases=[not_served, pb.DatabaseStatus(name="b", role="primary")])
+    facts = summary(reply, [Failure(FailureKind.NOT_SERVED, "no such file", "app")])[2]
+    assert (facts["wrong"], facts["roles"]) == (1, "1 not served, 1 primary")
+
+
 def test_config_check_fails_where_the_run_would(tmp_path: Path) -> None:
     create_database(tmp_path / "app.db")
     for text in (
