@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -93,6 +94,7 @@ class Host:
         self.start_app: Callable[[], object] = lambda: None  # called once, when the app can have what it needs
         self.drain_within_s = settings.stop_timeout_s - min(CLOSE_S, settings.stop_timeout_s / 4)
         self.all_archived = True
+        self._began_ms = int(time.time() * 1000)
 
     @property
     def stopping(self) -> bool:
@@ -361,7 +363,7 @@ class Host:
     def _all_names(self) -> list[str]:
         """Of the databases that the status has. For any thread."""
         failed = [name for watching in self._watching for name in watching.failed_names()]
-        return [*list(self._serving), *(member.name for member in self.members), *failed]
+        return [*list(self._serving), *(member.name for member in self.members), *list(self._awaited), *failed]
 
     # Databases come and go
 
@@ -470,6 +472,9 @@ class Host:
         finally:
             self._awaited.pop(settings.name, None)
 
+    def _awaited_kind(self, name: str) -> FailureKind:
+        return FailureKind.NOT_MADE if self._awaits.get(name) == APP_MAKES_IT else FailureKind.NOT_SERVED
+
     def _why_awaited(self, settings: DatabaseSettings) -> str:
         why = self._awaits.get(settings.name)
         return f"{settings.path}: {why or 'not restored yet'}" if why in (None, APP_MAKES_IT) else why
@@ -536,12 +541,12 @@ class Host:
         found = [member_failure(member) for member in self.members]
         found += [serving_failure(serving) for serving in list(self._serving.values())]
         found += [
-            Failure(FailureKind.NOT_SERVED, self._why_awaited(awaited), name)
+            Failure(self._awaited_kind(name), self._why_awaited(awaited), name)
             for name, awaited in list(self._awaited.items())
         ]
         for watching in self._watching:
             found += [
-                Failure(FailureKind.NOT_SERVED, text, watching.name_of(where))
+                Failure(watching.kind_of(where), text, watching.name_of(where))
                 for where, text in list(watching.trouble.items())
             ]
         return [failure for failure in found if failure is not None]
@@ -560,6 +565,18 @@ class Host:
         members = {member.name: member for member in self.members}
         reply.databases.extend(member.status() for member in self.members)
         reply.databases.extend(serving.status() for name, serving in self._serving.items() if name not in members)
+        for name, awaited in list(self._awaited.items()):
+            if name not in self._serving:
+                reply.databases.append(
+                    pb.DatabaseStatus(
+                        name=name,
+                        path=str(awaited.path.absolute()),
+                        position=pb.Position(),
+                        state_since_ms=self._began_ms,
+                        trouble=self._why_awaited(awaited),
+                        trouble_kind=self._awaited_kind(name),
+                    )
+                )
         if self.members and not self.settings.databases and not self.settings.folders:
             reply.role = reply.databases[0].role
         reply.term = max([1, *(database.term for database in reply.databases)])

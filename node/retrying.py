@@ -20,6 +20,7 @@ from node.inodes import Inode, inode_of
 from node.serving import Serving
 from node.settings import DatabaseSettings
 from walcast.errors import Stopped, WalcastError
+from walcast.oserrors import at_path
 from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 
@@ -50,6 +51,7 @@ class Failed:
     why: str
     inode: Inode | None
     again_s: float
+    kind: FailureKind = FailureKind.NOT_SERVED
 
     def is_due(self, path: Path, now_s: float) -> bool:
         """Is it time, or another file by now?"""
@@ -203,7 +205,7 @@ class Retrying(ABC):
 
     async def _fail(self, path: Path, name: str, error: Exception, inode: Inode | None) -> None:
         """It cannot be served now: refuse its followers for now, and try again, later each time."""
-        why = str(error) or type(error).__name__
+        why = at_path(error, path) if isinstance(error, OSError) else str(error) or type(error).__name__
         failures = self._failures.get(path, 0)
         self._failures[path] = failures + 1
         wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
@@ -214,7 +216,7 @@ class Retrying(ABC):
 
     async def _wait_for(self, path: Path, name: str, why: str) -> None:
         """It is not there yet, which is no fault: refuse its followers for now, and look again at the next look."""
-        self._failed[path] = Failed(name, f"{path}: {why}", None, 0.0)
+        self._failed[path] = Failed(name, f"{path}: {why}", None, 0.0, FailureKind.NOT_MADE)
         if self.trouble.get(str(path)) != f"{path}: {why}":
             self.trouble[str(path)] = f"{path}: {why}"
             log.info("waiting for the app to make the database", extra={"database": name, "path": str(path)})
@@ -241,6 +243,11 @@ class Retrying(ABC):
         failed = self._failed.get(Path(where))
         return failed.name if failed is not None else ""
 
+    def kind_of(self, where: str) -> FailureKind:
+        """Of the trouble under that key of `trouble`. Any thread."""
+        failed = self._failed.get(Path(where))
+        return failed.kind if failed is not None else FailureKind.NOT_SERVED
+
     def failed_names(self) -> list[str]:
         """Of the databases that cannot be served. Any thread."""
         return [failed.name for failed in list(self._failed.values())]
@@ -254,7 +261,7 @@ class Retrying(ABC):
                 position=pb.Position(),
                 archive=pb.ArchiveStatus(error=f"not served: {failed.why}"),
                 trouble=failed.why,
-                trouble_kind=FailureKind.NOT_SERVED,
+                trouble_kind=failed.kind,
             )
             for path, failed in self._failed.items()
         ]

@@ -69,7 +69,7 @@ def _rows(facts: Facts) -> Iterator[Row]:
             lag = f"{follower['lag_ms']:.1f}"
             yield f"  {follower['id']}", follower["state"], applied, durable, str(follower["lag_txids"]), lag, ""
         archive = database["archive"]
-        if archive is not None and database["state"] != "not-served":
+        if archive is not None and database["state"] not in ("not-served", "waiting"):
             lag = archive["lag"]
             behind, ms = str(lag["transactions"]), f"{lag['ms'] or 0:.1f}"
             state = "failing" if archive["error"] else "archiving" if lag["transactions"] else "archived"

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.folders import rows, serving, write
+from support.folders import rows, serving, status, write
 from support.nodes import LOOPBACK, poll, primary, walcast
 from support.s3 import counted_s3
 from support.users import STRANGER, STRANGER_GROUP, as_user, folder_for_all, needs_root
@@ -72,9 +72,22 @@ def test_others_are_served_while_one_is_waited_for(tmp_path: Path) -> None:
     with serving(file) as node:
         facts = node.facts  # type: ignore[attr-defined]
         assert (facts["databases"], facts["awaited"]) == (["there"], ["late"])
+        late = status(node)["late"]
+        assert (late["state"], [trouble["kind"] for trouble in late["troubles"]]) == ("waiting", ["not-made"])
         write(tmp_path / "late.db", 1)
         assert poll(lambda: [e for e in node.events("serving") if e["database"] == "late"])
         assert node.stop() == 0
+
+
+def test_status_has_the_one_database_of_a_file_while_it_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "walcast.yml"
+    file.write_text(f"wait-for-db: forever\ndbs: [{{path: {tmp_path}/late.db}}]\n")
+    with serving(file) as node:
+        late = status(node)["late"]
+        assert (late["state"], [trouble["kind"] for trouble in late["troubles"]]) == ("waiting", ["not-made"])
+        assert late["since"]
+        write(tmp_path / "late.db", 1)
+        assert poll(lambda: status(node)["late"]["state"] == "serving")
 
 
 def test_one_of_several_is_restored_when_it_is_lost(tmp_path: Path) -> None:

@@ -171,11 +171,14 @@ def _follower(follower: pb.FollowerStatus) -> Facts:
     )
 
 
+_NOT_THERE = (FailureKind.NOT_SERVED, FailureKind.NOT_MADE)  # so that there is nothing to archive either
+
+
 def _troubles(database: pb.DatabaseStatus) -> list[Facts]:
     names = {"path": database.path, "primary": database.primary, "url": database.archive.url, "role": database.role}
     said = [
         (database.trouble_kind, database.trouble),
-        (FailureKind.NOT_ARCHIVED, database.archive.error if database.trouble_kind != FailureKind.NOT_SERVED else ""),
+        (FailureKind.NOT_ARCHIVED, database.archive.error if database.trouble_kind not in _NOT_THERE else ""),
         (FailureKind.APP_URL_REFUSED, database.app_url_refused),
         (FailureKind.WAL_HELD, database.wal_held),
     ]
