@@ -31,6 +31,7 @@ LOOK_S = 0.1
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 SAY_EVERY_S = 600.0
 FREE_S = 60.0
+RESTORE_FIRST_S = 2.0  # a small one is there before anybody asks
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ async def restore_when_reachable(
     began_s, rarely, tries = time.monotonic(), Rarely(log), 0
     while True:
         try:
-            restored = await run_detached(restore_missing, settings, stopping, name=f"restore-{settings.name}")
+            restored = await _restored(settings, stopping, say)
         except Unavailable as error:
             if time.monotonic() - began_s >= settings.wait_s and not stopping():
                 raise
@@ -97,6 +98,21 @@ async def restore_when_reachable(
             if stopping():
                 return False
             await asyncio.sleep(LOOK_S)
+
+
+async def _restored(
+    settings: DatabaseSettings, stopping: Callable[[], bool], say: Callable[[str | None], object]
+) -> bool:
+    """As `restore_missing`. `say` is told of it where it takes its time."""
+    work = run_detached(restore_missing, settings, stopping, name=f"restore-{settings.name}")
+    restoring = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([restoring], timeout=RESTORE_FIRST_S)
+        if not restoring.done():
+            say(f"{settings.path}: being restored from its archive")
+        return await restoring
+    finally:
+        restoring.cancel()
 
 
 async def wait_for_database(settings: DatabaseSettings, stopping: Callable[[], bool]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.detached import run_detached
-from node.first_boot import restore_missing
+from node.first_boot import RESTORE_FIRST_S, restore_missing
 from node.inodes import Inode, inode_of
 from node.retrying import RESCAN_S, Retrying, Taken
 from node.settings import DatabaseSettings
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 NOT_MADE = "the app has not made it yet"
 LOOK_S = 1.0  # while one is not served: a stat for each of them
-RESTORE_FIRST_S = 2.0  # a small one is there when the process says that it is ready
 
 
 class Listed(Retrying):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from node.health import Failure
 from walcast.position import Position
-from walcast.remedies import FailureKind
+from walcast.remedies import NOT_THERE
 from walcast.rpc import replication_pb2 as pb
 
 log = logging.getLogger("walcast.node")
@@ -34,11 +34,7 @@ def summary(status: pb.StatusReply, failures: Sequence[Failure]) -> tuple[int, s
     databases = status.databases
     followers = [follower for database in databases for follower in database.followers]
     wrong = [f"{failure.database}: {failure.text}" if failure.database else failure.text for failure in failures]
-    wrong += [
-        f"{d.name}: {d.archive.error}"
-        for d in databases
-        if d.archive.error and d.trouble_kind != FailureKind.NOT_SERVED
-    ]
+    wrong += [f"{d.name}: {d.archive.error}" for d in databases if d.archive.error and d.trouble_kind not in NOT_THERE]
     facts: dict[str, object] = {
         "databases": len(databases),
         "roles": ", ".join(

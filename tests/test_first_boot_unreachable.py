@@ -155,6 +155,21 @@ def test_it_is_tried_for_as_long_as_the_app_would_be_waited_for(
     assert len(tries) == 1
 
 
+def test_a_restore_that_takes_its_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str | None] = []
+    told = threading.Event()
+
+    def say(why: str | None) -> None:
+        said.append(why)
+        told.set()
+
+    monkeypatch.setattr(first_boot, "restore_missing", lambda *_: told.wait(10.0))
+    monkeypatch.setattr(first_boot, "RESTORE_FIRST_S", 0.01)
+    settings = DatabaseSettings(tmp_path / "app.db", "app", "/archive", restore=True)
+    assert asyncio.run(restore_when_reachable(settings, lambda: False, say))
+    assert [why is not None for why in said] == [True, False]
+
+
 def test_a_stop_that_hangs_is_ended() -> None:
     ended: queue.Queue[int] = queue.Queue()
     deadline = StopDeadline(-SLACK_S, ended.put)

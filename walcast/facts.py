@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from walcast import wire
-from walcast.remedies import FailureKind, remedy
+from walcast.remedies import NOT_THERE, FailureKind, remedy
 from walcast.rpc import replication_pb2 as pb
 
 SCHEMA_VERSION = 1
@@ -171,14 +171,11 @@ def _follower(follower: pb.FollowerStatus) -> Facts:
     )
 
 
-_NOT_THERE = (FailureKind.NOT_SERVED, FailureKind.NOT_MADE)  # so that there is nothing to archive either
-
-
 def _troubles(database: pb.DatabaseStatus) -> list[Facts]:
     names = {"path": database.path, "primary": database.primary, "url": database.archive.url, "role": database.role}
     said = [
         (database.trouble_kind, database.trouble),
-        (FailureKind.NOT_ARCHIVED, database.archive.error if database.trouble_kind not in _NOT_THERE else ""),
+        (FailureKind.NOT_ARCHIVED, database.archive.error if database.trouble_kind not in NOT_THERE else ""),
         (FailureKind.APP_URL_REFUSED, database.app_url_refused),
         (FailureKind.WAL_HELD, database.wal_held),
     ]

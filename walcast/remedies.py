@@ -24,6 +24,8 @@ class FailureKind(StrEnum):
     OTHER = "other"
 
 
+NOT_THERE = (FailureKind.NOT_SERVED, FailureKind.NOT_MADE)  # so that there is nothing to archive either
+
 _REMEDIES = {
     FailureKind.NOT_CAPTURED: "Mend what the text names: room on the disk, rights, a transaction that does not end. "
     "The primary goes on by itself.",
