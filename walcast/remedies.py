@@ -43,7 +43,7 @@ _REMEDIES = {
     FailureKind.NOT_SERVED: "Mend what the text names; the database is tried again by itself.",
     FailureKind.NOT_ARCHIVED: "See that {url} can be reached and written to with the credentials of this node; uploads "
     "go on by themselves.",
-    FailureKind.STOPPED: "Start it again: walcast {role} {path}{flags}",
+    FailureKind.STOPPED: "Start it again, with the archive and the flags that it had: walcast {role} {path}{flags}",
     FailureKind.FOLLOWER_NOW: "To make it the primary: walcast promote {path}. To leave it a follower, start it as "
     "one: walcast follower {path} --primary {primary}",
     FailureKind.APP_URL_REFUSED: "Allow the address on this node with --allowed-app-url, or change --app-url on the "
