@@ -33,9 +33,9 @@ from node.options import (
 )
 from node.run import serve
 from node.saying import say
-from node.settings import STOP_TIMEOUT_S, DatabaseSettings, HostSettings
+from node.settings import DEFAULT_LOG_AGE_S, DEFAULT_LOG_BYTES, STOP_TIMEOUT_S, DatabaseSettings, HostSettings
 from walcast.permissions import OWNER_ONLY
-from walcast.wire import Address
+from walcast.wire import Address, Tls
 
 ANY_PORT = "127.0.0.1:0"
 
@@ -53,7 +53,11 @@ ANY_PORT = "127.0.0.1:0"
 @flag(
     "--name", default=None, help="Name of the database at the primary.  [default: the file's name without its suffix]"
 )
-@flag("--listen", default=ANY_PORT, help="HOST:PORT to serve on once this node is the primary; port 0: any free port.")
+@flag(
+    "--listen",
+    default=None,
+    help=f"HOST:PORT to serve on once this node is the primary; port 0: any free port.  [default: {ANY_PORT}]",
+)
 @http_flags
 @flag("--replace", is_flag=True, help="Overwrite a database at DB that is not a replica.")
 @mode_flag
@@ -69,7 +73,7 @@ def follower_command(
     primary_address: str,
     archive: str | None,
     name: str | None,
-    listen: str,
+    listen: str | None,
     http: str | None,
     http_hosts: tuple[str, ...],
     replace: bool,
@@ -91,20 +95,29 @@ def follower_command(
     told = load_config(config) if config is not None else Config(Path())
     flags = flags_over_file(flags, told.failover)
     app_url, allowed = app_urls(flags)
-    tls = tls_of(**{key: flags.pop(key) for key in TLS_FLAGS})
+    given = tls_of(**{key: flags.pop(key) for key in TLS_FLAGS})
+    tls = given if given != Tls() else told.tls
     primaries = addresses(primary_address)
     listed = told.database(db)
     if mode is None and listed is not None:
         mode = listed.mode
-    database = DatabaseSettings(db, name or db.stem, archive, mode=OWNER_ONLY if mode is None else mode)
+    database = DatabaseSettings(
+        db,
+        name or (listed.name if listed else db.stem),
+        archive or (listed.archive if listed else None),
+        listed.policy if listed else told.policy,
+        mode=OWNER_ONLY if mode is None else mode,
+    )
     member = member_settings(database, "follower", primaries=primaries, guess=name is None, replace=replace, **flags)
     for address in primaries:
         tls.channel(address)
     settings = HostSettings(
         [],
-        Address.parse(listen),
+        Address.parse(listen) if listen else told.listen or Address.parse(ANY_PORT),
         tls=tls,
-        http=Address.parse(http) if http else None,
+        http=Address.parse(http) if http else told.http,
+        log_bytes=told.log_max_bytes or DEFAULT_LOG_BYTES,
+        log_age_s=told.log_max_age_s or DEFAULT_LOG_AGE_S,
         http_hosts=tuple(map(check_host_name, http_hosts)) or told.http_hosts,
         members=(member,),
         app_url=app_url,

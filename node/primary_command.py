@@ -41,7 +41,15 @@ from node.options import (
 from node.ping import check_url
 from node.run import serve
 from node.saying import say
-from node.settings import STOP_TIMEOUT_S, DatabaseSettings, HeartbeatSettings, HostSettings, settings_of
+from node.settings import (
+    DEFAULT_LOG_AGE_S,
+    DEFAULT_LOG_BYTES,
+    STOP_TIMEOUT_S,
+    DatabaseSettings,
+    HeartbeatSettings,
+    HostSettings,
+    settings_of,
+)
 from walcast import wire
 from walcast.errors import ConfigError
 from walcast.planted import DanglingLink
@@ -57,8 +65,6 @@ HEARTBEAT = (
     "in the file: others can see a command line."
 )
 
-DEFAULT_LOG_BYTES = 256 << 20
-DEFAULT_LOG_AGE_S = 3600.0
 NAMES_SHOWN = 10
 MISSED = ("mcp-addr", "socket")  # of Litestream: what others may talk to there, and not here
 WAIT = (

@@ -18,6 +18,8 @@ from walcast.store import StoreSpec
 
 STOP_TIMEOUT_S = 8.0  # a container is killed ten seconds after it was told to end
 SUMMARY_S = 3600.0
+DEFAULT_LOG_BYTES = 256 << 20
+DEFAULT_LOG_AGE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,8 @@ class HostSettings:
     tls: wire.Tls = field(default_factory=wire.Tls)
     http: wire.Address | None = None
     http_hosts: tuple[str, ...] = ()
-    log_bytes: int = 256 << 20
-    log_age_s: float = 3600.0
+    log_bytes: int = DEFAULT_LOG_BYTES
+    log_age_s: float = DEFAULT_LOG_AGE_S
     scrub_bytes_per_s: float = DEFAULT_BYTES_PER_S
     folders: tuple[FolderConfig, ...] = ()
     heartbeat: HeartbeatSettings | None = None
