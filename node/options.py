@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from node.durations import Duration
+from node.durations import Duration, parse_duration
 from node.logs import LEVELS, configure, log_failure
 from node.numbers import Number, Seconds
 from walcast.access.folder import files_of
@@ -149,19 +149,21 @@ CONFIG = flag("--config", type=PATH, default=None, help="Read settings from this
 
 
 class Wait(click.ParamType[float]):
-    """Seconds, or for ever."""
+    """Seconds, a duration as a configuration file has it, or for ever."""
 
     name = "seconds|forever"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if value == "forever":
             return math.inf
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
+        seconds = parse_duration(value) if isinstance(value, str) else None
+        if seconds is None:
+            try:
+                seconds = float(value)
+            except ValueError:
+                seconds = math.nan
         if not 0 <= seconds < math.inf:
-            self.fail(f"{value!r} is neither a number of seconds nor 'forever'", param, ctx)
+            self.fail(f"{value!r} is neither a number of seconds, nor a duration, as in 90s, nor 'forever'", param, ctx)
         return seconds
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import sqlite3
@@ -20,6 +21,7 @@ from support.users import STRANGER, STRANGER_GROUP, as_user, folder_for_all, nee
 
 from node.logs import Human
 from node.numbers import Number, Seconds, Size
+from node.options import Wait
 from node.ports import why_not
 from node.preflight import problems
 from node.primary_command import settings_by
@@ -76,6 +78,9 @@ def test_a_directory_that_cannot_be_made_is_not_called_a_missing_object() -> Non
         (Size(min=1), "256MiB", 256 << 20),
         (Size(min=1), "1048576", 1 << 20),
         (Number(min=0), "2.5", 2.5),
+        (Wait(), "1m", 60.0),
+        (Wait(), "0.5", 0.5),
+        (Wait(), "forever", math.inf),
     ],
 )
 def test_flags_take_what_a_configuration_file_takes(kind: click.ParamType[float], text: str, value: float) -> None:
@@ -90,6 +95,8 @@ def test_flags_take_what_a_configuration_file_takes(kind: click.ParamType[float]
         (Seconds(min=1), "nan"),
         (Seconds(), "inf"),
         (Number(), "nan"),
+        (Wait(), "inf"),
+        (Wait(), "-1"),
         (Size(min=1 << 20), "1KB"),
         (Size(), "1 XB"),
         (Size(), "-1"),
