@@ -35,7 +35,7 @@ from node.run import serve
 from node.saying import say
 from node.settings import DEFAULT_LOG_AGE_S, DEFAULT_LOG_BYTES, STOP_TIMEOUT_S, DatabaseSettings, HostSettings
 from walcast.permissions import OWNER_ONLY
-from walcast.wire import Address, Tls
+from walcast.wire import Address
 
 ANY_PORT = "127.0.0.1:0"
 
@@ -95,8 +95,7 @@ def follower_command(
     told = load_config(config) if config is not None else Config(Path())
     flags = flags_over_file(flags, told.failover)
     app_url, allowed = app_urls(flags)
-    given = tls_of(**{key: flags.pop(key) for key in TLS_FLAGS})
-    tls = given if given != Tls() else told.tls
+    tls = tls_of(**{key: flags.pop(key) for key in TLS_FLAGS})
     primaries = addresses(primary_address)
     listed = told.database(db)
     if mode is None and listed is not None:
