@@ -51,6 +51,7 @@ class Failed:
     why: str
     inode: Inode | None
     again_s: float
+    since_ms: int  # of the epoch
     kind: FailureKind = FailureKind.NOT_SERVED
 
     def is_due(self, path: Path, now_s: float) -> bool:
@@ -209,18 +210,22 @@ class Retrying(ABC):
         failures = self._failures.get(path, 0)
         self._failures[path] = failures + 1
         wait_s = RETRY_S[min(failures, len(RETRY_S) - 1)]
-        self._failed[path] = Failed(name, why, inode, time.monotonic() + wait_s)
+        self._failed[path] = Failed(name, why, inode, time.monotonic() + wait_s, self._since_ms(path))
         self._say(str(path), why)
         if name:
             await self._primary.set_away(name, why)
 
     async def _wait_for(self, path: Path, name: str, why: str) -> None:
         """It is not there yet, which is no fault: refuse its followers for now, and look again at the next look."""
-        self._failed[path] = Failed(name, f"{path}: {why}", None, 0.0, FailureKind.NOT_MADE)
+        self._failed[path] = Failed(name, f"{path}: {why}", None, 0.0, self._since_ms(path), FailureKind.NOT_MADE)
         if self.trouble.get(str(path)) != f"{path}: {why}":
             self.trouble[str(path)] = f"{path}: {why}"
             log.info("waiting for the app to make the database", extra={"database": name, "path": str(path)})
         await self._primary.set_away(name, why)
+
+    def _since_ms(self, path: Path) -> int:
+        failed = self._failed.get(path)
+        return failed.since_ms if failed is not None else int(time.time() * 1000)
 
     async def _forget(self, path: Path) -> None:
         """It is none of ours any more."""
@@ -262,6 +267,7 @@ class Retrying(ABC):
                 archive=pb.ArchiveStatus(error=f"not served: {failed.why}"),
                 trouble=failed.why,
                 trouble_kind=failed.kind,
+                state_since_ms=failed.since_ms,
             )
             for path, failed in self._failed.items()
         ]

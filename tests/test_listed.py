@@ -49,6 +49,7 @@ def test_databases_that_cannot_be_served_stop_no_others_and_are_served_when_they
         wait_served(node, "good", "removed")
         shown = status(node)
         assert shown["missing"]["trouble"]
+        assert shown["missing"]["since"]
         assert shown["garbage"]["trouble"]
         assert healthz(http) == 503
         assert poll(lambda: archived(tmp_path, "good"), 10)
