@@ -80,16 +80,15 @@ def serve(settings: HostSettings, ready: Callable[[Host], None]) -> int:
             deadline.begin()
         return bool(apps) and apps[0].forward(number)
 
+    ended: dict[str, object] = {"outcome": "failed"}  # why it did is said by whoever catches it
     try:
         run_until_signal(role, lambda: reload_all(hosts[0] if hosts else None), forward, FORWARDED if command else ())
-    except BaseException:  # why it did is said by whoever catches it
-        log.info("ended", extra={"outcome": "failed", "seconds": round(time.monotonic() - began_s, 3)})
-        raise
+        code = (apps[0].code or 0) if apps else 0
+        code = code or int(bool(hosts) and not hosts[0].all_archived)
+        ended = {"outcome": "stopped", "exit_code": code}
     finally:
-        deadline.reached()
-    code = (apps[0].code or 0) if apps else 0
-    code = code or int(bool(hosts) and not hosts[0].all_archived)
-    log.info("ended", extra={"outcome": "stopped", "exit_code": code, "seconds": round(time.monotonic() - began_s, 3)})
+        log.info("ended", extra=ended | {"seconds": round(time.monotonic() - began_s, 3)})
+        deadline.reached()  # after the last line: whoever reads the log may hang
     return code
 
 

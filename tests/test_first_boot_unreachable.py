@@ -7,7 +7,6 @@ import json
 import math
 import queue
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +18,7 @@ from support.folders import rows, serving, status, wait_served, write
 from support.nodes import LOOPBACK, Node, poll, walcast
 from support.s3 import CountedS3, counted_s3
 
-from node import first_boot, stop_deadline
+from node import first_boot
 from node.cli import main
 from node.first_boot import restore_when_reachable
 from node.settings import DatabaseSettings
@@ -155,21 +154,6 @@ def test_it_is_tried_for_as_long_as_the_app_would_be_waited_for(
     assert len(tries) == 1
 
 
-def test_a_restore_that_takes_its_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str | None] = []
-    told = threading.Event()
-
-    def say(why: str | None) -> None:
-        said.append(why)
-        told.set()
-
-    monkeypatch.setattr(first_boot, "restore_missing", lambda *_: told.wait(10.0))
-    monkeypatch.setattr(first_boot, "RESTORE_FIRST_S", 0.01)
-    settings = DatabaseSettings(tmp_path / "app.db", "app", "/archive", restore=True)
-    assert asyncio.run(restore_when_reachable(settings, lambda: False, say))
-    assert [why is not None for why in said] == [True, False]
-
-
 def test_a_stop_that_hangs_is_ended() -> None:
     ended: queue.Queue[int] = queue.Queue()
     deadline = StopDeadline(-SLACK_S, ended.put)
@@ -197,15 +181,3 @@ def test_a_stop_that_came_to_its_end_is_not_ended(tmp_path: Path, monkeypatch: p
     deadline.reached()
     timer.join(10.0)
     assert not timer.is_alive()
-
-
-def test_a_log_whose_reader_hangs_does_not_keep_a_stop_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: queue.Queue[int] = queue.Queue()
-    read = threading.Event()
-    monkeypatch.setattr(stop_deadline, "SAY_S", 0.01)
-    monkeypatch.setattr(stop_deadline.log, "error", lambda *_, **__: read.wait())
-    StopDeadline(-SLACK_S, ended.put).begin()
-    try:
-        assert ended.get(timeout=10.0) == 1
-    finally:
-        read.set()
