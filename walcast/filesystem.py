@@ -35,9 +35,6 @@ def check_database_file(path: Path) -> None:
             raise ConfigError(f"{path}: {what}; give the path of the database file")
         with path.open("r+b") as file:
             head = file.read(_VERSIONS_AT.stop)
-    except PermissionError as error:
-        what = f"{path}: {os.strerror(error.errno or 0)} for user {os.geteuid()}"
-        raise ConfigError(f"{what}; give it the right to read and write (chmod u+rw {path}, by its owner)") from error
     except OSError as error:
         raise ConfigError(at_path(error, path)) from error
     if head and not head.startswith(SQLITE_MAGIC):
