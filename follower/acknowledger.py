@@ -63,6 +63,7 @@ class Acknowledger:
         for task in (self._later, self._syncing):
             if task is not None:
                 task.cancel()
+        self._later = self._syncing = None  # their errors refer to this, and so to the stream: see `Stream.close`
 
     async def _sync(self) -> None:
         try:

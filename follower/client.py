@@ -316,7 +316,8 @@ class Stream:
     def leave(self, why: str | WalcastError) -> None:
         """End the stream: whoever reads it gets the error, or Unavailable."""
         self._ended = why
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     @property
     def silent_s(self) -> float:
@@ -329,18 +330,25 @@ class Stream:
         self._tenure_until_s = _clock_s() + tenure_ms / 1000 if tenure_ms else math.inf
 
     def close(self) -> None:
-        """End the stream. The task is let go of: its CancelledError refers to this stream, and the cycle would keep
-        the call, and with it the connection of a closed channel, until the garbage collector comes by."""
+        """End the stream. Task and call are let go of: what refers to them in a cycle, as the task's CancelledError
+        does, would keep the connection of a closed channel until the garbage collector comes by."""
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
-        self._call.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _open_call(self) -> Any:
+        if self._call is None:
+            raise Unavailable(f"{self._primary}: the stream was closed")
+        return self._call
 
     async def read(self) -> pb.PrimaryMessage:
         """The next message. A silence longer than several heartbeats is Unavailable."""
         self._reading_since_s = time.monotonic()
         try:
-            message: pb.PrimaryMessage = await _next(self._call, self._primary, self._credentials)
+            message: pb.PrimaryMessage = await _next(self._open_call(), self._primary, self._credentials)
         except ConfigError:  # final, if it comes from whom it should
             self._check_once()
             raise
@@ -372,19 +380,19 @@ class Stream:
         with contextlib.suppress(TimeoutError, WalcastError):
             async with asyncio.timeout(DRAIN_S):
                 while True:
-                    await _next(self._call, self._primary, self._credentials)
+                    await _next(self._open_call(), self._primary, self._credentials)
 
     async def answer(self, reply: pb.HandOverReply) -> None:
         """To the offer of the primary's place."""
         async with self._writing:
             with _translated(self._primary, self._credentials):
-                await _write(self._call, pb.FollowerMessage(hand_over=reply))
+                await _write(self._open_call(), pb.FollowerMessage(hand_over=reply))
 
     async def acknowledge(self, ack: pb.Ack) -> None:
         """Tell the primary how far this replica is."""
         async with self._writing:  # gRPC takes one write at a time
             with _translated(self._primary, self._credentials):
-                await _write(self._call, pb.FollowerMessage(ack=ack))
+                await _write(self._open_call(), pb.FollowerMessage(ack=ack))
 
 
 class Copy:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from follower import client
+from follower.acknowledger import Acknowledger
 from follower.client import Elsewhere, Stream
+from follower.in_thread import InThread
 from walcast import wire
 from walcast.errors import Unavailable
+from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 
 PRIMARY = wire.Address("127.0.0.1", 1)
@@ -25,6 +31,9 @@ class Call:
 
     async def read(self) -> pb.PrimaryMessage:
         return self._messages.pop(0)
+
+    async def write(self, message: pb.FollowerMessage) -> None:
+        pass
 
     def cancel(self) -> None:
         pass
@@ -109,3 +118,36 @@ def test_whoever_leaves_a_stream_is_told_why() -> None:
             await stream.read()
 
     play(steps)
+
+
+def test_a_closed_stream_holds_no_call_and_whoever_uses_it_is_told() -> None:
+    """The call keeps its connection, also that of a closed channel, and a cycle of references keeps the stream."""
+
+    async def run() -> None:
+        call = Call(chunk())
+        stream = Stream(call, PRIMARY)
+        acks = Acknowledger(stream, applier(), InThread())
+        await acks.applied(0)
+        await acks.applied(0)  # soon
+        held = weakref.ref(call)
+        acks.close()
+        stream.close()
+        stream.close()
+        stream.leave("again")
+        del call
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert held() is None
+        for use in (stream.read(), stream.answer(pb.HandOverReply()), stream.acknowledge(pb.Ack())):
+            with pytest.raises(Unavailable):
+                await use
+
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
+
+
+def applier() -> Any:
+    return SimpleNamespace(position=Position(5, 1), durable=Position(5, 1))
