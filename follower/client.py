@@ -249,10 +249,17 @@ class Client:
 
     @asynccontextmanager
     async def copy(
-        self, page_size: int, checksums: NDArray[np.uint64] | None, *, term: int = 0, last_mismatched: bool = False
+        self,
+        page_size: int,
+        checksums: NDArray[np.uint64] | None,
+        *,
+        term: int = 0,
+        last_mismatched: bool = False,
+        rounds: bool = False,
     ) -> AsyncIterator[Copy]:
         """The pages that differ from a replica's; the primary keeps its log for us as long as this is open. `term`:
-        the newest one that was seen.
+        the newest one that was seen. `rounds`: more starts may come before the end, each with the pages that have
+        changed since.
 
         `last_mismatched` tells it that the copy before did not have the checksum that the log says.
         """
@@ -266,7 +273,7 @@ class Client:
                     page_size=page_size,
                     database_is_guess=self._hello.database_is_guess,
                     last_mismatched=last_mismatched,
-                    takes_rounds=True,
+                    takes_rounds=rounds,
                     database_id=self.database_id,
                 )
                 await _write(call, pb.CopyRequest(hello=hello))

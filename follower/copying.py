@@ -77,7 +77,7 @@ async def from_primary(
         found = await _in_thread(lambda stopping: left.find(page_size, stopping))
         size = page_size or (found.page_size if found is not None else 0)
         sums = laid_over(base, found)
-        async with client.copy(size, sums, term=term, last_mismatched=last_mismatched) as copy:
+        async with client.copy(size, sums, term=term, last_mismatched=last_mismatched, rounds=True) as copy:
             start = copy.start
             growth_bytes = max(0, start.commit_pages - len(sums)) * start.page_size
             check_announced(partial_path(state_dir, start.page_size), growth_bytes)

@@ -289,14 +289,14 @@ class CaptureLoop:
         """Say it, rarely. While it lasts the anchor keeps the app's WAL from restarting, so it must not last for ever:
         for want of room or descriptors it is let go, anything else is the end."""
         now = time.monotonic()
+        if self._anchor.is_held:
+            refuse_checkpoints(self._files)
         if self.trouble is None:
             self._trouble_s = now
         self.trouble = what
         key = "trouble", type(self._lacks) if self._lacks else what
         facts = {"database": self.name, "error": what}
         self._rarely.log(logging.ERROR, "cannot capture, trying again", key, facts)
-        if self._anchor.is_held:
-            refuse_checkpoints(self._files)
         if now - self._trouble_s > TROUBLE_S:
             if self._lacks is None:
                 raise Stopped(f"{self._files.path}: could not capture for {TROUBLE_S:.0f} s: {what}")

@@ -94,7 +94,8 @@ class Child:
         """SIGKILL for all of its group: workers would outlive it by a second."""
         self.was_killed = True
         if self._process.returncode is None:  # else its number may be another's by now
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended, and somebody else has waited for it
+                os.killpg(self._process.pid, signal.SIGKILL)
             if wait:
                 self._process.wait(END_S)
 
