@@ -279,6 +279,34 @@ def test_a_copy_is_not_begun_anew_because_the_log_moves_on(
     same(app, replica)
 
 
+@pytest.mark.parametrize("rounds", [False, True])
+def test_further_rounds_come_only_to_who_asks_for_them(
+    app: Served, replica: Path, monkeypatch: pytest.MonkeyPatch, rounds: bool
+) -> None:
+    """`walcast verify` does not: it compares with one state."""
+
+    def log_moves_on() -> None:
+        if following_too and disturbed.messages < 12:
+            for _ in range(5):
+                one("UPDATE t SET x = randomblob(3000) WHERE rowid <= 12")
+
+    async def work() -> None:
+        async with following(app, replica, Line()) as follower:
+            await until(level(follower, app), 30)
+            disturbed.messages, following_too[:] = 0, [True]
+            async with follower.where.client.copy(PAGE, None, rounds=rounds) as copy:
+                while (kind := (await copy.read()).WhichOneof("kind")) != "end":
+                    kinds.add(kind)
+
+    kinds: set[str | None] = set()
+    following_too: list[bool] = []
+    disturbed = Disturbed(log_moves_on)
+    monkeypatch.setattr("primary.publisher.copy_pages", disturbed)
+    with sql(app.path) as one:
+        run(work())
+    assert kinds == ({"pages", "start"} if rounds else {"pages"})
+
+
 def test_a_copy_comes_to_its_end_while_the_app_goes_on(
     app: Served, replica: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
