@@ -456,7 +456,7 @@ class DirectClient:
 
     @asynccontextmanager
     async def copy(
-        self, page_size: int, sums: Any, *, term: int = 0, last_mismatched: bool = False
+        self, page_size: int, sums: Any, *, term: int = 0, last_mismatched: bool = False, rounds: bool = False
     ) -> AsyncIterator[DirectCopy]:
         copy = DirectCopy(self._app.database, sums.astype("<u8").tobytes(), self.before_end)
         copy.start = (await anext(copy.replies)).start
