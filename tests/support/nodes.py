@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -71,6 +71,15 @@ def walcast(
         for file in (out, err):
             file.seek(0)
         return subprocess.CompletedProcess(["walcast", *map(str, arguments)], code, out.read(), err.read())
+
+
+def states(pid: int) -> set[bytes]:
+    """Of all threads of a process (proc(5)), as in `ps`."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            found.add(task.read_bytes().rpartition(b") ")[2][:1])
+    return found
 
 
 @dataclass
@@ -147,8 +156,11 @@ class Node:
         return last
 
     def signal(self, number: signal.Signals) -> None:
+        """After SIGSTOP all its threads have stopped: until one of them has taken the signal, the others run on."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            assert poll(lambda: states(self.pid) <= {b"T", b"Z"}, 10.0, 0.001)
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
         """Until it has ended: its exit code."""
