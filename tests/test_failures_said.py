@@ -57,6 +57,14 @@ def test_each_command_says_of_each_wrong_target_what_to_do(tmp_path: Path, comma
     assert not (tmp_path / "out.db").exists()
 
 
+@pytest.mark.parametrize("target", [".", "/", ""])
+@pytest.mark.parametrize("command", [["primary"], ["follower", "--primary", "127.0.0.1:1"], ["status"], ["repair"]])
+def test_a_path_that_ends_in_no_name_is_said_to_be_a_folder(command: list[str], target: str) -> None:
+    said = walcast(*command, target).stderr
+    assert "unexpected" not in said
+    assert said.splitlines()[-1].startswith("error: ")
+
+
 def test_an_archive_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert walcast("ls", tmp_path / "empty").returncode == 0

@@ -41,8 +41,11 @@ class UnsafeState(ConfigError):
 
 
 def state_dir(database: Path) -> Path:
-    """Where walcast keeps its state for a database: beside the file itself, whatever link the path is."""
+    """Where walcast keeps its state for a database: beside the file itself, whatever link the path is. ConfigError for
+    a path that ends in no name, as "." and "/"."""
     file = behind_link(database)
+    if not file.name:
+        raise ConfigError(f"{file}: is a folder; give the path of the database file")
     return file.with_name(file.name + SUFFIX)
 
 
