@@ -174,7 +174,7 @@ class Host:
             if not self.stopping:
                 if self._is_restoring:
                     log.warning("the app is not started before its databases are restored")
-                    stack.callback(asyncio.create_task(self._start_app_when_restored()).cancel)
+                    stack.callback(asyncio.create_task(self._start_app_when(lambda: not self._is_restoring)).cancel)
                 else:
                     self.start_app()
                 ready(self)
@@ -188,8 +188,8 @@ class Host:
         """Is a database of several to be restored that its app, if it ran, would make instead?"""
         return any(watching.is_restoring for watching in self._watching)
 
-    async def _start_app_when_restored(self) -> None:
-        while self._is_restoring:
+    async def _start_app_when(self, ready: Callable[[], bool]) -> None:
+        while not ready():
             await asyncio.sleep(LOOK_S)
         if not self.stopping:
             try:
@@ -258,24 +258,16 @@ class Host:
             stack.push_async_callback(member.close)
             member.start(self._static_failed)
         if self.members:  # what is no member may have to be restored first: the app would make it instead
-            stack.callback(asyncio.create_task(self._start_app_when_readable()).cancel)
+            stack.callback(asyncio.create_task(self._start_app_when(self._is_readable)).cancel)
         for member in self.members:
             await _first(member.settled, member.awaits_app, self._stop, self._failed)
 
-    async def _start_app_when_readable(self) -> None:
+    def _is_readable(self) -> bool:
         """An app beside a follower need not wait for a primary that is away: the replica can be read, and is locked."""
-
-        def is_readable(member: Member) -> bool:
-            following = member.following
-            return member.settled.is_set() or (following is not None and following.applier is not None)
-
-        while not all(map(is_readable, self.members)):
-            await asyncio.sleep(LOOK_S)
-        if not self.stopping:
-            try:
-                self.start_app()
-            except WalcastError as error:
-                self._static_failed(error)
+        return all(
+            member.settled.is_set() or (member.following is not None and member.following.applier is not None)
+            for member in self.members
+        )
 
     async def _keep_showing(self) -> None:
         """To the apps on this host, for databases that are no members. In a thread: a disk that hangs must not keep

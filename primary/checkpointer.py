@@ -123,7 +123,8 @@ class Checkpointer:
         now = time.monotonic()
         if frames and now - self._gave_back_s >= GIVE_BACK_EVERY_S:
             self._gave_back_s = now
-            _ = self._passive() or self._locked()
+            if not self._passive():
+                self._locked()
             self.policy.done(frames, time.monotonic())
 
     def _passive(self) -> bool:
