@@ -95,6 +95,18 @@ def replica_status(path: Path) -> Facts:
     return path_facts(facts)
 
 
+def follower_status(path: Path, database: Facts) -> Facts:
+    """Of the follower of `path` that runs in this process: by its status file, or `database`, what its member says,
+    while there is none, or only that of the primary that this node was before."""
+    try:
+        found = replica_status(path)
+    except (ConfigError, Unavailable):
+        found = None
+    if found is None or found["role"] != database["role"]:
+        return database | {"databases": [database]}
+    return found
+
+
 def path_facts(facts: Facts) -> Facts:
     """The status of the database at one path, as the one database of a node."""
     names = {name: facts.get(name) or "" for name in ("path", "primary", "role")}

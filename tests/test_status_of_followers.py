@@ -9,6 +9,7 @@ from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support import nodes
@@ -18,13 +19,15 @@ from test_status import checked
 
 from follower.client import Client
 from node.failover.reports import missing_kind, stale_words
-from node.status import local_status, status_of
+from node.status import follower_status, local_status, status_of
 from walcast import wire
 from walcast.errors import DiskFull, Exhausted, Unavailable
+from walcast.facts import primary_facts
 from walcast.position import Position
 from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
-from walcast.statusfile import State, Status
+from walcast.statedir import StateDir
+from walcast.statusfile import State, Status, StatusWriter
 
 
 def test_a_follower_that_nobody_tells_of_its_primary_knows_no_lag_but_a_time(tmp_path: Path) -> None:
@@ -125,3 +128,26 @@ def test_a_follower_whose_own_disk_is_full_sends_nobody_to_the_primary(
         member = SimpleNamespace(following=following, awaits_app=asyncio.Event())
         without = FailureKind.NO_REPLICA if kind is FailureKind.STALE else kind
         assert missing_kind(member) is (kind if state is State.DISCONNECTED else without)  # type: ignore[arg-type]
+
+
+def test_a_follower_never_calls_itself_the_primary_that_it_was_before_it_was_killed(tmp_path: Path) -> None:
+    """Its own first status file replaces that of the killed primary only after the local socket answers."""
+    db = tmp_path / "app.db"
+    create_database(db)
+    with closing(StateDir(db)) as state, closing(StatusWriter(state.path)) as writer:
+        writer.write(Status(State.PRIMARY, term=1, written_ns=time.time_ns()))
+        reply = pb.StatusReply(databases=[pb.DatabaseStatus(name="app", path=str(db), role="follower", term=2)])
+        member = primary_facts(reply)["databases"][0]
+        before = follower_status(db, member)
+        writer.write(Status(State.STREAMING, term=2, written_ns=time.time_ns()))
+        after = follower_status(db, member)
+    assert replica_role(before) == ("follower", 2)
+    assert replica_role(after) == ("follower", 2)
+    assert after["state"] == "streaming"
+
+
+def replica_role(facts: dict[str, Any]) -> tuple[str, int]:
+    """Said of the node, and the same of its one database."""
+    (database,) = facts["databases"]
+    assert (database["role"], database["term"]) == (facts["role"], facts["term"])
+    return str(facts["role"]), int(facts["term"])

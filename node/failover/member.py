@@ -33,7 +33,7 @@ from node.local_service import Facts, LocalService, answer_barrier
 from node.reachable import unreachable
 from node.serving import not_served
 from node.settings import MemberSettings
-from node.status import replica_status
+from node.status import follower_status
 from primary.damage import Damaged
 from primary.opening import DatabaseInUse
 from primary.served import Refused
@@ -478,10 +478,7 @@ class Member:
         scrubbing = self.following.scrubbing if self.following is not None else None
         kept_and_scrubbed = {"discarded": kept, "scrub": scrubbing.scrubber.progress.facts() if scrubbing else None}
         shown = {name: facts[name] for name in ("tls", "credentials_error") if name in facts}
-        try:
-            found = replica_status(self.path)
-        except (ConfigError, Unavailable):  # no file, or no word of one, before there is a replica
-            found = database | {"databases": [database]}
+        found = follower_status(self.path, database)
         more = {name: database[name] for name in ("lease", "trouble", "troubles", "since", "lag")}
         found["databases"] = [one | more for one in found["databases"]]
         return facts | found | more | kept_and_scrubbed | shown
