@@ -129,9 +129,9 @@ def _download(server: S3Server, target: Path) -> None:
 
 
 def _bootstrap(server: S3Server, target: Path) -> None:
-    from follower.bootstrap import from_archive
     from walcast.statedir import StateDir
     from walcast.store import open_store
+    from walcast_follower.bootstrap.bootstrap import from_archive
 
     state = StateDir(target)
     if not from_archive(open_store(server.url(PREFIX)), target, state.path):
@@ -143,7 +143,7 @@ def main() -> None:
     import boto3  # noqa: F401 - what a process needs once is not what is measured
     import numpy as np  # noqa: F401
 
-    import follower.bootstrap  # noqa: F401
+    import walcast_follower.bootstrap.bootstrap  # noqa: F401
 
     server = S3Server(sys.argv[2], Path(), None)  # type: ignore[arg-type]
     print("ready", flush=True)

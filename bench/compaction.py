@@ -75,9 +75,9 @@ def run(run: Run) -> list[Measure]:
 
 def main() -> None:
     """`python -m bench.compaction ARCHIVE OUT`"""
-    from primary.archiving.compaction import compact
     from walcast.archive import list_files
     from walcast.store.directory import DirectoryStore
+    from walcast_primary.archiving.compaction import compact
 
     store = DirectoryStore(Path(sys.argv[1]))
     files = list_files(store, [0])

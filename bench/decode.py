@@ -17,10 +17,10 @@ import numpy as np
 from bench.harness import Run, say
 from bench.measure import Measure
 from bench.workers import ROW_BYTES, text
-from primary import capture
-from primary.groups import group
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.dbfiles import DatabaseFiles
+from walcast_primary.capture import capture
+from walcast_primary.capture.frame_groups import group
 
 ROUNDS = 5
 FRAMES = 40_000
@@ -52,7 +52,8 @@ def _write(db: sqlite3.Connection, mix: str, frames: int) -> None:
 
 
 def decode(files: DatabaseFiles, page_size: int, mx_frame: int, buffer: bytearray) -> tuple[int, int]:
-    """What `primary.capture` does with `mx_frame` frames, up to the encoder: transactions, pages kept."""
+    """Do what `walcast_primary.capture.capture` does with `mx_frame` frames, up to the encoder; return the number of
+    transactions and of pages kept."""
     checksums, view, frame_size = PageChecksums(page_size), memoryview(buffer), 24 + page_size
     at = transactions = pages = 0
     while at < mx_frame:

@@ -77,12 +77,12 @@ class Set:
             what = ["follower", db, "--primary", first, "--archive", self._archive]
         extra = [flag for flag in more if flag != "--as-primary"]
         command = [*what, "--listen", "127.0.0.1:0", "--id", name, *self._flags, *extra]
-        self.nodes[name] = self.run.start(name, [sys.executable, "-m", "node.cli", *map(str, command)])
+        self.nodes[name] = self.run.start(name, [sys.executable, "-m", "walcast_node.cli", *map(str, command)])
         self.addresses[name] = self.nodes[name].json()["listen"]
 
     def status(self, name: str) -> Any:
         """What `walcast status DB --json` prints."""
-        command = [sys.executable, "-m", "node.cli", "status", str(self.dbs[name]), "--json"]
+        command = [sys.executable, "-m", "walcast_node.cli", "status", str(self.dbs[name]), "--json"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         return json.loads(done.stdout) if done.returncode == 0 else {"role": "", "error": done.stderr}
 
@@ -105,7 +105,11 @@ def _switchovers(run: Run, rounds: int) -> tuple[list[float], list[float], float
             begins.append(time.monotonic_ns())
             command = ["switchover", nodes.addresses[at], "--to", to, "--json"]
             done = subprocess.run(
-                [sys.executable, "-m", "node.cli", *command], cwd=ROOT, capture_output=True, text=True, check=False
+                [sys.executable, "-m", "walcast_node.cli", *command],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode:
                 raise BenchError(f"switchover to {to}: {done.stderr}")

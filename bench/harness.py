@@ -183,19 +183,19 @@ class Run:
 
     def primary(self, db: Path, *args: object, env: dict[str, str] | None = None) -> tuple[Child, str]:
         """A running primary and its address."""
-        command = [sys.executable, "-m", "node.cli", "primary", str(db), *map(str, args)]
+        command = [sys.executable, "-m", "walcast_node.cli", "primary", str(db), *map(str, args)]
         child = self.start("primary", [*command, "--listen", "127.0.0.1:0", "--json"], env=env)
         return child, child.json()["listen"]
 
     def configured_primary(self, config: Path, *, env: dict[str, str] | None = None) -> tuple[Child, str]:
         """A running primary by its configuration file, and its address."""
-        command = [sys.executable, "-m", "node.cli", "primary", "--config", str(config)]
+        command = [sys.executable, "-m", "walcast_node.cli", "primary", "--config", str(config)]
         child = self.start("primary", [*command, "--listen", "127.0.0.1:0", "--json"], env=env)
         return child, child.json()["listen"]
 
     def follower(self, db: Path, primary: str, *args: object, env: dict[str, str] | None = None) -> Child:
         """A follower that is connected."""
-        command = [sys.executable, "-m", "node.cli", "follower", str(db), "--primary", primary, *map(str, args)]
+        command = [sys.executable, "-m", "walcast_node.cli", "follower", str(db), "--primary", primary, *map(str, args)]
         child = self.start("follower", [*command, "--json"], env=env)
         child.json()
         return child

@@ -89,9 +89,9 @@ def _change(pgnos: list[int], which: list[int], contents: list[bytes], sums: Any
 
 def _compact(folder: Path) -> None:
     """The raw archive's files in levels; of a level, those stay that are in no file of the next one."""
-    from primary.archiving.compaction import compact
     from walcast.archive import ArchiveFile, list_files
     from walcast.store.directory import DirectoryStore
+    from walcast_primary.archiving.compaction import compact
 
     class Layout(DirectoryStore):
         def level_prefix(self, level: int) -> str:
@@ -136,7 +136,7 @@ def steps(run: Run, server: S3Server, archive: str, target: Path) -> Iterator[tu
     url = f"s3://{BUCKET}/{archive}?endpoint={server.endpoint}&region=us-east-1&force-path-style=true"
     program = str(Path(sys.executable).with_name("litestream"))
     commands = {
-        "walcast restore": [sys.executable, "-m", "node.cli", "restore", server.url(archive)],
+        "walcast restore": [sys.executable, "-m", "walcast_node.cli", "restore", server.url(archive)],
         "litestream restore": [program, "restore", url],
     }
     for what, command in commands.items():

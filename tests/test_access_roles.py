@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from node.config import load_config
 from walcast.access import ALL, NOBODY, Identity, Kind, Policy, Role, Rule
 from walcast.errors import ConfigError
+from walcast_node.config.configuration import load_config
 
 STATUS, REPLICATE, MEMBER, OPERATE = Role.STATUS, Role.REPLICATE, Role.MEMBER, Role.OPERATE
 

@@ -22,13 +22,13 @@ from support.e2e_state import create
 from support.nodes import poll
 from support.writers import Sql, sql
 
-from primary import loop as looping
-from primary.anchor import Anchor
-from primary.anchor_pace import AnchorPace
-from primary.capture import Capture
 from walcast.dbfiles import DatabaseFiles
 from walcast.locks import is_locked, try_lock, unlock
 from walcast.walindex import LOCK_READ0, READ_MARKS
+from walcast_primary.capture import capture_thread as looping
+from walcast_primary.capture.anchor import Anchor
+from walcast_primary.capture.anchor_pace import AnchorPace
+from walcast_primary.capture.capture import Capture
 
 INSERT = "INSERT INTO filler (body) VALUES (randomblob(2000))"
 ROUNDS = 9

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from support.nodes import follower, poll, primary, walcast
 from support.replica_set import replica_set
 
-from follower.showing import Showing
-from node.cli import main
 from walcast.appurl import AppUrlPolicy, check_app_url, parse_app_url
 from walcast.errors import ConfigError
 from walcast.position import Position
 from walcast.statusfile import TEXT_BYTES, State, Status, read_last_status, read_status
+from walcast_follower.status_reporter import Showing
+from walcast_node.cli import main
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from support.apply_processes import Sql, poll, readers
 from support.apply_replica import finish, replica_of, scan
 from support.apply_source import Source
 
-from follower.applier import Applier
 from walcast.wal_writer import WalWriter
+from walcast_follower.apply.applier import Applier
 
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 

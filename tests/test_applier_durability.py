@@ -13,14 +13,14 @@ from support.apply_processes import Sql
 from support.apply_replica import finish, replica_of, scan
 from support.apply_source import Source
 
-from follower.applier import Applier
-from follower.durability import MARKER
-from follower.journal import RECORD_SIZE, Journal
 from walcast.errors import Diverged, Stopped, Unavailable
 from walcast.filesystem import write_durably
 from walcast.position import Position
 from walcast.statedir import StateDir
 from walcast.wal import frame_offset
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.durability import MARKER
+from walcast_follower.apply.position_journal import RECORD_SIZE, Journal
 
 CHECKSUM = 1 << 63
 

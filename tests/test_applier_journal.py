@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from follower.journal import COMPACT_BYTES, KEEP_RECORDS, RECORD_SIZE, Journal
 from walcast.position import Position
+from walcast_follower.apply.position_journal import COMPACT_BYTES, KEEP_RECORDS, RECORD_SIZE, Journal
 
 
 def position(i: int) -> Position:

@@ -16,12 +16,12 @@ from support.apply_processes import PATIENCE_SECONDS, Sql, readers, script
 from support.apply_source import Source, Transaction, copy_database
 from support.apply_victim import STEPS
 
-from follower.applier import Applier
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import DatabaseFiles, PageReader
 from walcast.position import Position
 from walcast.wal_writer import WalWriter
 from walcast.walindex import BLOCK_SIZE, FRAMES_FIRST_BLOCK, HashBlock
+from walcast_follower.apply.applier import Applier
 
 
 def recovered(path: Path, to: Path) -> int:

@@ -10,11 +10,11 @@ from support.apply_processes import Sql, script
 from support.apply_replica import finish, replica_of, scan
 from support.apply_source import Source
 
-from follower.applier import Applier
 from walcast.dbfiles import PageReader
 from walcast.errors import ConfigError, Corrupt, Stopped
 from walcast.position import Position
 from walcast.wal_writer import WalWriter
+from walcast_follower.apply.applier import Applier
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from support.apply_processes import Sql, readers
 from support.apply_replica import finish, pages_of, replica_of, scan
 from support.apply_source import Source, Transaction
 
-from follower.applier import ChecksumMismatch
-from follower.journal import Journal
 from walcast import wal_writer
 from walcast.checksum import page_checksum
 from walcast.errors import Corrupt, Diverged, Unavailable
 from walcast.position import Position
 from walcast.wal_writer import WalWriter
+from walcast_follower.apply.applier import ChecksumMismatch
+from walcast_follower.apply.position_journal import Journal
 
 
 @pytest.fixture

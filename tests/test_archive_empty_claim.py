@@ -10,10 +10,10 @@ import pytest
 from support.folders import rows, write
 from support.nodes import LOOPBACK, primary, walcast
 
-from primary.archiving.ownership import Ownership
 from walcast.archive.identity import claim_archive, read_archive_id
 from walcast.identity import OtherDatabase, make_database_id
 from walcast.store import Store, open_store
+from walcast_primary.archiving.ownership import Ownership
 
 MINE, THEIRS = make_database_id(), make_database_id()
 

@@ -20,10 +20,6 @@ from support.e2e_state import create
 from support.nodes import follower, poll, primary, wait_level
 from support.writers import sql
 
-from follower.applier import Applier
-from follower.bootstrap import archived_since, from_archive
-from follower.rebase import newest_term
-from primary.archiving.compaction import compact, prove
 from walcast import shortage
 from walcast.archive import ArchiveFile, list_files, ltx_key
 from walcast.archive.damage import DamagedFile
@@ -39,6 +35,10 @@ from walcast.restore.verify import verify_archive
 from walcast.statedir import StateDir
 from walcast.store.directory import DirectoryStore
 from walcast.terms import TERM_MAX, TERM_STEP_MAX
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.bootstrap import archived_since, from_archive
+from walcast_follower.bootstrap.rebase import newest_term
+from walcast_primary.archiving.compaction import compact, prove
 
 COMMIT = "UPDATE accounts SET balance = balance + 1"
 NEWER = 0xFF  # a TXID that the archive does not have

@@ -16,16 +16,6 @@ from support.nodes import follower, poll, position_of, primary, walcast
 from support.s3 import S3Server, counted_s3, moto_s3, rclone_s3
 from support.writers import checkpointed, sql
 
-from follower.applier import Applier
-from follower.bootstrap import from_archive
-from follower.rebase import catch_up
-from node.failover.keeper import Keeper
-from node.failover.lease import KEY as LEASE_KEY
-from node.failover.lease import Lease
-from node.failover.state import Node, State
-from primary.archiving import ownership
-from primary.archiving.archiver import Archiver
-from primary.archiving.ownership import identify
 from walcast.archive import SNAPSHOT_LEVEL, list_files
 from walcast.archive.identity import KEY, claim_archive, read_archive_id
 from walcast.discarded import Circumstances
@@ -35,6 +25,16 @@ from walcast.restore import restore
 from walcast.statedir import StateDir, state_dir
 from walcast.store import Store, open_store
 from walcast.store.directory import DirectoryStore
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.bootstrap import from_archive
+from walcast_follower.bootstrap.rebase import catch_up
+from walcast_node.failover.keeper import Keeper
+from walcast_node.failover.lease import KEY as LEASE_KEY
+from walcast_node.failover.lease import Lease
+from walcast_node.failover.state import Node, State
+from walcast_primary.archiving import ownership
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.archiving.ownership import identify
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_one_that_finds_the_archive_to_be_anothers_stops_uploading_until_it_is_i
 ) -> None:
     monkeypatch.setattr(ownership, "CHECK_EVERY_S", 0.0)
     monkeypatch.setattr(ownership.Ownership.check, "__kwdefaults__", {"older_than_s": 0.0})
-    monkeypatch.setattr("primary.archiving.archiver.RETRY_S", (0.05,))
+    monkeypatch.setattr("walcast_primary.archiving.archiver.RETRY_S", (0.05,))
     app, other = apps
     archiver = archiver_of(app, store)
     archiver.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from primary.archiving.backoff import RETRY_S, Backoff
+from walcast_primary.archiving.backoff import RETRY_S, Backoff
 
 
 def test_pauses_grow_with_each_failure_and_end_with_a_success() -> None:

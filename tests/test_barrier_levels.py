@@ -16,13 +16,6 @@ from support.nodes import PATIENCE_S, follower, poll, primary, wait_level, walca
 from support.replica_set import create_database
 from support.writers import sql
 
-from follower.acknowledger import Acknowledger
-from follower.client import _check_resumed
-from follower.following import NOT_APPLIED
-from follower.in_thread import InThread
-from follower.journal import RECORD_SIZE
-from node.status_table import table
-from primary.followers import NEVER, Follower, Followers
 from walcast import NotEnoughFollowers, Primary, Replica, wire
 from walcast.discarded import list_discarded
 from walcast.errors import Unavailable
@@ -30,6 +23,13 @@ from walcast.levels import Level
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
+from walcast_follower.apply.position_journal import RECORD_SIZE
+from walcast_follower.following import NOT_APPLIED
+from walcast_follower.in_thread import InThread
+from walcast_follower.subscribe.acknowledger import Acknowledger
+from walcast_follower.subscribe.primary_client import _check_resumed
+from walcast_node.commands.status_table import table
+from walcast_primary.publish.followers import NEVER, Follower, Followers
 
 CHECKSUM = 1 << 63
 

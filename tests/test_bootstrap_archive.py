@@ -12,12 +12,12 @@ from support.e2e_state import create
 from support.nodes import poll
 from support.writers import checkpointed, sql
 
-from follower.applier import Applier
-from follower.bootstrap import archived_since, from_archive
-from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.statedir import StateDir
 from walcast.store.directory import DirectoryStore
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.bootstrap import archived_since, from_archive
+from walcast_primary.archiving.compaction_schedule import ArchivePolicy
 
 ONLY_COMPACTED = ArchivePolicy(level_intervals_s=(3600.0,), raw_retention_s=0.0)
 COMMIT = "UPDATE accounts SET balance = balance + 1"

@@ -17,21 +17,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
 
-from follower.client import Client
-from node import grpc_unread
-from node.grpc_health import WATCHES
-from node.grpc_server import MAX_REQUEST_BYTES, SERVICE, listen
-from primary import publisher as publishing
-from primary.followers import Follower
-from primary.gate import Gate
-from primary.publisher import Publisher
-from primary.quotas import BARRIERS, CALLS, COPIES
-from primary.served import Served as ServedDatabase
 from walcast import wire
 from walcast.access import Policy, Role, Rule
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address
+from walcast_follower.subscribe.primary_client import Client
+from walcast_node.process import grpc_unread
+from walcast_node.process.grpc_health import WATCHES
+from walcast_node.process.grpc_server import MAX_REQUEST_BYTES, SERVICE, listen
+from walcast_primary.publish import publisher as publishing
+from walcast_primary.publish.followers import Follower
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.quotas import BARRIERS, CALLS, COPIES
+from walcast_primary.publish.served_database import Served as ServedDatabase
 
 SOON_S = 10.0
 READERS = Policy((Rule("anyone", frozenset((Role.STATUS, Role.REPLICATE))),))  # strangers, held to a share

@@ -20,20 +20,20 @@ import pytest
 from support.e2e_state import create
 from support.nodes import Node, follower, poll, position_of, primary, wait_level
 
-from node import limits, local_service
-from node.grpc_server import LIMITS, listen
-from node.http import server as http_module
-from node.http.routes import near, routes
-from node.http.server import HttpServer
-from node.local_service import LocalService
-from primary.gate import Gate
-from primary.publisher import Publisher
 from walcast import local, wire
 from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address
+from walcast_node.http import server as http_module
+from walcast_node.http.routes import near, routes
+from walcast_node.http.server import HttpServer
+from walcast_node.process import limits, local_service
+from walcast_node.process.grpc_server import LIMITS, listen
+from walcast_node.process.local_service import LocalService
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
 
 SOON_S = 15.0
 COMMIT = "UPDATE accounts SET balance = balance + 1"

@@ -164,7 +164,7 @@ def test_a_rollback_journal_database_is_switched_to_wal_with_one_line(
 def test_a_database_in_use_in_rollback_mode_is_refused_and_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("primary.opening.SWITCH_TIMEOUT_MS", 200)
+    monkeypatch.setattr("walcast_primary.capture.opening.SWITCH_TIMEOUT_MS", 200)
     path = tmp_path / "app.db"
     create(path, journal_mode="DELETE")
     with sql(path) as one:

@@ -16,8 +16,8 @@ from support.e2e_state import create
 from support.nodes import Node, barrier, poll, primary
 from support.writers import AUTOCHECKPOINTS, WILD, checkpointed, pause, sql, writer
 
-from primary.log import TransactionLog
 from walcast.errors import Stopped
+from walcast_primary.transaction_log.transaction_log import TransactionLog
 
 
 @pytest.fixture

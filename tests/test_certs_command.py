@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.x509.verification import ClientVerifier, PolicyBuilder, ServerVerifier, Store, VerificationError
 
-from node.cli import main
 from walcast.access.certificates import hosts_of
 from walcast.access.names import NAME_CHARACTERS
 from walcast.access.tokens import read_tokens
+from walcast_node.cli import main
 
 
 def certs(*arguments: str | Path, code: int = 0) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from node.failover.claims import Claim
-from node.failover.decisions import RANK_S, start, step
-from node.failover.lease import Lease
-from node.failover.state import (
+from walcast_node.failover.claims import Claim
+from walcast_node.failover.decisions import RANK_S, start, step
+from walcast_node.failover.lease import Lease
+from walcast_node.failover.state import (
     Action,
     Claims,
     Event,

@@ -17,8 +17,6 @@ from support.e2e_oracle import Served, served
 from support.e2e_state import create
 from support.writers import sql
 
-from node.restore_command import restore_command
-from primary.clock import Clock
 from walcast.archive import list_files
 from walcast.archive.clocks import KEY, MOST_STEPS, ClockStep, add_clock_steps, read_clock_steps
 from walcast.archive.reading import read_header
@@ -26,6 +24,8 @@ from walcast.errors import ConfigError, Corrupt
 from walcast.moment import format_moment
 from walcast.restore import restore
 from walcast.store.directory import DirectoryStore
+from walcast_node.commands.restore import restore_command
+from walcast_primary.capture.commit_clock import Clock
 
 NOON = 1_769_860_800_000
 HOUR = 3_600_000

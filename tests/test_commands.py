@@ -19,11 +19,11 @@ from support.e2e_state import create, observe_at
 from support.nodes import ENVIRONMENT, Node, follower, poll, primary, wait_level, walcast
 from support.writers import sql
 
-from node.cli import main
 from walcast import wire
 from walcast.errors import ConfigError
 from walcast.filesystem import check_database_file, check_local, filesystem_type
 from walcast.position import format_txid
+from walcast_node.cli import main
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_an_unknown_database_name_is_one_line_and_leaves_nothing(db: Path, tmp_p
 def test_a_primary_of_another_protocol_version_is_one_line(db: Path, tmp_path: Path) -> None:
     replica = tmp_path / "replica" / "app.db"
     replica.parent.mkdir()
-    newer = "import walcast.wire as w; w.PROTOCOL_VERSION += 1; from node.cli import main; main()"
+    newer = "import walcast.wire as w; w.PROTOCOL_VERSION += 1; from walcast_node.cli import main; main()"
     with primary(db) as node:
         done = subprocess.run(
             [sys.executable, "-c", newer, "follower", str(replica), "--primary", node.address],

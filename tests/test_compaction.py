@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primary.archiving.compaction import WINDOW_BYTES, Written, compact, prove
 from walcast import ltx
 from walcast.archive import ArchiveFile, ltx_key
 from walcast.checksum import lock_pgno
@@ -18,6 +17,7 @@ from walcast.errors import Corrupt
 from walcast.position import CHECKSUM_FLAG
 from walcast.store import ObjectMissing, Store
 from walcast.store.directory import DirectoryStore
+from walcast_primary.archiving.compaction import WINDOW_BYTES, Written, compact, prove
 
 Pages = dict[int, bytes]
 PAGE_SIZE = 512

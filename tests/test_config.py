@@ -9,13 +9,13 @@ from typing import Any
 import click
 import pytest
 
-from node.config import Config, FailoverConfig, Ignored, load_config
-from node.config_command import facts
-from node.config_failover import flags_over_file
-from node.failover_flags import failover_flags
 from walcast.errors import ConfigError
 from walcast.store import DirectorySpec, S3Spec
 from walcast.wire import Address, Tls
+from walcast_node.commands.config import facts
+from walcast_node.commands.failover_flags import failover_flags
+from walcast_node.config.configuration import Config, FailoverConfig, Ignored, load_config
+from walcast_node.config.failover import flags_over_file
 
 SECRETS = {"KEY_ID": "AKIA", "SECRET": "s3cr3t: #x", "BUCKET": "backups", "PORT": "7420"}
 

@@ -17,13 +17,13 @@ import pytest
 from support.folders import rows, serving, write
 from support.nodes import barrier
 
-from node.config import Config, load_config
-from node.config_archive import ArchiveConfig
-from node.folders import Folder, Kind, compile_pattern, look
-from node.inodes import Inodes, inode_of
 from walcast.errors import ConfigError
 from walcast.restore import restore
 from walcast.store import DirectorySpec, S3Spec, open_store
+from walcast_node.config.archives import ArchiveConfig
+from walcast_node.config.configuration import Config, load_config
+from walcast_node.process.folders import Folder, Kind, compile_pattern, look
+from walcast_node.process.open_inodes import Inodes, inode_of
 
 LITESTREAM = Path(sysconfig.get_path("scripts")) / "litestream"
 

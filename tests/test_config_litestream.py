@@ -14,11 +14,11 @@ import yaml
 from click.testing import CliRunner
 from support.folders import rows, serving, write
 
-from node.cli import main
-from node.config import Config, load_config
-from primary.archiving.levels import ArchivePolicy
 from walcast.errors import ConfigError
 from walcast.store import S3Spec
+from walcast_node.cli import main
+from walcast_node.config.configuration import Config, load_config
+from walcast_primary.archiving.compaction_schedule import ArchivePolicy
 
 LITESTREAM = Path(sysconfig.get_path("scripts")) / "litestream"
 KEY = base64.b64encode(bytes(range(32))).decode()

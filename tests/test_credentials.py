@@ -13,7 +13,6 @@ import grpc
 import pytest
 from support.certs import CLIENT, HOSTS, NODE, OPERATOR, Authority, token_file, token_of
 
-from follower.client import Client
 from walcast import wire
 from walcast.access.credentials import Credentials
 from walcast.access.issuing import issue
@@ -21,6 +20,7 @@ from walcast.access.tokens import bearer, new_token, token_line
 from walcast.errors import CertificateRefused, ConfigError, Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
+from walcast_follower.subscribe.primary_client import Client
 
 LISTEN = wire.Address("127.0.0.1", 0)
 

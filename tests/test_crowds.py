@@ -12,14 +12,14 @@ from contextlib import closing, suppress
 import grpc
 import pytest
 
-from node.crowds import Caller, keep_room, make_room, whom_to_drop
-from node.grpc_server import listen
-from primary.gate import Gate
-from primary.publisher import Publisher
 from walcast.access.sockets import Connection
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address, Tls
+from walcast_node.process.connection_crowds import Caller, keep_room, make_room, whom_to_drop
+from walcast_node.process.grpc_server import listen
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
 
 STRANGER = 65534
 HOME = ipaddress.ip_address("127.0.0.1")

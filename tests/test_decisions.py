@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from support.failover_world import ANSWER_LOST, KINDS, LOST, Fate, Machine, Violation, World, explore
 
-from node.failover import decisions
-from node.failover.decisions import Node, Refused, State, Step, Swap, Tick, start, step
-from node.failover.lease import Lease
+from walcast_node.failover import decisions
+from walcast_node.failover.decisions import Node, Refused, State, Step, Swap, Tick, start, step
+from walcast_node.failover.lease import Lease
 
 # Scenarios: a is the first primary, b may take over, c never does by itself
 

@@ -18,9 +18,12 @@ from rich.console import Console
 from support import warm
 from support.leftovers import processes_in
 
-from node import demo_app
-from node.demo import Demo
-from node.demo_screen import (
+from walcast.position import Position
+from walcast.statusfile import State, Status
+from walcast.terms import first_txid
+from walcast_node.rehearsal import demo_app
+from walcast_node.rehearsal.demo import Demo
+from walcast_node.rehearsal.demo_screen import (
     PHASES,
     VICTIM,
     Facts,
@@ -33,18 +36,17 @@ from node.demo_screen import (
     table,
     verdict,
 )
-from node.demo_stage import FOLLOWERS, NODES, DemoError
-from walcast.position import Position
-from walcast.statusfile import State, Status
-from walcast.terms import first_txid
+from walcast_node.rehearsal.demo_stage import FOLLOWERS, NODES, DemoError
 
 PATIENCE_SECONDS = 60
-COMMAND = [sys.executable, "-m", "node.cli", "demo", "--seconds", "3", "--json"]
+COMMAND = [sys.executable, "-m", "walcast_node.cli", "demo", "--seconds", "3", "--json"]
 
 PLANTED = """
 import shutil, signal, sys, time
 from pathlib import Path
-from node import demo, demo_app, demo_stage
+from walcast_node.rehearsal import demo
+from walcast_node.rehearsal import demo_app
+from walcast_node.rehearsal import demo_stage
 {planted}
 sys.exit(0 if demo.run_demo(seconds=1, keep=False, as_json=True) else 1)
 """
@@ -73,7 +75,7 @@ demo.checkpoint = checkpoint_and_lose
 
 DYING_FOLLOWER = """
 def follow(self, name):
-    self.start(name, "node.cli", "follower", self.database(name), "--primary", "nonsense")
+    self.start(name, "walcast_node.cli", "follower", self.database(name), "--primary", "nonsense")
 demo.Demo.follow = follow
 """
 

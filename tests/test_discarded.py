@@ -21,15 +21,6 @@ import pytest
 from support.e2e_oracle import Served, entries, replay, served
 from support.writers import checkpointed, sql
 
-from follower import keeping as keeping_module
-from follower.applier import Applier, ChecksumMismatch
-from follower.copying import from_primary
-from follower.journal import Journal
-from follower.keeping import Keeping
-from primary.copying import copy_pages
-from primary.database import Database
-from primary.discarding import ForkNotInLog, discard
-from primary.log import Known, TransactionLog
 from walcast import ltx, wire
 from walcast.archive import list_files, plan_restore
 from walcast.archive.contents import contents_of
@@ -41,6 +32,15 @@ from walcast.position import Position, format_txid
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
 from walcast.store.directory import DirectoryStore
+from walcast_follower.apply import overwritten_pages as keeping_module
+from walcast_follower.apply.applier import Applier, ChecksumMismatch
+from walcast_follower.apply.overwritten_pages import Keeping
+from walcast_follower.apply.position_journal import Journal
+from walcast_follower.bootstrap.page_copy import from_primary
+from walcast_primary.database import Database
+from walcast_primary.publish.base_copy import copy_pages
+from walcast_primary.recovery.divergent_log import ForkNotInLog, discard
+from walcast_primary.transaction_log.transaction_log import Known, TransactionLog
 
 PAGE_SIZE = 4096
 TERM = 3

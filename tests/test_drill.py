@@ -26,24 +26,24 @@ from support import warm
 from support.leftovers import processes_in
 from support.nodes import ENVIRONMENT, Node, poll
 
-from node.cli import main
-from node.config import load_config
-from node.drill import drill, running, sql
-from node.drill.checks import rows_in
-from node.drill.facts import Attached, Cut, Mark, Result, Span, Step
-from node.drill.ledger import Ledger, Writable, overlaps
-from node.drill.page import page
-from node.drill.picture import timeline
-from node.drill.proxy import Proxies
-from node.drill.stage import Settings
-from node.drill.words import report, verdict
 from walcast import ltx
 from walcast.errors import ConfigError
 from walcast.store.directory import DirectoryStore
+from walcast_node.cli import main
+from walcast_node.config.configuration import load_config
+from walcast_node.rehearsal.drill import drill, running, sql
+from walcast_node.rehearsal.drill.checks import rows_in
+from walcast_node.rehearsal.drill.facts import Attached, Cut, Mark, Result, Span, Step
+from walcast_node.rehearsal.drill.ledger import Ledger, Writable, overlaps
+from walcast_node.rehearsal.drill.page import page
+from walcast_node.rehearsal.drill.picture import timeline
+from walcast_node.rehearsal.drill.proxy import Proxies
+from walcast_node.rehearsal.drill.stage import Settings
+from walcast_node.rehearsal.drill.words import report, verdict
 
 PATIENCE_S = 60.0
 SVG = "{http://www.w3.org/2000/svg}"
-COMMAND = [sys.executable, "-m", "node.cli", "drill"]
+COMMAND = [sys.executable, "-m", "walcast_node.cli", "drill"]
 # A machine that is busy with other tests is slower than what is promised to people.
 PATIENT = ["--lease-time", "1.5", "--max-pause", "2000", "--slack", "8", "--rate", "80"]
 
@@ -121,17 +121,17 @@ def test_an_interrupt_ends_every_process(tmp_path: Path, environment: dict[str, 
 
 PLANTED = {
     "no fence": """
-import node.failover.changes as changes
-import primary.tenure as tenure
+import walcast_node.failover.role_changes as changes
+import walcast_primary.tenure as tenure
 changes.fence = lambda member: None
 tenure.Tenure.holds = property(lambda self: True)
 """,
     "no tenure": """
-import primary.tenure as tenure
+import walcast_primary.tenure as tenure
 tenure.Tenure.holds = property(lambda self: True)
 """,
     "nothing kept": """
-import node.failover.changes as changes
+import walcast_node.failover.role_changes as changes
 changes.keep_discarded = lambda member, fork: True
 """,
 }

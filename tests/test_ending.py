@@ -16,12 +16,12 @@ from support import quick_node
 from support.nodes import LOOPBACK, Node, follower, poll, position_of, primary, wait_level
 from support.s3 import CountedS3, counted_s3
 
-from node import draining
-from node.settings import STOP_TIMEOUT_S
 from walcast.position import Position, format_txid
 from walcast.restore import restore
 from walcast.statusfile import read_status
 from walcast.store import open_store
+from walcast_node.config.settings import STOP_TIMEOUT_S
+from walcast_node.process import draining
 
 WHOLE = "stopping: everything went out"
 PARTS = "stopping: not everything went out"

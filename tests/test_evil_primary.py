@@ -15,18 +15,18 @@ import lz4.block
 import pytest
 from support.evil_primary import PAGE_SIZE, TXID, EvilPrimary, serving, small_database
 
-from follower import following as following_module
-from follower.client import Client
-from follower.following import Following
-from follower.growth import check_files_hold
-from follower.owner import Alone
-from follower.whereabouts import Whereabouts
 from walcast import wire
 from walcast.errors import ConfigError, Corrupt, DiskFull, ProtocolViolation
 from walcast.position import CHECKSUM_FLAG
 from walcast.rpc import replication_pb2 as pb
 from walcast.statusfile import State, read_status
 from walcast.terms import HISTORY_TERMS, TERM_STEP_MAX, TXID_MAX, TXID_STEP_MAX
+from walcast_follower import following as following_module
+from walcast_follower.following import Following
+from walcast_follower.owner import Alone
+from walcast_follower.subscribe.page_growth import check_files_hold
+from walcast_follower.subscribe.primary_client import Client
+from walcast_follower.subscribe.primary_locator import Whereabouts
 
 PATIENCE_S = 8.0
 PAGES_MAX = 0xFFFFFFFE

@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from support.folders import rows, serving, write
 from support.nodes import ENVIRONMENT, LOOPBACK, Node, follower, poll, primary, wait_level, walcast
 
-from node import app_process
-from node.app_process import LAUNCHER, AppProcess, split_command
-from node.cli import main
 from walcast.errors import ConfigError
 from walcast.restore import restore
 from walcast.store import open_store
+from walcast_node.cli import main
+from walcast_node.process import app_process
+from walcast_node.process.app_process import LAUNCHER, AppProcess, split_command
 
 # Writes its signals down; SIGTERM ends it with code 3.
 TRAPPED = """\
@@ -159,7 +159,7 @@ def test_an_app_that_a_sigint_did_not_reach_is_asked_once_more_before_it_is_kill
 # Archives, after it has ended by itself, while the first signal comes.
 ENDS = """\
 import asyncio, os, signal
-from node.process import run_until_signal
+from walcast_node.process.event_loop import run_until_signal
 async def role(stop):
     stop.set()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -215,7 +215,7 @@ def test_no_signal_is_taken_by_an_app_that_does_not_run() -> None:
 
 ORPHANED = """\
 import ctypes, subprocess, sys, time
-from node.orphans import _zombies, reap
+from walcast_node.process.orphans import _zombies, reap
 ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as process 1 of a container
 mine = subprocess.Popen(["true"])
 subprocess.run(["sh", "-c", "sleep 0.01 & exit 0"])

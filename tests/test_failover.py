@@ -24,10 +24,6 @@ from support.nodes import poll, walcast
 from support.replica_set import LEASE_S, ReplicaSet, SetNode, replica_set
 from support.writers import child, pause
 
-from follower.applier import Applier
-from node.failover.lease import KEY
-from node.status import primary_status
-from primary.damage import Note, write_note
 from walcast import wire
 from walcast.archive import list_files
 from walcast.errors import ConfigError, Unavailable, WalcastError
@@ -36,6 +32,10 @@ from walcast.statedir import state_dir
 from walcast.store import open_store
 from walcast.terms import TermStart, read_standing
 from walcast.token import NotEnoughFollowers
+from walcast_follower.apply.applier import Applier
+from walcast_node.commands.status_facts import primary_status
+from walcast_node.failover.lease import KEY
+from walcast_primary.recovery.damage import Note, write_note
 
 FOLLOWER_KEYS = {
     "role",

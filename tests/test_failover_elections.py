@@ -156,7 +156,14 @@ def test_killed_in_the_middle_of_changes_the_set_comes_together(tmp_path: Path, 
             old.barrier(followers=2)
             new = rng.choice(it.followers)
             force = rng.random() < 0.3
-            command = [sys.executable, "-m", "node.cli", "promote", str(new.db), *(["--force"] if force else [])]
+            command = [
+                sys.executable,
+                "-m",
+                "walcast_node.cli",
+                "promote",
+                str(new.db),
+                *(["--force"] if force else []),
+            ]
             begun = partial(has_begun, new, rng)
             with subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=TESTS.parent

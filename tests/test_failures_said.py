@@ -19,17 +19,17 @@ from support.nodes import primary, walcast
 from support.replica_set import create_database
 from support.users import STRANGER, STRANGER_GROUP, as_user, folder_for_all, needs_root
 
-from node.logs import Human
-from node.numbers import Number, Seconds, Size
-from node.options import Wait
-from node.ports import why_not
-from node.preflight import problems
-from node.primary_command import settings_by
 from walcast.errors import ConfigError, Unavailable
 from walcast.filesystem import check_database_file
 from walcast.oserrors import at_path
 from walcast.store import open_store
 from walcast.wire import Address
+from walcast_node.commands.options import Wait
+from walcast_node.commands.primary import settings_by
+from walcast_node.config.numbers import Number, Seconds, Size
+from walcast_node.process.listen_errors import why_not
+from walcast_node.process.logs import Human
+from walcast_node.process.preflight import problems
 
 
 def refused(*arguments: object) -> str:

@@ -16,14 +16,14 @@ from support.nodes import LOOPBACK, poll, primary, walcast
 from support.s3 import counted_s3
 from support.users import STRANGER, STRANGER_GROUP, as_user, folder_for_all, needs_root
 
-from node.first_boot import check_rights, is_awaited, opened_when_free
-from node.settings import DatabaseSettings
-from primary.opening import DatabaseInUse
 from walcast.errors import NotAllowed
 from walcast.filesystem import is_missing
 from walcast.position import Position
 from walcast.restore import restore
 from walcast.store import open_store
+from walcast_node.config.settings import DatabaseSettings
+from walcast_node.process.first_boot import check_rights, is_awaited, opened_when_free
+from walcast_primary.capture.opening import DatabaseInUse
 
 APP = """\
 import sqlite3, sys, time

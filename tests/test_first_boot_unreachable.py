@@ -18,14 +18,14 @@ from support.folders import rows, serving, status, wait_served, write
 from support.nodes import LOOPBACK, Node, poll, walcast
 from support.s3 import CountedS3, counted_s3
 
-from node import first_boot
-from node.cli import main
-from node.first_boot import restore_when_reachable
-from node.settings import DatabaseSettings
-from node.stop_deadline import SLACK_S, StopDeadline
 from walcast.errors import Unavailable
 from walcast.statedir import state_dir
 from walcast.terms import PRIMARY, Standing, write_standing
+from walcast_node.cli import main
+from walcast_node.config.settings import DatabaseSettings
+from walcast_node.process import first_boot
+from walcast_node.process.first_boot import restore_when_reachable
+from walcast_node.process.stop_deadline import SLACK_S, StopDeadline
 
 TRYING = "cannot restore the database yet, trying again"
 

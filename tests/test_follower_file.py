@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from node import follower_command
-from node.cli import main
-from node.settings import HostSettings
 from walcast.store.url import DirectorySpec
 from walcast.wire import Address
+from walcast_node.cli import main
+from walcast_node.commands import follower
+from walcast_node.config.settings import HostSettings
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> HostSettings:
@@ -22,7 +22,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> HostSet
         found.append(given)
         return 0
 
-    monkeypatch.setattr(follower_command, "serve", serve)
+    monkeypatch.setattr(follower, "serve", serve)
     done = CliRunner().invoke(main, ["follower", *map(str, arguments)])
     assert done.exit_code == 0, done.output
     return found[0]

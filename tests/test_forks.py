@@ -83,7 +83,7 @@ def test_it_ends_with_the_server(tmp_path: Path) -> None:
 
 def test_a_command_says_the_same_as_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
     arguments = ["status", str(tmp_path / "none.db")]
-    command = [sys.executable, "-m", "node.cli", *arguments]
+    command = [sys.executable, "-m", "walcast_node.cli", *arguments]
     own = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     done = walcast(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (own.returncode, own.stdout, own.stderr)

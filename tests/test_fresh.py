@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from follower.applier import Applier
-from follower.fresh import Fresh
 from walcast.checksum import PageChecksums
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.fresh_file import Fresh
 
 
 @pytest.fixture

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 from support.nodes import poll
 
-from follower.client import Client
-from follower.sent import WINDOW_US, SentTimes
-from follower.showing import Showing
-from node.failover.reports import STALE_S, Shown, stale_words
-from primary import publisher
-from primary.capture import Capture
-from primary.database import Database
-from primary.tenure import Tenure
 from walcast import statusfile, wire
 from walcast.position import Position
 from walcast.statusfile import LOOK_BOUND_S, QUIET_S, State, Status, StatusWriter, read_status
+from walcast_follower.status_reporter import Showing
+from walcast_follower.subscribe.primary_client import Client
+from walcast_follower.subscribe.send_times import WINDOW_US, SentTimes
+from walcast_node.failover.member_status import STALE_S, Shown, stale_words
+from walcast_primary.capture.capture import Capture
+from walcast_primary.database import Database
+from walcast_primary.publish import publisher
+from walcast_primary.tenure import Tenure
 
 SECOND_NS = 10**9
 S = 1_000_000  # a second in microseconds

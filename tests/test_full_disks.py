@@ -20,17 +20,17 @@ from support.nodes import barrier, follower, poll, primary, wait_level
 from support.small_disk import fill, free_bytes, small_disk
 from support.writers import checkpointed, pause, sql
 
-from follower import room as rooms
-from follower.bootstrap import from_archive
-from follower.room import Room
-from follower.walkeeper import WalKeeper
-from primary import loop as looping
-from primary import relief
-from primary.archiving.archiver import Archiver
-from primary.archiving.snapshot import with_spare
 from walcast.errors import DiskFull
 from walcast.statusfile import State, read_status
 from walcast.store import DirectorySpec, open_store
+from walcast_follower import disk_room as rooms
+from walcast_follower.apply.wal_truncation import WalKeeper
+from walcast_follower.bootstrap.bootstrap import from_archive
+from walcast_follower.disk_room import Room
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.archiving.snapshot import with_spare
+from walcast_primary.capture import capture_thread as looping
+from walcast_primary.checkpoint import disk_relief
 
 SOON_S = 20.0
 COMMIT = "UPDATE accounts SET balance = balance + 1"
@@ -253,9 +253,9 @@ def test_capture_that_has_no_room_for_long_lets_the_apps_wal_go_and_loses_nothin
 ) -> None:
     monkeypatch.setattr(looping, "RETRY_S", 0.02)
     monkeypatch.setattr(looping, "TROUBLE_S", 0.2)
-    monkeypatch.setattr(relief, "AGAIN_S", (0.02,))
+    monkeypatch.setattr(disk_relief, "AGAIN_S", (0.02,))
     full = [False]
-    fallocate, free = os.posix_fallocate, relief.free_bytes
+    fallocate, free = os.posix_fallocate, disk_relief.free_bytes
 
     def posix_fallocate(fd: int, offset: int, length: int) -> None:
         if full[0]:
@@ -263,7 +263,7 @@ def test_capture_that_has_no_room_for_long_lets_the_apps_wal_go_and_loses_nothin
         fallocate(fd, offset, length)
 
     monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
-    monkeypatch.setattr(relief, "free_bytes", lambda path, **how: 0 if full[0] else free(path, **how))
+    monkeypatch.setattr(disk_relief, "free_bytes", lambda path, **how: 0 if full[0] else free(path, **how))
     with served(db) as app, sql(db) as one:
         loop = app.database.loop
         full[0] = True
@@ -288,7 +288,7 @@ def test_writers_are_held_when_that_is_asked_for_also_while_capture_is_suspended
     monkeypatch.setattr(looping, "RETRY_S", 0.02)
     monkeypatch.setattr(looping, "TROUBLE_S", 0.1)
     may_resume = [False]
-    monkeypatch.setattr(relief.Relief, "may_resume", lambda *_: may_resume[0])
+    monkeypatch.setattr(disk_relief.Relief, "may_resume", lambda *_: may_resume[0])
     with served(db) as app, sql(db) as one:
         loop, writer = app.database.loop, app.database.log.writer
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from support.folders import rows, write
 from support.nodes import follower, poll, primary, wait_level, walcast
 
-from node.status import local_status
 from walcast.archive import list_files
 from walcast.restore import restore
 from walcast.store import open_store
+from walcast_node.commands.status_facts import local_status
 
 
 def archived(archive: Path, copy: Path) -> list[int]:

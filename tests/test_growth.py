@@ -16,15 +16,15 @@ from support.e2e_oracle import served
 from support.e2e_state import create
 from support.writers import Sql, sql
 
-from follower.growth import Growth, check_grown, check_whole, next_pgno
-from follower.newfile import NewFile
-from follower.pageone import check_page_one
-from follower.partial import PartialCopy
-from follower.pieces import Pieces
 from walcast.checksum import PageChecksums, lock_pgno
 from walcast.errors import ProtocolViolation
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
+from walcast_follower.apply.page_one import check_page_one
+from walcast_follower.bootstrap.new_replica import NewFile
+from walcast_follower.bootstrap.partial_copy import PartialCopy
+from walcast_follower.subscribe.copied_pages import Pieces
+from walcast_follower.subscribe.page_growth import Growth, check_grown, check_whole, next_pgno
 
 SIZE = 65536  # the lock page is number 16385
 LOCK = lock_pgno(SIZE)

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from support.folders import serving, write
 from support.nodes import PATIENCE_S, poll, primary
 
-import node.heartbeat
-from node.cli import main
-from node.heartbeat import Heartbeat
+import walcast_node.process.heartbeat
 from walcast.secret import Secret
+from walcast_node.cli import main
+from walcast_node.process.heartbeat import Heartbeat
 
 
 class Monitor:
@@ -77,7 +77,7 @@ def test_it_beats_at_its_interval_while_all_is_well_and_as_soon_as_it_is(
     monitor: Monitor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "walcast.heartbeat")
-    monkeypatch.setattr(node.heartbeat, "LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr(walcast_node.process.heartbeat, "LOOK_AGAIN_S", 0.02)
     wrong: list[str | None] = [None]
     asked: list[None] = []
 
@@ -113,7 +113,7 @@ def test_a_monitor_that_fails_is_told_again_and_logged_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "walcast.heartbeat")
-    monkeypatch.setattr(node.heartbeat, "RETRY_S", 0.02)
+    monkeypatch.setattr(walcast_node.process.heartbeat, "RETRY_S", 0.02)
     monitor.status = status
     beat = Heartbeat(Secret(monitor.url), 60.0, lambda: None).start()
     try:

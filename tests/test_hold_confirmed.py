@@ -15,12 +15,12 @@ import pytest
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
 
-from node.failover.switchover import hand_over
-from primary.followers import Follower
-from primary.served import Refused
-from primary.served import Served as ServedDatabase
-from primary.tenure import Tenure
 from walcast.rpc import replication_pb2 as pb
+from walcast_node.failover.switchover import hand_over
+from walcast_primary.publish.followers import Follower
+from walcast_primary.publish.served_database import Refused
+from walcast_primary.publish.served_database import Served as ServedDatabase
+from walcast_primary.tenure import Tenure
 
 SHORT_MS = 200
 ENOUGH_S = 20.0

@@ -24,16 +24,16 @@ from support.http_asked import (
 )
 from support.nodes import Node, poll
 
-from node.config import load_config
-from node.health import Failure, FailureKind, member_failure
-from node.http.app import MAX_HEADER_BYTES, MAX_HEADERS, Route, Sees
-from node.http.hosts import check_host_name, is_known
-from node.http.near import is_loopback
-from node.http.request import Answer, Request
-from node.http.routes import near
 from walcast.errors import ConfigError
 from walcast.statusfile import State
 from walcast.wire import Address
+from walcast_node.config.configuration import load_config
+from walcast_node.http.app import MAX_HEADER_BYTES, MAX_HEADERS, Route, Sees
+from walcast_node.http.hosts import check_host_name, is_known
+from walcast_node.http.near import is_loopback
+from walcast_node.http.request import Answer, Request
+from walcast_node.http.routes import near
+from walcast_node.process.health import Failure, FailureKind, member_failure
 
 # Which Host is answered
 

@@ -24,11 +24,11 @@ from support.http_asked import (
 )
 from support.nodes import poll
 
-from node import limits
-from node.http import server as http_server
-from node.http.app import Route, Sees
-from node.http.request import Answer, Request
-from node.http.server import Connection, whom_to_drop
+from walcast_node.http import server as http_server
+from walcast_node.http.app import Route, Sees
+from walcast_node.http.request import Answer, Request
+from walcast_node.http.server import Connection, whom_to_drop
+from walcast_node.process import limits
 
 
 def test_bytes_now_and_then_extend_no_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,15 +21,15 @@ from support.http_asked import (
 )
 from support.nodes import poll, walcast
 
-from node.freshness import refresh
-from node.http import server as http_server
-from node.http.near import is_loopback
-from node.http.routes import near
-from node.http.server import HttpServer, bind
-from node.http.tls import certificate_for
 from walcast.access.credentials import Credentials
 from walcast.errors import ConfigError
 from walcast.wire import Address, Tls
+from walcast_node.http import server as http_server
+from walcast_node.http.near import is_loopback
+from walcast_node.http.routes import near
+from walcast_node.http.server import HttpServer, bind
+from walcast_node.http.tls import certificate_for
+from walcast_node.process.reload import refresh
 
 
 def test_beyond_loopback_there_is_no_plain_http_unless_it_is_asked_for(tmp_path: Path) -> None:

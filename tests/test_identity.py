@@ -15,8 +15,6 @@ import grpc
 import pytest
 from support.nodes import Node, follower, poll, position_of, primary, walcast
 
-from follower.client import Client
-from follower.overwriting import check_replica
 from walcast import wire
 from walcast.errors import ConfigError, Unavailable
 from walcast.identity import (
@@ -33,6 +31,8 @@ from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statedir import state_dir
+from walcast_follower.bootstrap.overwrite_check import check_replica
+from walcast_follower.subscribe.primary_client import Client
 
 
 def make(path: Path, word: str) -> Path:

@@ -22,15 +22,6 @@ from support.nodes import follower, poll, primary
 from support.replica_set import SetNode, create_database, replica_set
 from support.writers import sql
 
-from node.failover import keeper as keeper_module
-from node.failover.decisions import start
-from node.failover.keeper import Keeper
-from node.failover.lease import KEY, Lease
-from node.failover.state import Node, Role, State
-from node.status import local_status
-from node.threads import Threads
-from primary.anchor import Anchor, connect
-from primary.damage import Checked, quick_check
 from walcast import dbfiles, lasting
 from walcast import turns as turns_module
 from walcast.dbfiles import DatabaseFiles, PageReader
@@ -40,6 +31,15 @@ from walcast.scrub import is_of_the_file
 from walcast.shortage import shortage
 from walcast.store.directory import DirectoryStore
 from walcast.turns import Turns
+from walcast_node.commands.status_facts import local_status
+from walcast_node.failover import keeper as keeper_module
+from walcast_node.failover.decisions import start
+from walcast_node.failover.keeper import Keeper
+from walcast_node.failover.lease import KEY, Lease
+from walcast_node.failover.state import Node, Role, State
+from walcast_node.process.thread_pool import Threads
+from walcast_primary.capture.anchor import Anchor, connect
+from walcast_primary.recovery.damage import Checked, quick_check
 
 PASSING = (
     MemoryError(),
@@ -188,7 +188,7 @@ def test_that_sqlite_has_no_memory_is_no_damage_of_a_database(
     error = sqlites(code)
     assert isinstance(shortage(error, tmp_path), Exhausted)
     assert not is_of_the_file(error)
-    for where in ("apsw.Connection", "primary.damage.prepare"):
+    for where in ("apsw.Connection", "walcast_primary.recovery.damage.prepare"):
         with monkeypatch.context() as patch:
             patch.setattr(where, lambda *_, **__: (_ for _ in ()).throw(error))
             assert quick_check(tmp_path / "app.db") == Checked("", whole=False)

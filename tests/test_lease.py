@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.failover import claims, lease
-from node.failover.claims import Claim, rank
-from node.failover.lease import Lease, fitting
 from walcast.errors import Corrupt
 from walcast.store import ObjectInfo
 from walcast.terms import TERM_MAX
+from walcast_node.failover import claims, lease
+from walcast_node.failover.claims import Claim, rank
+from walcast_node.failover.lease import Lease, fitting
 
 LEASE = Lease(3, "f00", "10.0.0.1:7420", 10.0, "run-1")
 CLAIM = Claim("f00", "run-1", 3, 4711, 2)

@@ -19,20 +19,20 @@ import pytest
 from support.nodes import Node, poll, primary
 from support.writers import sql
 
-from node.failover.claims import PREFIX, Claim
-from node.failover.decisions import start, step
-from node.failover.keeper import Keeper
-from node.failover.lease import KEY, Lease
-from node.failover.leasing import Leasing
-from node.failover.state import HandOver, NotHandedOver, Role, State, Step
-from node.failover.state import Node as Told
-from node.settings import DatabaseSettings
 from walcast import local
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.statedir import state_dir
 from walcast.store import ForeignObject, ObjectChanged, Store, open_store
 from walcast.store.directory import DirectoryStore
 from walcast.terms import PRIMARY, Standing, read_standing
+from walcast_node.config.settings import DatabaseSettings
+from walcast_node.failover.claims import PREFIX, Claim
+from walcast_node.failover.decisions import start, step
+from walcast_node.failover.keeper import Keeper
+from walcast_node.failover.lease import KEY, Lease
+from walcast_node.failover.leasing import Leasing
+from walcast_node.failover.state import HandOver, NotHandedOver, Role, State, Step
+from walcast_node.failover.state import Node as Told
 
 GOOD = Lease(3, "h", "10.0.0.1:7420", 2.0, "n-1")
 SOON_S = 20.0

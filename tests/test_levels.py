@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primary.archiving.levels import (
+from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, plan_restore
+from walcast_primary.archiving.compaction_schedule import (
     DAY_S,
     MAX_INPUTS,
     ArchivePolicy,
@@ -17,7 +18,6 @@ from primary.archiving.levels import (
     interval_passed,
     snapshot_due,
 )
-from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, plan_restore
 
 POLICY = ArchivePolicy(
     level_intervals_s=(3.0, 9.0, 27.0), snapshot_interval_s=40.0, retention_s=100.0, raw_retention_s=10.0

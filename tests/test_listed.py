@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from support.folders import serving, status, wait_served, write
 from support.nodes import poll, primary, walcast
 
-from node.cli import main
 from walcast.statedir import state_dir
 from walcast.store import open_store
 from walcast.terms import PRIMARY, Standing, write_standing
+from walcast_node.cli import main
 
 
 def configured(tmp_path: Path, *names: str) -> Path:

@@ -26,11 +26,11 @@ from support.nodes import follower, poll, position_of, primary, wait_level, walc
 from support.s3 import counted_s3
 from support.writers import checkpointed, sql
 
-from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL
 from walcast.position import format_txid
 from walcast.store import open_store
 from walcast.store.directory import DirectoryStore
+from walcast_primary.archiving.compaction_schedule import ArchivePolicy
 
 SEED = int(os.environ.get("WALCAST_TEST_SEED", "7"))
 

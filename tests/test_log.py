@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from primary.entries import append_entry
-from primary.log import Known, TransactionLog
-from primary.segment import ALLOCATION_STEP_BYTES, SUFFIX
 from walcast import ltx
 from walcast.checksum import PageChecksums
 from walcast.position import Position
 from walcast.savedsums import NAME as CHECKSUMS
 from walcast.terms import first_txid
+from walcast_primary.transaction_log.log_entries import append_entry
+from walcast_primary.transaction_log.segment import ALLOCATION_STEP_BYTES, SUFFIX
+from walcast_primary.transaction_log.transaction_log import Known, TransactionLog
 
 PAGE_SIZE = 512
 BIG = 1 << 30

@@ -19,10 +19,10 @@ from support.logfmt import parse_logfmt
 from support.nodes import walcast
 from support.replica_set import create_database
 
-from node.health import Failure, FailureKind
-from node.logs import Human, Json
-from node.summary import UNWELL, WELL, summary
 from walcast.rpc import replication_pb2 as pb
+from walcast_node.process.health import Failure, FailureKind
+from walcast_node.process.log_summary import UNWELL, WELL, summary
+from walcast_node.process.logs import Human, Json
 
 VALUES = [
     "",

@@ -19,9 +19,9 @@ from support.e2e_state import create
 from support.nodes import poll, primary
 from support.writers import sql
 
-from node.status import local_status
-from primary.long_readers import LONG_S, LONG_WAL_BYTES, LongReaders
 from walcast.remedies import FailureKind
+from walcast_node.commands.status_facts import local_status
+from walcast_primary.checkpoint.long_readers import LONG_S, LONG_WAL_BYTES, LongReaders
 
 # A process of this name that holds a read transaction, as Litestream does.
 REPLICATOR = """

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from support.archives import History, MemoryStore
 from support.run_command import run
 
-from node.ls_command import ls_command
 from walcast.archive import ArchiveFile, list_files, ltx_key
 from walcast.archive.contents import Hole, contents_of, holes_between, restorable_ranges
 from walcast.store import open_store
+from walcast_node.commands.ls import ls_command
 
 
 def archive(store: object, *files: tuple[int, int, int]) -> History:

@@ -9,11 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.certs import Authority
 from support.http_asked import code_of, get, headers_of, serving
 
-from node.http.app import Sees
-from node.http.routes import routes
-from node.metrics import exposition
 from walcast.access.credentials import Credentials
 from walcast.wire import Tls
+from walcast_node.http.app import Sees
+from walcast_node.http.routes import routes
+from walcast_node.process.metrics import exposition
 
 EXPIRY = "walcast_certificate_expiry_timestamp_seconds"
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from follower.following import Following
-from node.failover.missing import missing_facts, missing_words
 from walcast.position import CHECKSUM_FLAG, Position
 from walcast.terms import TermStart, first_txid
+from walcast_follower.following import Following
+from walcast_node.failover.lost_transactions import missing_facts, missing_words
 
 HERE = Position(100, CHECKSUM_FLAG)
 

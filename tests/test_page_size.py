@@ -20,10 +20,6 @@ from support.apply_replica import replica_of
 from support.apply_source import Source
 from support.nodes import ENVIRONMENT, follower, poll, primary, walcast
 
-from follower.applier import Applier
-from follower.aside import KEPT_MOST, keep_aside
-from follower.newfile import put_in_place
-from follower.replacing import replacing
 from walcast import Replica, ReplicaReplaced
 from walcast.adapters.sqlalchemy import replica_engine
 from walcast.archive.checks import Findings, Read, check_reads
@@ -35,6 +31,10 @@ from walcast.restore.verify import verify_archive
 from walcast.statedir import state_dir
 from walcast.store import open_store
 from walcast.walindex import LOCK_CHECKPOINT
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.new_replica import put_in_place
+from walcast_follower.bootstrap.replaced_databases import KEPT_MOST, keep_aside
+from walcast_follower.bootstrap.replacement import replacing
 
 
 @contextmanager

@@ -32,12 +32,12 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 import grpc
-from follower.client import Client
-from follower.following import Following
-from primary.database import Database
-from primary.publisher import Publisher
-from primary.served import Served
-from primary.gate import Gate
+from walcast_follower.subscribe.primary_client import Client
+from walcast_follower.following import Following
+from walcast_primary.database import Database
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.served_database import Served
+from walcast_primary.publish.gate import Gate
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb, replication_pb2_grpc as rpc
 

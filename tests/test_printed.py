@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from support.logfmt import parse_logfmt
 
-from node import saying
-from node.logs import VALUE_MAX_CHARS, Human, Json
-from node.options import fail
-from node.status_table import table
+from walcast_node.commands import printing
+from walcast_node.commands.options import fail
+from walcast_node.commands.status_table import table
+from walcast_node.process.logs import VALUE_MAX_CHARS, Human, Json
 
 LINE_ENDS = ["\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
 OTHERS = ["\x1b[2J", "\x07", "\x00", "\x7f", "\x9b31m", "\u202e", "\u2066", "\u200f", "\ufeff"]
@@ -81,7 +81,7 @@ def test_a_status_table_shows_names_as_they_are(text: str, capsys: pytest.Captur
 
 @pytest.mark.parametrize("character", LINE_ENDS[1:] + OTHERS, ids=ascii)
 def test_what_a_command_prints_moves_no_cursor(character: str, capsys: pytest.CaptureFixture[str]) -> None:
-    saying.say(f"problem: {FORGED.format(character)}\nsecond")
+    printing.say(f"problem: {FORGED.format(character)}\nsecond")
     first, second, end = capsys.readouterr().out.split("\n")
     assert first.isprintable()
     assert (second, end) == ("second", "")

@@ -15,7 +15,7 @@ from support.docs_session import Shell, is_as_shown, patched, shell
 from support.nodes import ENVIRONMENT, poll
 from support.recipes import Block, commands_in, parse_command, read_blocks
 
-from node.cli import main
+from walcast_node.cli import main
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quickstart.md"
 BLOCKS = read_blocks(DOCUMENT)

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from primary.quotas import HOLD_MOST_S, HOLD_WINDOW_S, HoldBudget, Limits, Pace, Places, who_of
-from primary.served import Refused
-from primary.stalling import unless_stalled
 from walcast.rpc import replication_pb2 as pb
+from walcast_primary.publish.quotas import HOLD_MOST_S, HOLD_WINDOW_S, HoldBudget, Limits, Pace, Places, who_of
+from walcast_primary.publish.served_database import Refused
+from walcast_primary.publish.stalled_receivers import unless_stalled
 
 LIMITS = Limits("places", all_of=10, each=4, kept=2)
 

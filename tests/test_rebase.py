@@ -7,14 +7,14 @@ from pathlib import Path
 from support.roles import archiving, demoted, make, promoted, reached, write
 from support.writers import checkpointed, sql
 
-from follower.applier import Applier
-from follower.bootstrap import from_archive
-from follower.rebase import catch_up, newest_term
-from primary.database import Database
 from walcast.discarded import Circumstances, list_discarded
 from walcast.statedir import StateDir
 from walcast.store import Store, open_store
 from walcast.terms import TermStart, first_txid
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.bootstrap import from_archive
+from walcast_follower.bootstrap.rebase import catch_up, newest_term
+from walcast_primary.database import Database
 
 
 def second_term(path: Path, store: Store) -> Database:

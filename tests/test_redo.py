@@ -19,16 +19,6 @@ import apsw
 import pytest
 from support.crash_images import PAGE_SIZE, machine, newest_row, set_boot
 
-from follower.applier import Applier
-from follower.journal import Journal
-from node.failover.changes import finish_log
-from primary import boot, loop, redo
-from primary.boot import Boot, read_boot, write_boot
-from primary.damage import Note, read_note, write_note
-from primary.database import Database
-from primary.log import TransactionLog
-from primary.origin import Continues, TakenBack, WrittenOn
-from primary.redo import Found, Way, decide
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.discarded import list_discarded
@@ -36,6 +26,17 @@ from walcast.errors import DiskFull, Unavailable
 from walcast.position import Position
 from walcast.statedir import state_dir
 from walcast.wal_writer import WalWriter
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.position_journal import Journal
+from walcast_node.failover.role_changes import finish_log
+from walcast_primary.capture import capture_thread
+from walcast_primary.database import Database
+from walcast_primary.recovery import boot, redo
+from walcast_primary.recovery.boot import Boot, read_boot, write_boot
+from walcast_primary.recovery.damage import Note, read_note, write_note
+from walcast_primary.recovery.origin import Continues, TakenBack, WrittenOn
+from walcast_primary.recovery.redo import Found, Way, decide
+from walcast_primary.transaction_log.transaction_log import TransactionLog
 
 ROWS = 12
 
@@ -376,7 +377,7 @@ def test_what_is_restored_in_place_of_a_damaged_database_is_published_and_the_re
     set_boot(image, "another start")
     write_note(state_dir(image), Note("2", "planted", 0))
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "compare", full_disk)
+        patched.setattr(capture_thread, "compare", full_disk)
         with pytest.raises(DiskFull), served(image):
             pass
     with served(image) as database:

@@ -14,8 +14,6 @@ import pytest
 from support.crash_images import PAGE_SIZE, Machine, copy_files, machine, newest_row, set_boot
 from support.nodes import poll
 
-from primary import redo
-from primary.database import Database
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
 from walcast.discarded import list_discarded
@@ -23,6 +21,8 @@ from walcast.errors import ConfigError, Unavailable
 from walcast.position import Position
 from walcast.statedir import state_dir
 from walcast.wal import frame_offset
+from walcast_primary.database import Database
+from walcast_primary.recovery import redo
 
 ROWS = 30
 

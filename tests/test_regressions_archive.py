@@ -23,13 +23,13 @@ from support.e2e_state import create
 from support.nodes import poll, walcast
 from support.writers import checkpointed, sql
 
-from primary.archiving import upkeep as upkeeping
-from primary.archiving.levels import ArchivePolicy, expired, interval_passed, snapshot_due
-from primary.archiving.unarchived import Unarchived
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile
 from walcast.errors import ConfigError
 from walcast.position import Position
 from walcast.store.directory import DirectoryStore
+from walcast_primary.archiving import upkeep as upkeeping
+from walcast_primary.archiving.compaction_schedule import ArchivePolicy, expired, interval_passed, snapshot_due
+from walcast_primary.archiving.unarchived_pages import Unarchived
 
 YEAR_MS = 365 * 86_400_000
 SHORT = ArchivePolicy(level_intervals_s=(3600.0,), retention_s=0.0, raw_retention_s=0.0)

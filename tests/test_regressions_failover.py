@@ -21,22 +21,6 @@ from support.nodes import Node, poll
 from support.replica_set import ReplicaSet, SetNode, create_database, replica_set
 from support.writers import seen_from_outside, sql
 
-from follower.applier import Applier
-from follower.bootstrap import from_archive
-from follower.client import Client
-from follower.following import Following
-from follower.journal import Journal
-from node.failover import changes
-from node.failover import switchover as switching
-from node.failover.leasing import Leasing
-from primary.archiving.archiver import Archiver
-from primary.database import Database
-from primary.followers import Follower, Offer
-from primary.gate import Gate
-from primary.publisher import Publisher
-from primary.resume import State
-from primary.served import Refused, Served
-from primary.tenure import Tenure
 from walcast import wire
 from walcast.discarded import list_discarded, rebuild
 from walcast.errors import ConfigError, Unavailable
@@ -47,6 +31,22 @@ from walcast.statedir import StateDir, state_dir
 from walcast.store import ObjectInfo
 from walcast.store.directory import DirectoryStore
 from walcast.terms import TermStart, first_txid, read_standing, write_standing
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.position_journal import Journal
+from walcast_follower.bootstrap.bootstrap import from_archive
+from walcast_follower.following import Following
+from walcast_follower.subscribe.primary_client import Client
+from walcast_node.failover import role_changes
+from walcast_node.failover import switchover as switching
+from walcast_node.failover.leasing import Leasing
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.database import Database
+from walcast_primary.publish.followers import Follower, Offer
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.served_database import Refused, Served
+from walcast_primary.recovery.resume import State
+from walcast_primary.tenure import Tenure
 
 NOWHERE = wire.Address("127.0.0.1", 1)
 SWITCHOVER_S = 30.0
@@ -165,7 +165,7 @@ def test_what_only_a_deposed_node_had_is_kept_before_the_archive_overwrites_it(
         async with running(deposed.following(deposed.store)) as following:
             applier = await following.release()
             assert applier is not None
-            await changes._catch_up(member(following), following, applier)
+            await role_changes._catch_up(member(following), following, applier)
             assert applier.term == 2
             applier.close()
             following.state.close()

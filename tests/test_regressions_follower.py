@@ -15,18 +15,18 @@ import pytest
 from support.apply_replica import replica_of, scan
 from support.apply_source import Source
 
-from follower import following as following_module
-from follower import walkeeper
-from follower.applier import Applier
-from follower.following import Following
-from follower.newfile import put_in_place
-from follower.receiver import PAGES_AT_ONCE
-from follower.walkeeper import WalKeeper
 from walcast import ltx, wire
 from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
+from walcast_follower import following as following_module
+from walcast_follower.apply import wal_truncation
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.wal_truncation import WalKeeper
+from walcast_follower.bootstrap.new_replica import put_in_place
+from walcast_follower.following import Following
+from walcast_follower.subscribe.receiver import PAGES_AT_ONCE
 
 CHUNK_BYTES = 64 << 10
 PATIENCE_S = 15.0
@@ -239,9 +239,9 @@ def test_a_checkpoint_that_fails_is_said_once_and_tried_again(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    monkeypatch.setattr(walkeeper, "CHECKPOINT_FRAMES", 1)
-    monkeypatch.setattr(walkeeper, "HOLD_BYTES", 1)
-    monkeypatch.setattr(walkeeper, "HOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(wal_truncation, "CHECKPOINT_FRAMES", 1)
+    monkeypatch.setattr(wal_truncation, "HOLD_BYTES", 1)
+    monkeypatch.setattr(wal_truncation, "HOLD_EVERY_S", 0.0)
     applier = replica_of(source, tmp_path)
     reads, checkpoints = applier._connections
     fake = FailingConnection(checkpoints, error)
@@ -274,9 +274,9 @@ def test_a_checkpoint_that_fails_is_said_once_and_tried_again(
 def test_a_follower_whose_checkpoints_fail_goes_on_applying(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(walkeeper, "CHECKPOINT_FRAMES", 1)
-    monkeypatch.setattr(walkeeper, "HOLD_BYTES", 1)
-    monkeypatch.setattr(walkeeper, "HOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(wal_truncation, "CHECKPOINT_FRAMES", 1)
+    monkeypatch.setattr(wal_truncation, "HOLD_BYTES", 1)
+    monkeypatch.setattr(wal_truncation, "HOLD_EVERY_S", 0.0)
     opened = Applier.open
     fakes: list[FailingConnection] = []
 

@@ -20,17 +20,6 @@ from support.e2e_state import create
 from support.nodes import barrier, poll, primary
 from support.writers import sql
 
-from primary import log as logging_of_transactions
-from primary import loop as looping
-from primary.archiving import archiver as archiving
-from primary.archiving.archiver import Archiver
-from primary.archiving.snapshot import snapshot
-from primary.capture import Capture
-from primary.database import Database
-from primary.entries import append_entry
-from primary.log import TransactionLog
-from primary.resume import resume
-from primary.segment import SUFFIX
 from walcast import ltx, savedsums, wire
 from walcast.checksum import PageChecksums
 from walcast.errors import Corrupt
@@ -41,6 +30,17 @@ from walcast.savedsums import RestoredState, save_restored
 from walcast.statedir import StateDir, state_dir
 from walcast.store import DirectorySpec, open_store
 from walcast.terms import JUMP_MOST
+from walcast_primary.archiving import archiver as archiving
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.archiving.snapshot import snapshot
+from walcast_primary.capture import capture_thread as looping
+from walcast_primary.capture.capture import Capture
+from walcast_primary.database import Database
+from walcast_primary.recovery.resume import resume
+from walcast_primary.transaction_log import transaction_log as logging_of_transactions
+from walcast_primary.transaction_log.log_entries import append_entry
+from walcast_primary.transaction_log.segment import SUFFIX
+from walcast_primary.transaction_log.transaction_log import TransactionLog
 
 SOON_S = 10.0
 COMMIT = "UPDATE accounts SET balance = balance + 1"

@@ -12,10 +12,10 @@ from support import nodes
 from support.nodes import Node, poll, walcast
 from support.replica_set import create_database
 
-from node.failover import remembered as module
-from node.failover.remembered import EVENT, Remembered, remind
-from node.status import local_status
 from walcast.terms import read_standing
+from walcast_node.commands.status_facts import local_status
+from walcast_node.failover import remembered_role as module
+from walcast_node.failover.remembered_role import EVENT, Remembered, remind
 
 
 def restarted(node: Node) -> None:

@@ -10,11 +10,11 @@ import pytest
 from support.nodes import Node, poll, walcast
 from support.replica_set import create_database
 
-from node.failover.lease import KEY, Lease
 from walcast.errors import WalcastError
 from walcast.statedir import state_dir
 from walcast.store import open_store
 from walcast.terms import FOLLOWER, PRIMARY, Standing, read_standing, write_standing
+from walcast_node.failover.lease import KEY, Lease
 
 ABSURD = 2**32 - 1
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from support.s3 import S3Server, moto_s3, rclone_s3
 
-from node.failover.decisions import EARLY, start, step
-from node.failover.lease import KEY, Lease
-from node.failover.state import Found as FoundLease
-from node.failover.state import Node, Role
-from node.repair_lease import Found, Known, LeaseChange, look, plan, write
 from walcast.errors import ConfigError
 from walcast.store import ObjectChanged, Store, open_store
 from walcast.store.directory import DirectoryStore
 from walcast.store.s3 import S3Store
 from walcast.store.swaps import MAX_SWAP_BYTES
+from walcast_node.failover.decisions import EARLY, start, step
+from walcast_node.failover.lease import KEY, Lease
+from walcast_node.failover.repair_lease import Found, Known, LeaseChange, look, plan, write
+from walcast_node.failover.state import Found as FoundLease
+from walcast_node.failover.state import Node, Role
 
 GOOD = Lease(3, "a", "10.0.0.1:7420", 10.0, "n-1", database="0" * 32)
 KNOWN = Known(3, "0" * 32)

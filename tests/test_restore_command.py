@@ -10,10 +10,10 @@ import pytest
 from support.archives import History
 from support.run_command import run
 
-from node.progress import Lines, Progress, progress_of
-from node.restore_command import restore_command
 from walcast.archive import ltx_key
 from walcast.store import open_store
+from walcast_node.commands.progress import Lines, Progress, progress_of
+from walcast_node.commands.restore import restore_command
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from support.far_follower import ROW_BYTES, ROWS, following, level, run, until
 from support.slow_line import Line
 from support.writers import checkpointed, sql
 
-from follower.partial import PartialCopy, partial_path, partial_sizes
-from primary.copying import copy_pages
-from primary.database import Database
 from walcast.errors import Unavailable
 from walcast.filesystem import fsync_directory
 from walcast.identity import make_database_id
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
+from walcast_follower.bootstrap.partial_copy import PartialCopy, partial_path, partial_sizes
+from walcast_primary.database import Database
+from walcast_primary.publish.base_copy import copy_pages
 
 ROW_COUNT = 300
 PAGE = 4096
@@ -228,7 +228,7 @@ def test_what_fails_when_a_replica_has_been_replaced_leaves_nobody_at_the_old_on
         with primary(path) as app:
             await comes_level(app, replica, Line(rate=RATE))
         give_other_pages(path)
-        monkeypatch.setattr("follower.newfile.fsync_directory", failing)
+        monkeypatch.setattr("walcast_follower.bootstrap.new_replica.fsync_directory", failing)
         with primary(path) as app:
             await comes_level(app, replica, Line(rate=RATE))
             same(app, replica)
@@ -270,7 +270,7 @@ def test_a_copy_is_not_begun_anew_because_the_log_moves_on(
                 one("UPDATE t SET x = randomblob(3000) WHERE rowid <= 12")
 
     disturbed = Disturbed(log_moves_on, rounds=of_now)
-    monkeypatch.setattr("primary.publisher.copy_pages", disturbed)
+    monkeypatch.setattr("walcast_primary.publish.publisher.copy_pages", disturbed)
     with sql(app.path) as one:
         run(comes_level(app, replica, line))
     assert (disturbed.copies == 1) == of_now
@@ -301,7 +301,7 @@ def test_further_rounds_come_only_to_who_asks_for_them(
     kinds: set[str | None] = set()
     following_too: list[bool] = []
     disturbed = Disturbed(log_moves_on)
-    monkeypatch.setattr("primary.publisher.copy_pages", disturbed)
+    monkeypatch.setattr("walcast_primary.publish.publisher.copy_pages", disturbed)
     with sql(app.path) as one:
         run(work())
     assert kinds == ({"pages", "start"} if rounds else {"pages"})
@@ -320,7 +320,7 @@ def test_a_copy_comes_to_its_end_while_the_app_goes_on(
             one(statement)
 
     disturbed = Disturbed(goes_on)
-    monkeypatch.setattr("primary.publisher.copy_pages", disturbed)
+    monkeypatch.setattr("walcast_primary.publish.publisher.copy_pages", disturbed)
     with sql(app.path) as one:
         run(comes_level(app, replica, Line()))
     assert disturbed.starts > 1
@@ -362,8 +362,8 @@ def test_where_there_is_no_room_for_the_pages_twice_they_are_moved(
         line = Line(rate=RATE)
         await comes_level(app, replica, line)
         change_much(app)
-        monkeypatch.setattr("follower.collecting.free_bytes", lambda path: 0)
-        monkeypatch.setattr("follower.collecting.BATCH_BYTES", 16 * PAGE)
+        monkeypatch.setattr("walcast_follower.subscribe.copy_collector.free_bytes", lambda path: 0)
+        monkeypatch.setattr("walcast_follower.subscribe.copy_collector.BATCH_BYTES", 16 * PAGE)
         monkeypatch.setattr(PartialCopy, "cut", watched)
         await comes_level(app, replica, line)
 
@@ -431,7 +431,7 @@ def test_after_an_error_in_a_write_a_partial_copy_is_closed(tmp_path: Path, monk
         os.pwrite(fd, data, at)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("follower.partial.pwrite_all", failing)
+    monkeypatch.setattr("walcast_follower.bootstrap.partial_copy.pwrite_all", failing)
     with pytest.raises(Unavailable):
         partial.write([1], [page(2)])
     assert not partial.is_open

@@ -16,19 +16,19 @@ from support.far_follower import ROW_BYTES, add, until
 from support.writers import checkpointed
 from test_resumed_copies import ROW_COUNT, create, primary
 
-from follower.applier import Applier
-from follower.bootstrap import from_archive
-from follower.client import Client
-from follower.downloads import Downloads
-from follower.following import Following
-from follower.fresh import Fresh
-from follower.rebase import catch_up
 from walcast import wire
 from walcast.errors import DiskFull, Unavailable
 from walcast.statedir import StateDir
 from walcast.store import Store
 from walcast.store.directory import DirectoryStore
 from walcast.wire import Address
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap.bootstrap import from_archive
+from walcast_follower.bootstrap.downloads import Downloads
+from walcast_follower.bootstrap.fresh_file import Fresh
+from walcast_follower.bootstrap.rebase import catch_up
+from walcast_follower.following import Following
+from walcast_follower.subscribe.primary_client import Client
 
 SIZE = ROW_COUNT * ROW_BYTES
 PIECE_BYTES = 64 << 10
@@ -71,7 +71,7 @@ def app(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("follower.downloads.STEP_BYTES", PIECE_BYTES)
+    monkeypatch.setattr("walcast_follower.bootstrap.downloads.STEP_BYTES", PIECE_BYTES)
 
 
 class Edge:
@@ -207,7 +207,7 @@ def test_a_follower_that_is_stopped_leaves_what_was_downloaded(edge: Edge, monke
 def test_without_room_for_both_nothing_is_kept(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable):
         edge.bootstrap()
-    monkeypatch.setattr("follower.downloads.free_bytes", lambda path: 2 * SIZE)
+    monkeypatch.setattr("walcast_follower.bootstrap.downloads.free_bytes", lambda path: 2 * SIZE)
     with pytest.raises(Unavailable):
         edge.bootstrap()
     assert not (edge.state.path / "archive.partial").exists()
@@ -223,7 +223,7 @@ def test_on_a_full_disk_what_was_downloaded_makes_room(edge: Edge, monkeypatch: 
     with pytest.raises(Unavailable):
         edge.bootstrap()
     edge.store.breaks_after = None
-    monkeypatch.setattr("follower.bootstrap.put_in_place", full)
+    monkeypatch.setattr("walcast_follower.bootstrap.bootstrap.put_in_place", full)
     with pytest.raises(DiskFull):
         edge.bootstrap()
     assert not (edge.state.path / "archive.partial").exists()

@@ -13,15 +13,15 @@ from support.slow_line import Line
 from support.writers import checkpointed, sql
 from test_resumed_copies import ROW_COUNT, create, primary
 
-from follower import partialtransaction
-from follower.checks import check_resumed_bytes
-from follower.partialtransaction import PartialTransaction
-from primary.partial import resume_bytes
 from walcast import ltx
 from walcast.errors import Corrupt, ProtocolViolation
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import state_dir
+from walcast_follower.subscribe import partial_transaction
+from walcast_follower.subscribe.message_checks import check_resumed_bytes
+from walcast_follower.subscribe.partial_transaction import PartialTransaction
+from walcast_primary.publish.resumed_transaction import resume_bytes
 
 SIZE = ROW_COUNT * ROW_BYTES  # of the transaction
 RATE = 3e6  # so that what is sent before the line breaks is read, too
@@ -91,7 +91,7 @@ def gone(partial: Path) -> None:
 def test_what_came_of_a_transaction_outlives_the_process(
     app: Served, replica: Path, fate: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partialtransaction, "SPILL_BYTES", 64 << 10)
+    monkeypatch.setattr(partial_transaction, "SPILL_BYTES", 64 << 10)
     line = Line(rate=RATE)
 
     async def work() -> None:
@@ -129,7 +129,7 @@ def test_where_the_log_has_moved_on_the_pages_of_a_transaction_need_not_come_aga
 def test_an_older_primary_sends_the_transaction_from_its_beginning(
     app: Served, replica: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("primary.publisher.resume_bytes", lambda *_: 0)
+    monkeypatch.setattr("walcast_primary.publish.publisher.resume_bytes", lambda *_: 0)
     line = Line(rate=RATE)
 
     async def work() -> None:

@@ -13,11 +13,6 @@ import pytest
 from support.e2e_oracle import Served, served
 from support.e2e_state import create
 
-from node.grpc_server import listen
-from primary import rights
-from primary.gate import Gate
-from primary.publisher import Publisher
-from primary.served import Served as ServedDatabase
 from walcast import wire
 from walcast.access import Policy, Role, Rule
 from walcast.access.credentials import Credentials
@@ -25,6 +20,11 @@ from walcast.access.tokens import bearer, new_token, token_line
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address, Tls
+from walcast_node.process.grpc_server import listen
+from walcast_primary.publish import call_rights
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.served_database import Served as ServedDatabase
 
 SOON_S = 10.0
 TOKENS = {name: new_token() for name in ("edge-1", "edge-2")}
@@ -102,7 +102,7 @@ async def until(what: Any) -> None:
 def test_a_stream_ends_when_its_token_is_withdrawn(
     app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rights, "LOOK_S", 0.1)
+    monkeypatch.setattr(call_rights, "LOOK_S", 0.1)
 
     async def run() -> None:
         async with node_of(app, tmp_path) as node:
@@ -117,7 +117,7 @@ def test_a_stream_ends_when_its_token_is_withdrawn(
 
 
 def test_a_copy_ends_when_its_token_is_withdrawn(app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rights, "LOOK_S", 0.1)
+    monkeypatch.setattr(call_rights, "LOOK_S", 0.1)
 
     async def run() -> None:
         async with node_of(app, tmp_path) as node:
@@ -137,8 +137,8 @@ def test_a_copy_ends_when_its_token_is_withdrawn(app: Served, tmp_path: Path, mo
 def test_a_stream_that_stands_still_is_cancelled_and_counts_for_nothing(
     app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rights, "LOOK_S", 0.1)
-    monkeypatch.setattr(rights, "GRACE_S", 0.3)
+    monkeypatch.setattr(call_rights, "LOOK_S", 0.1)
+    monkeypatch.setattr(call_rights, "GRACE_S", 0.3)
 
     async def still(*_: Any) -> AsyncIterator[pb.PrimaryMessage]:
         """As where the receiver takes nothing."""

@@ -15,20 +15,20 @@ from support.nodes import poll
 from support.roles import archiving, demoted, make, promoted, reached, write
 from support.writers import Sql, checkpointed, child, sql
 
-from follower.applier import Applier
-from primary.archiving.archiver import Archiver
-from primary.archiving.aside import of_no_history
-from primary.archiving.tenured import tenured
-from primary.database import Database
-from primary.served import Refused
-from primary.served import Served as OnAir
-from primary.tenure import Tenure, now_s
 from walcast.archive import list_files, ltx_key
 from walcast.errors import Stopped
 from walcast.position import Position
 from walcast.restore import restore
 from walcast.store import Store, open_store
 from walcast.terms import TERM_TXIDS, TermStart, first_txid
+from walcast_follower.apply.applier import Applier
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.archiving.quarantine import of_no_history
+from walcast_primary.archiving.tenured_store import tenured
+from walcast_primary.database import Database
+from walcast_primary.publish.served_database import Refused
+from walcast_primary.publish.served_database import Served as OnAir
+from walcast_primary.tenure import Tenure, now_s
 
 SWAPS = 6
 

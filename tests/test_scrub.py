@@ -13,14 +13,14 @@ import pytest
 from support.e2e_state import create
 from support.writers import AUTOCHECKPOINTS, WILD, sql, writer
 
-from node.config import load_config
-from node.options import scrub_bytes
 from walcast.dbfiles import DatabaseFiles
 from walcast.errors import ConfigError
 from walcast.filewatch import FileWatch, Look, Traces, Wrote, who_wrote
 from walcast.locks import try_lock, unlock
 from walcast.scrub import DEFAULT_BYTES_PER_S, bytes_per_s
 from walcast.walindex import LOCK_CHECKPOINT
+from walcast_node.commands.options import scrub_bytes
+from walcast_node.config.configuration import load_config
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -18,13 +18,13 @@ from support.e2e_state import create
 from support.nodes import Node, follower, poll, primary, wait_level, walcast
 from support.writers import WILD, seen_from_outside, sql, writer
 
-from follower import scrubber
-from follower.applier import Applier
-from follower.scrubber import ReplicaScrubber
-from node.status import local_status
 from walcast.errors import Unavailable
 from walcast.scrub import Mismatch
 from walcast.statedir import state_dir
+from walcast_follower import replica_scrubber
+from walcast_follower.apply.applier import Applier
+from walcast_follower.replica_scrubber import ReplicaScrubber
+from walcast_node.commands.status_facts import local_status
 
 SOON_S = 20.0
 PAGE_SIZE = 4096
@@ -146,7 +146,7 @@ def test_a_look_at_a_replica_that_cannot_be_made_now_is_not_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(tmp_path / "app.db")
-    monkeypatch.setattr(scrubber, "LOOK_S", 0.001)
+    monkeypatch.setattr(replica_scrubber, "LOOK_S", 0.001)
     applier = Applier.open(tmp_path / "app.db", tmp_path)
     looks = 0
 

@@ -18,11 +18,11 @@ from support.e2e_state import create
 from support.nodes import barrier, follower, poll, position_of, primary, walcast
 from support.writers import AUTOCHECKPOINTS, WILD, Child, pause, seen_from_outside, sql, writer
 
-from primary.damage import Damaged, read_note
 from walcast import scrub
 from walcast.errors import Stopped
 from walcast.filewatch import FileWatch, Wrote
 from walcast.wal import FRAME_HEADER_SIZE, frame_offset
+from walcast_primary.recovery.damage import Damaged, read_note
 
 SOON_S = 10.0
 AT_ONCE_S = 2.0

@@ -16,12 +16,6 @@ from botocore.exceptions import HTTPClientError
 from click.testing import CliRunner
 from support.folders import write
 
-from node.cli import main
-from node.config import load_config
-from node.config_command import facts
-from node.logs import Human, Json
-from node.ping import check_url, ping
-from node.settings import DatabaseSettings, HeartbeatSettings
 from walcast.appurl import check_app_url
 from walcast.errors import ConfigError, Unavailable, WalcastError
 from walcast.redaction import redact, shown_origin, shown_url
@@ -31,6 +25,12 @@ from walcast.store.s3_errors import translate
 from walcast.store.url import normal_endpoint
 from walcast.web.options import Options
 from walcast.wire import Address
+from walcast_node.cli import main
+from walcast_node.commands.config import facts
+from walcast_node.config.configuration import load_config
+from walcast_node.config.settings import DatabaseSettings, HeartbeatSettings
+from walcast_node.process.logs import Human, Json
+from walcast_node.process.ping import check_url, ping
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 PARTS = ("wJalrXUtnFEMI", "K7MDENG", "bPxRfiCYEXAMPLEKEY")

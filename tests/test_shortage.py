@@ -12,13 +12,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from follower.showing import Showing
-from node.threads import Threads
 from walcast.errors import DiskFull, Exhausted, Unavailable
 from walcast.position import Position
 from walcast.rarely import Rarely
 from walcast.shortage import disk_error, free_bytes, shortage
 from walcast.statusfile import State, read_last_status
+from walcast_follower.status_reporter import Showing
+from walcast_node.process.thread_pool import Threads
 
 
 def os_error(number: int) -> OSError:

@@ -16,10 +16,10 @@ from support.frozen import disk
 from support.nodes import LOOPBACK, Node, poll
 from support.staleness import App, Oracle, Watched
 
-from node.status import primary_status
 from walcast import statusfile, wire
 from walcast.errors import Unavailable
 from walcast.primary import Primary
+from walcast_node.commands.status_facts import primary_status
 
 FAULT_S = 1.6  # a claim to be level holds for one second, with times as short as here
 SOON_S = 20.0

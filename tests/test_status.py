@@ -20,14 +20,14 @@ from support import nodes
 from support.nodes import Node, poll, walcast
 from support.replica_set import create_database
 
-from node.status import local_status, primary_status, status_of
-from node.status_table import table
-from node.status_watch import looks
 from walcast import wire
 from walcast.errors import Unavailable
 from walcast.facts import primary_facts
 from walcast.remedies import FailureKind, remedy
 from walcast.rpc import replication_pb2 as pb
+from walcast_node.commands.status_facts import local_status, primary_status, status_of
+from walcast_node.commands.status_table import table
+from walcast_node.commands.status_watch import looks
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "status.schema.json").read_text())
 

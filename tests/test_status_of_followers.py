@@ -17,9 +17,6 @@ from support.nodes import poll
 from support.replica_set import create_database
 from test_status import checked
 
-from follower.client import Client
-from node.failover.reports import missing_kind, stale_words
-from node.status import follower_status, local_status, status_of
 from walcast import wire
 from walcast.errors import DiskFull, Exhausted, Unavailable
 from walcast.facts import primary_facts
@@ -28,6 +25,9 @@ from walcast.remedies import FailureKind
 from walcast.rpc import replication_pb2 as pb
 from walcast.statedir import StateDir
 from walcast.statusfile import State, Status, StatusWriter
+from walcast_follower.subscribe.primary_client import Client
+from walcast_node.commands.status_facts import follower_status, local_status, status_of
+from walcast_node.failover.member_status import missing_kind, stale_words
 
 
 def test_a_follower_that_nobody_tells_of_its_primary_knows_no_lag_but_a_time(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from node import first_boot, stop_deadline
-from node.first_boot import restore_when_reachable
-from node.settings import DatabaseSettings
-from node.stop_deadline import SLACK_S, StopDeadline
+from walcast_node.config.settings import DatabaseSettings
+from walcast_node.process import first_boot, stop_deadline
+from walcast_node.process.first_boot import restore_when_reachable
+from walcast_node.process.stop_deadline import SLACK_S, StopDeadline
 
 
 def test_a_restore_that_takes_its_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from follower import client
-from follower.acknowledger import Acknowledger
-from follower.client import Elsewhere, Stream
-from follower.in_thread import InThread
 from walcast import wire
 from walcast.errors import Unavailable
 from walcast.position import Position
 from walcast.rpc import replication_pb2 as pb
+from walcast_follower.in_thread import InThread
+from walcast_follower.subscribe import primary_client
+from walcast_follower.subscribe.acknowledger import Acknowledger
+from walcast_follower.subscribe.primary_client import Elsewhere, Stream
 
 PRIMARY = wire.Address("127.0.0.1", 1)
 
@@ -62,7 +62,7 @@ def play(steps: Callable[[Stream], Awaitable[None]], *messages: pb.PrimaryMessag
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(client, "_clock_s", lambda: now[0])
+    monkeypatch.setattr(primary_client, "_clock_s", lambda: now[0])
     return now
 
 

@@ -13,11 +13,11 @@ from support.e2e_state import create
 from support.nodes import primary
 from support.writers import sql
 
-from node.failover import switchover
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.statedir import state_dir
 from walcast.terms import TERM_STEP_MAX, read_standing
+from walcast_node.failover import switchover
 
 
 def test_a_primary_makes_way_for_no_impossible_term(tmp_path: Path) -> None:

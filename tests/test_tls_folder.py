@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from support.nodes import primary
 
 import walcast
-from node.certs_command import certs_command
-from node.config import load_config
-from node.options import TLS_FLAGS, tls_of
 from walcast.access.folder import files_of
 from walcast.errors import ConfigError
 from walcast.wire import Tls
+from walcast_node.commands.certs import certs_command
+from walcast_node.commands.options import TLS_FLAGS, tls_of
+from walcast_node.config.configuration import load_config
 
 
 def certs(*arguments: str | Path) -> None:

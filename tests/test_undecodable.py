@@ -16,20 +16,20 @@ from support.e2e_state import create
 from support.writers import sql
 
 import walcast
-from follower.client import Client
-from follower.following import Following
-from follower.pieces import Pieces
-from node.grpc_server import listen
-from primary import publisher as publishing
-from primary.gate import Gate
-from primary.publisher import Publisher
-from primary.served import Served as ServedDatabase
 from walcast import wire
 from walcast.errors import ConfigError, ProtocolViolation, Unavailable, WalcastError
 from walcast.position import CHECKSUM_FLAG, Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.rpc import replication_pb2_grpc as rpc
 from walcast.wire import Address
+from walcast_follower.following import Following
+from walcast_follower.subscribe.copied_pages import Pieces
+from walcast_follower.subscribe.primary_client import Client
+from walcast_node.process.grpc_server import listen
+from walcast_primary.publish import publisher as publishing
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.served_database import Served as ServedDatabase
 
 GARBAGE = b"\xff\xff\xff"
 PATIENCE_S = 20.0

@@ -13,10 +13,10 @@ from support.certs import CLIENT, Authority
 from support.nodes import Node, primary
 from support.replica_set import create_database
 
-from node.status import primary_status
 from walcast.errors import ConfigError, Unavailable
 from walcast.unreachable import Spoken, failure_words
 from walcast.wire import Address, Tls
+from walcast_node.commands.status_facts import primary_status
 
 LAST = "failed to connect to all addresses; last error: "
 RAW = ("StatusCode", "failed to connect", "UNAVAILABLE", "UNKNOWN", "SSL", "TSI", "ipv4:", "Socket closed", "Deadline")

@@ -19,13 +19,13 @@ from support.nodes import PATIENCE_S, poll
 from support.s3 import counted_s3
 from support.writers import Child, checkpointed, sql, writer
 
-from primary.archiving import attempt, backoff, upkeep
-from primary.archiving.archiver import Archiver
-from primary.archiving.levels import ArchivePolicy
 from walcast.archive import SNAPSHOT_LEVEL, ArchiveFile, list_files, plan_restore
 from walcast.errors import ConfigError, Unavailable
 from walcast.store import ObjectInfo, Store, open_store
 from walcast.store.directory import DirectoryStore
+from walcast_primary.archiving import backoff, upkeep, upkeep_attempt
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.archiving.compaction_schedule import ArchivePolicy
 
 FAST = ArchivePolicy(level_intervals_s=(0.3, 0.6, 1.2), snapshot_interval_s=1.5, retention_s=2.0, raw_retention_s=0.4)
 COMMIT = "UPDATE accounts SET balance = balance + 1"
@@ -182,7 +182,7 @@ def test_an_archive_that_must_not_be_deleted_from_is_kept_in_shape_all_the_same(
 def test_a_duty_whose_store_hangs_is_left_behind_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: tuple[str, str], goes_on: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr(attempt, "STUCK_S", 0.3)
+    monkeypatch.setattr(upkeep_attempt, "STUCK_S", 0.3)
     monkeypatch.setattr(upkeep, "STUCK_S", 0.3)
     monkeypatch.setattr(backoff, "RETRY_S", (0.1,))
     answers, hanging = threading.Event(), []
@@ -291,7 +291,7 @@ def test_a_primary_that_starts_again_takes_up_what_was_left(app: Served, tmp_pat
 def test_without_room_for_a_snapshot_the_apps_disk_is_left_alone(
     app: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from primary.archiving import snapshot as snapshots
+    from walcast_primary.archiving import snapshot as snapshots
 
     monkeypatch.setattr(snapshots, "free_bytes", lambda path, for_anybody: 1 << 20)
     with archiving(app, DirectoryStore(tmp_path / "archive"), FAST) as archiver:
@@ -369,7 +369,7 @@ def test_after_an_outage_longer_than_the_log_one_difference_is_shipped(tmp_path:
 def test_notes_that_cannot_be_kept_cost_a_snapshot_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from primary.archiving.unarchived import Unarchived
+    from walcast_primary.archiving.unarchived_pages import Unarchived
 
     def full(self: Unarchived, *, durable: bool) -> None:
         raise OSError(28, "No space left on device")

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from support.archives import History, MemoryStore
 from support.run_command import run
 
-from node.verify_command import verify_command
 from walcast.archive import ArchiveEmpty, ltx_key
 from walcast.checksum import PageChecksums
 from walcast.errors import ConfigError
@@ -24,6 +23,7 @@ from walcast.ltx import Decoder, Encoder, Header, Page, Trailer
 from walcast.restore import RestoreReport, restore
 from walcast.restore.verify import sample_archive, verify_archive
 from walcast.store import Store, open_store
+from walcast_node.commands.verify import verify_command
 
 PAGE = 1024
 FILES = [(9, 1, 3), (1, 4, 8), *[(0, txid, txid) for txid in range(4, 13)], (9, 1, 10)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from primary import wakeup
-from primary.wakeup import POLL_S, Wakeup
+from walcast_primary.capture import wakeup
+from walcast_primary.capture.wakeup import POLL_S, Wakeup
 
 PATIENCE_S = 10.0
 

@@ -17,16 +17,6 @@ import pytest
 from support.folders import rows, serving, status, wait_served, write
 from support.nodes import barrier, follower, poll
 
-from node import limits
-from node.config import load_config
-from node.folders import Found
-from node.health import Failure, FailureKind
-from node.host import Host
-from node.inodes import Inodes
-from node.notices import Notices
-from node.serving import Serving
-from node.settings import DatabaseSettings, HostSettings
-from primary.log import TransactionLog
 from walcast import wire
 from walcast.archive.identity import read_archive_id
 from walcast.errors import ConfigError, Stopped, Unavailable
@@ -34,6 +24,16 @@ from walcast.identity import read_database_id
 from walcast.restore import restore
 from walcast.statedir import state_dir
 from walcast.store import open_store
+from walcast_node.config.configuration import load_config
+from walcast_node.config.settings import DatabaseSettings, HostSettings
+from walcast_node.process import limits
+from walcast_node.process.folders import Found
+from walcast_node.process.health import Failure, FailureKind
+from walcast_node.process.host import Host
+from walcast_node.process.inotify_folders import Notices
+from walcast_node.process.open_inodes import Inodes
+from walcast_node.process.serving import Serving
+from walcast_primary.transaction_log.transaction_log import TransactionLog
 
 CONFIG = """\
 dbs:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from follower.whereabouts import Whereabouts
 from walcast.errors import ConfigError, Unavailable
 from walcast.wire import Address
+from walcast_follower.subscribe.primary_locator import Whereabouts
 
 GIVEN, NAMED, FAR = Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("192.0.2.7", 3)
 

@@ -13,11 +13,11 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from examples.consistency.guestbook import guestbook
 from examples.consistency.telling import PATIENCE_S, NotSeen
-from node.drill.processes import Process, Said
-from node.drill.proxy import Proxies
 from walcast import local
 from walcast.errors import Unavailable
 from walcast.replica import Replica
+from walcast_node.rehearsal.drill.processes import Process, Said
+from walcast_node.rehearsal.drill.proxy import Proxies
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -60,7 +60,7 @@ class Host:
             self._network.targets[self.name] = int(said["listen"].rpartition(":")[2])
             ready.set()
 
-        self._process = Process(self.name, ["node.cli", *self.command], self.folder / "walcast.log", heard)
+        self._process = Process(self.name, ["walcast_node.cli", *self.command], self.folder / "walcast.log", heard)
         if not ready.wait(PATIENCE_S):
             raise NotSeen(f"walcast in {self.name} is not ready: {' / '.join(self._process.last_lines())}")
 

@@ -18,9 +18,9 @@ from typing import Any, Self
 from examples.consistency.guestbook import SCHEMA, guestbook
 from examples.consistency.host import Host
 from examples.consistency.telling import PATIENCE_S, NotSeen, until
-from node.drill.proxy import Proxies
 from walcast.errors import StaleReplica
 from walcast.primary import Primary
+from walcast_node.rehearsal.drill.proxy import Proxies
 
 NAMES = ("frankfurt", "tokyo", "lima")
 LEASE_S = 1.0
@@ -72,7 +72,7 @@ class Stage:
 
     def walcast(self, *arguments: str) -> None:
         """`walcast ARGUMENTS`, to its end."""
-        self.run("node.cli", *arguments)
+        self.run("walcast_node.cli", *arguments)
 
     def run(self, module: str, *arguments: str) -> None:
         """`python -m MODULE ARGUMENTS`, to its end."""

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fuzz.places import folder_in_memory
-from node.config import load_config
 from walcast.access import Identity, Kind, Role
+from walcast_node.config.configuration import load_config
 
 SHORT = 400
 FILES: list[Path] = []

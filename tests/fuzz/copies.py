@@ -8,13 +8,13 @@ from typing import Any
 import lz4.block
 from google.protobuf.message import DecodeError
 
-from follower.checks import check_copy_end, check_copy_start
-from follower.pieces import WRITTEN_AT_ONCE_BYTES, Pieces
 from fuzz.publisher import packed
 from fuzz.wal import files
 from walcast.checksum import lock_pgno
 from walcast.position import CHECKSUM_FLAG
 from walcast.rpc import replication_pb2 as pb
+from walcast_follower.subscribe.copied_pages import WRITTEN_AT_ONCE_BYTES, Pieces
+from walcast_follower.subscribe.message_checks import check_copy_end, check_copy_start
 
 ALLOWED = (DecodeError,)
 SHORT = 1500

@@ -11,10 +11,10 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from node.http.app import App, Hosts, Route, Sees
-from node.http.hosts import check_host_name, host_of, is_known
-from node.http.protocol import OneRequest, config_for
-from node.http.request import Request, json_answer
+from walcast_node.http.app import App, Hosts, Route, Sees
+from walcast_node.http.hosts import check_host_name, host_of, is_known
+from walcast_node.http.protocol import OneRequest, config_for
+from walcast_node.http.request import Request, json_answer
 
 SHORT = 300
 MEMORY_BYTES = 4 << 20

@@ -8,8 +8,8 @@ import sys
 
 from support.logfmt import parse_logfmt
 
-from node.logs import Human, Json
 from walcast.errors import Unavailable
+from walcast_node.process.logs import Human, Json
 
 TOKENS = [
     b"\n",

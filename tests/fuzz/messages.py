@@ -7,15 +7,15 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from follower.checks import check_message, check_welcome
-from follower.client import check_database, check_term, refused
-from follower.receiver import Receiver
 from fuzz.ltx import PAGE, some_files
 from walcast import wire
 from walcast.errors import WalcastError
 from walcast.position import CHECKSUM_FLAG, Position
 from walcast.rpc import replication_pb2 as pb
 from walcast.terms import HISTORY_TERMS
+from walcast_follower.subscribe.message_checks import check_message, check_welcome
+from walcast_follower.subscribe.primary_client import check_database, check_term, refused
+from walcast_follower.subscribe.receiver import Receiver
 
 ALLOWED = (DecodeError,)
 SHORT = 1500

@@ -6,11 +6,11 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from node.failover.claims import Claim, rank
-from node.failover.lease import Lease
 from walcast.archive.identity import read_archive_id
 from walcast.store import ObjectMissing
 from walcast.store.s3_retry import retry_after_s
+from walcast_node.failover.claims import Claim, rank
+from walcast_node.failover.lease import Lease
 
 SHORT = 3000
 TOKENS = [b"null", b"true", b"NaN", b"Infinity", b"-1", b"1e999", b"[", b"{", b'"', b"\\u0000", b"\\ud800", b"[" * 500]

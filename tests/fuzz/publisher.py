@@ -16,14 +16,14 @@ from unittest import mock
 import grpc
 from google.protobuf.message import DecodeError
 
-from primary.database import Database
-from primary.gate import Gate
-from primary.publisher import Publisher
-from primary.served import Served
 from walcast import wire
 from walcast.access import ALL, Policy, Rule
 from walcast.rpc import replication_pb2 as pb
 from walcast.wire import Address
+from walcast_primary.database import Database
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.served_database import Served
 
 SHORT = 300
 MOST_ANSWERS = 8
@@ -79,7 +79,7 @@ def running() -> Iterator[None]:
     logger = logging.getLogger("walcast")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    with TemporaryDirectory() as folder, mock.patch("primary.barriers.BARRIER_TIMEOUT_S", MOST_S):
+    with TemporaryDirectory() as folder, mock.patch("walcast_primary.publish.barriers.BARRIER_TIMEOUT_S", MOST_S):
         path = Path(folder) / "app.db"
         with closing(sqlite3.connect(path, isolation_level=None)) as one:
             one.execute("PRAGMA journal_mode=WAL")

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from rich.text import Text
 
-from node.status_table import table
 from walcast.facts import primary_facts
 from walcast.rpc import replication_pb2 as pb
+from walcast_node.commands.status_table import table
 
 ALLOWED = (DecodeError,)
 TOKENS = [b"\x1b[2J", b"[/]", b"[bold]", b"\n", b"\xe2\x80\xae", b"\xc2\x85", b"\x08" + b"\xff" * 9 + b"\x01"]

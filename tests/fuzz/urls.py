@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from node.failover_flags import addresses
-from node.ping import check_url
 from walcast.appurl import check_app_url
 from walcast.errors import WalcastError
 from walcast.redaction import redact, shown_origin, shown_url
@@ -11,6 +9,8 @@ from walcast.secret import Secret
 from walcast.store import DirectorySpec, parse_url
 from walcast.store.url import normal_endpoint
 from walcast.wire import Address
+from walcast_node.commands.failover_flags import addresses
+from walcast_node.process.ping import check_url
 
 SHORT = 2000
 TOKENS = [b"s3://", b"file:///", b"https://", b"@", b":", b"?", b"#", b"%40", b"%2F", b"%25", b"[::1]", b"&", b"="]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from support.apply_source import Source
 
-from follower.applier import Applier
 from walcast.checksum import PageChecksums
 from walcast.dbfiles import PageReader
+from walcast_follower.apply.applier import Applier
 
 
 def replica_of(source: Source, tmp_path: Path) -> Applier:

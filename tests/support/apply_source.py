@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from follower.applier import Applier
 from walcast.checksum import PageChecksums, page_checksum
 from walcast.position import Position
 from walcast.wal import WAL_HEADER_SIZE, frame_dtype
+from walcast_follower.apply.applier import Applier
 
 ACCOUNTS = 200
 TOTAL = ACCOUNTS * 1000

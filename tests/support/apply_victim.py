@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from follower.applier import Applier
-from follower.journal import Journal
 from walcast import wal_writer
 from walcast.errors import WalcastError
 from walcast.wal_writer import WalWriter
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.position_journal import Journal
 
 
 def die(*_: object, **__: object) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 from support.e2e_oracle import Served
 from support.nodes import poll
 
-from primary.archiving import upkeep as upkeeping
-from primary.archiving.archiver import Archiver
-from primary.archiving.attempt import Attempt
-from primary.archiving.levels import ArchivePolicy
-from primary.archiving.upkeep import Upkeep
 from walcast.archive import ArchiveFile, list_files
 from walcast.restore import restore
 from walcast.store import Store
+from walcast_primary.archiving import upkeep as upkeeping
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.archiving.compaction_schedule import ArchivePolicy
+from walcast_primary.archiving.upkeep import Upkeep
+from walcast_primary.archiving.upkeep_attempt import Attempt
 
 LITESTREAM = Path(sys.executable).with_name("litestream")
 # Nothing happens by itself but uploads.

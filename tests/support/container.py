@@ -72,7 +72,7 @@ def run(volume: Path, arguments: list[str]) -> int:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     assert os.getpid() == 1
     assert not any(os.access(path, os.W_OK) for path in ("/", "/tmp", "/var/tmp", sys.prefix, volume))
-    from node.cli import main
+    from walcast_node.cli import main
 
     sys.argv = ["walcast", *arguments]
     main(prog_name="walcast")

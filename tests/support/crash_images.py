@@ -14,11 +14,11 @@ from pathlib import Path
 
 import apsw
 
-from primary.boot import NAME as BOOT
-from primary.boot import Boot, write_boot
-from primary.database import Database
 from walcast.statedir import state_dir
 from walcast.wal import frame_offset
+from walcast_primary.database import Database
+from walcast_primary.recovery.boot import NAME as BOOT
+from walcast_primary.recovery.boot import Boot, write_boot
 
 PAGE_SIZE = 4096
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from support.writers import checkpointed, seen_from_outside
 
-from follower.growth import Growth
-from follower.pageone import check_page_one
-from primary.database import Database
-from primary.log import TransactionLog
-from primary.segment import Entry
 from walcast.position import Position
+from walcast_follower.apply.page_one import check_page_one
+from walcast_follower.subscribe.page_growth import Growth
+from walcast_primary.database import Database
+from walcast_primary.transaction_log.segment import Entry
+from walcast_primary.transaction_log.transaction_log import TransactionLog
 
 PENDING_BYTE = 0x40000000
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from node.cli import main
 from walcast.wal_writer import WalWriter
 from walcast.walindex import IndexHeader
+from walcast_node.cli import main
 
 move_header = WalWriter._move_header
 

@@ -83,7 +83,7 @@ def main() -> None:
             what += ["--listen", f"{address}:{PORT}", "--id", id_, "--auto-failover", "--lease-time", str(LEASE_S)]
             cert, key = authority.files(id_, hosts=(address,))
             what += ["--tls-ca", str(authority.ca), "--tls-cert", str(cert), "--tls-key", str(key)]
-            command = inside(holders[id_].pid, sys.executable, "-m", "node.cli", *what, "--json")
+            command = inside(holders[id_].pid, sys.executable, "-m", "walcast_node.cli", *what, "--json")
             with (directory / f"{id_}.err").open("wb") as err:
                 nodes.append(subprocess.Popen(command, stderr=err, stdout=err, env=ENVIRONMENT))
         a, b = (directory / id_ / "app.db" for id_ in NODES)

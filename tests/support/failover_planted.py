@@ -9,24 +9,24 @@ import random
 import time
 from typing import Any
 
-from follower.applier import Applier
-from follower.client import Stream
-from follower.following import Following
-from follower.keeping import Keeping
-from follower.showing import Showing
-from node.cli import main
-from node.failover import changes, claims, decisions, keeper, leasing
-from node.failover.keeper import Keeper
-from node.failover.leasing import Leasing
-from node.failover.member import Member
-from node.failover.reports import Shown
-from node.http.server import HttpServer
-from primary.archiving.archiver import Archiver
-from primary.loop import CaptureLoop
-from primary.served import Served
-from primary.tenure import Tenure
 from walcast.scrub import Scrubber
 from walcast.store.directory import DirectoryStore
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.overwritten_pages import Keeping
+from walcast_follower.following import Following
+from walcast_follower.status_reporter import Showing
+from walcast_follower.subscribe.primary_client import Stream
+from walcast_node.cli import main
+from walcast_node.failover import claims, decisions, keeper, leasing, role_changes
+from walcast_node.failover.keeper import Keeper
+from walcast_node.failover.leasing import Leasing
+from walcast_node.failover.member import Member
+from walcast_node.failover.member_status import Shown
+from walcast_node.http.server import HttpServer
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.capture.capture_thread import CaptureLoop
+from walcast_primary.publish.served_database import Served
+from walcast_primary.tenure import Tenure
 
 swap = DirectoryStore.swap
 read_lasts = Stream.lasts
@@ -80,7 +80,7 @@ def plant_memory_errors() -> None:
     for owner, names, chance in (
         (keeper, ["step"], 0.05),
         (Keeper, ["_begin", "_read", "_failed", "_put", "_read_claims"], 0.05),
-        (changes, ["promote", "on_air", "go_to", "fence", "resume", "stand"], 0.15),
+        (role_changes, ["promote", "on_air", "go_to", "fence", "resume", "stand"], 0.15),
         (Leasing, ["_set_tenure", "feed"], 0.05),
         (Shown, ["show"], 0.2),
         (Member, ["_change", "_listen"], 0.1),
@@ -108,7 +108,7 @@ def plant(bug: str) -> None:
     elif bug == "election":
         claims._order = by_id
     elif bug == "discarded":  # overwrites what only it had, and keeps nothing
-        changes.keep_discarded = lambda member, fork: True  # type: ignore[assignment]
+        role_changes.keep_discarded = lambda member, fork: True  # type: ignore[assignment]
         Keeping._save = lambda self, term, position: None  # type: ignore[method-assign]
     elif bug == "slow-open":
         Applier.open = classmethod(open_slowly)  # type: ignore[assignment, method-assign]

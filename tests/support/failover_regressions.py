@@ -16,14 +16,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from follower.applier import Applier
-from follower.client import Stream
-from follower.following import Following
-from node.cli import main
-from node.failover.lease import KEY, Lease
 from walcast.errors import Unavailable
 from walcast.rpc import replication_pb2 as pb
 from walcast.store.directory import DirectoryStore
+from walcast_follower.apply.applier import Applier
+from walcast_follower.following import Following
+from walcast_follower.subscribe.primary_client import Stream
+from walcast_node.cli import main
+from walcast_node.failover.lease import KEY, Lease
 
 DELAYS = Path(os.environ["DELAYS"])
 

@@ -14,9 +14,9 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from node.failover import decisions
-from node.failover.claims import Claim
-from node.failover.decisions import (
+from walcast_node.failover import decisions
+from walcast_node.failover.claims import Claim
+from walcast_node.failover.decisions import (
     Claims,
     Event,
     Failed,
@@ -40,7 +40,7 @@ from node.failover.decisions import (
     Tick,
     Wanted,
 )
-from node.failover.lease import Lease
+from walcast_node.failover.lease import Lease
 
 LEASE_S = 10.0
 TIMEOUT_S = 1.5  # after which a node takes a request for failed

@@ -12,15 +12,15 @@ from support.e2e_oracle import Served
 from support.slow_line import Line, line_to
 from support.writers import sql
 
-from follower.client import Client
-from follower.following import Following
-from node.grpc_server import listen
-from primary.gate import Gate
-from primary.publisher import Publisher
-from primary.served import Served as ServedDatabase
 from walcast import wire
 from walcast.rpc import replication_pb2 as pb
 from walcast.wire import Address
+from walcast_follower.following import Following
+from walcast_follower.subscribe.primary_client import Client
+from walcast_node.process.grpc_server import listen
+from walcast_primary.publish.gate import Gate
+from walcast_primary.publish.publisher import Publisher
+from walcast_primary.publish.served_database import Served as ServedDatabase
 
 ROW_BYTES = 3000  # about one a page
 ROWS = "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) INSERT INTO t SELECT randomblob({}) FROM n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
-from node.cli import main
+from walcast_node.cli import main
 
 FEW = int(os.environ.get("FEW_DESCRIPTORS", "400"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))

@@ -10,8 +10,8 @@ from typing import Any
 
 from support.nodes import Node, poll
 
-from node.status import primary_status
 from walcast import wire
+from walcast_node.commands.status_facts import primary_status
 
 
 @contextmanager

@@ -36,15 +36,15 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PRELOADED = (
-    "node.cli",
-    "node.failover_commands",
-    "node.follower_command",
-    "node.primary_command",
-    "node.repair_command",
-    "node.restore_command",
-    "node.snapshot_command",
-    "node.status_command",
-    "node.verify_command",
+    "walcast_node.cli",
+    "walcast_node.commands.failover",
+    "walcast_node.commands.follower",
+    "walcast_node.commands.primary",
+    "walcast_node.commands.repair",
+    "walcast_node.commands.restore",
+    "walcast_node.commands.snapshot",
+    "walcast_node.commands.status",
+    "walcast_node.commands.verify",
     "walcast.store.s3_client",
 )
 SUPPORT = Path(__file__).parent
@@ -92,7 +92,7 @@ def run(what: str) -> int:
         if what == "walcast":
             if os.environ.get("PLANTED_BUG"):
                 import_module("support.power_cut_planted").plant(os.environ["PLANTED_BUG"])
-            import_module("node.cli").main(prog_name="walcast")
+            import_module("walcast_node.cli").main(prog_name="walcast")
         else:
             runpy.run_path(str(SUPPORT / what), run_name="__main__")
     except SystemExit as ended:

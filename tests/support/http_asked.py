@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from node.health import Failure
-from node.http.app import Admits, Route, Sees
-from node.http.request import Request
-from node.http.routes import near, routes
-from node.http.server import HttpServer
 from walcast.wire import Address
+from walcast_node.http.app import Admits, Route, Sees
+from walcast_node.http.request import Request
+from walcast_node.http.routes import near, routes
+from walcast_node.http.server import HttpServer
+from walcast_node.process.health import Failure
 
 LOOPBACK = Address("127.0.0.1", 0)
 LOCAL = b"\r\nHost: localhost\r\n\r\n"

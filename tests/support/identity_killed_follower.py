@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from follower import newfile
-from follower.applier import Applier
-from node.cli import main
+from walcast_follower.apply.applier import Applier
+from walcast_follower.bootstrap import new_replica
+from walcast_node.cli import main
 
 
 def die(*_: Any, **__: Any) -> Any:
@@ -24,5 +24,5 @@ match os.environ["DIES"]:
     case "committed":
         Applier.sync = die  # type: ignore[method-assign]
     case "named":
-        newfile.put_in_place = die
+        new_replica.put_in_place = die
 main()

@@ -104,7 +104,7 @@ class Node:
         with NOTHING.open("rb") as none, self.out.open("ab") as out, self.err.open("ab") as err:
             self._said = out.tell()
             if self.fresh:
-                run = [str(TESTS / "support" / self.script)] if self.script else ["-m", "node.cli"]
+                run = [str(TESTS / "support" / self.script)] if self.script else ["-m", "walcast_node.cli"]
                 command = [sys.executable, *run, *self.arguments]
                 self._process = subprocess.Popen(command, stdin=none, stdout=out, stderr=err, env=environment)
             else:

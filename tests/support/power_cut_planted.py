@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from follower.durability import Durability
-from primary import redo
 from walcast import filesystem
+from walcast_follower.apply.durability import Durability
+from walcast_primary.recovery import redo
 
 
 def plant(bug: str) -> None:

@@ -19,17 +19,17 @@ from typing import Any
 
 SCALE = 0.2
 TIMES = {
-    "node.draining": ("CAPTURE_S", "FOLLOWERS_S"),
-    "node.primary_command": ("STOP_TIMEOUT_S",),
-    "node.host": ("GRACE_S",),
-    "primary.archiving.archiver": ("GIVE_UP_S",),
-    "follower.client": ("SILENCE_S",),
-    "follower.showing": ("TICK_S",),
-    "follower.streaming": ("LOOK_BOUND_S",),
-    "node.failover.reports": ("STALE_S", "STALE_AFTER_S"),
-    "node.serving": ("LOOK_BOUND_S",),
-    "primary.loop": ("IDLE_S", "LOOK_BOUND_S"),
-    "primary.served": ("HEARTBEAT_S",),
+    "walcast_node.process.draining": ("CAPTURE_S", "FOLLOWERS_S"),
+    "walcast_node.commands.primary": ("STOP_TIMEOUT_S",),
+    "walcast_node.process.host": ("GRACE_S",),
+    "walcast_primary.archiving.archiver": ("GIVE_UP_S",),
+    "walcast_follower.subscribe.primary_client": ("SILENCE_S",),
+    "walcast_follower.status_reporter": ("TICK_S",),
+    "walcast_follower.subscribe.stream_session": ("LOOK_BOUND_S",),
+    "walcast_node.failover.member_status": ("STALE_S", "STALE_AFTER_S"),
+    "walcast_node.process.serving": ("LOOK_BOUND_S",),
+    "walcast_primary.capture.capture_thread": ("IDLE_S", "LOOK_BOUND_S"),
+    "walcast_primary.publish.served_database": ("HEARTBEAT_S",),
     "walcast.statusfile": ("QUIET_S", "STALE_AFTER_S", "LOOK_BOUND_S"),
 }
 
@@ -43,7 +43,7 @@ def shorten(set_one: Any = setattr) -> None:
 
 
 def _hang_while_there(file: Path) -> None:
-    from primary.capture import Capture
+    from walcast_primary.capture.capture import Capture
 
     capture = Capture.capture
 
@@ -69,7 +69,7 @@ def _fail_while_there(file: Path) -> None:
 
 
 def _level_on_arrival() -> None:
-    from follower.showing import Showing
+    from walcast_follower.status_reporter import Showing
 
     show = Showing.show
 
@@ -89,7 +89,7 @@ def run() -> None:
         _fail_while_there(Path(os.environ["FULL_DISK"]))
     if os.environ.get("PLANTED_BUG") == "arrival":
         _level_on_arrival()
-    from node.cli import main
+    from walcast_node.cli import main
 
     main()
 

@@ -17,7 +17,7 @@ from unittest import mock
 import click
 import yaml
 
-from node.cli import main
+from walcast_node.cli import main
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _INFO = re.compile(r"(?P<language>\w+) recipe=(?P<name>\S+)")

@@ -22,11 +22,11 @@ from support.failover_gates import Gates, gates
 from support.nodes import LOOPBACK, PATIENCE_S, Node, poll
 from support.writers import Sql, sql
 
-from node.status import local_status
 from walcast import local
 from walcast.errors import WalcastError
 from walcast.primary import Primary
 from walcast.statedir import state_dir
+from walcast_node.commands.status_facts import local_status
 
 IDS = ("a", "b", "c")
 LEASE_S = 2.0

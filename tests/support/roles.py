@@ -10,13 +10,13 @@ from support.archiving import CALM
 from support.nodes import poll
 from support.writers import sql
 
-from follower.applier import Applier
-from follower.journal import Journal
-from primary.archiving.archiver import Archiver
-from primary.database import Database
-from primary.resume import State
 from walcast.store import Store
 from walcast.terms import TermStart
+from walcast_follower.apply.applier import Applier
+from walcast_follower.apply.position_journal import Journal
+from walcast_primary.archiving.archiver import Archiver
+from walcast_primary.database import Database
+from walcast_primary.recovery.resume import State
 
 
 def make(path: Path) -> None:

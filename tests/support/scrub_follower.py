@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
-from node.cli import main
 from walcast import scrub
 from walcast.filewatch import FileWatch, Wrote
+from walcast_node.cli import main
 
 for name in ("FIRST_S", "LEAST_PASS_S", "AGAIN_S", "AGAIN_MOST_S", "RETRY_S"):
     setattr(scrub, name, 0.05)

@@ -29,13 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from node.failover import reports
 from walcast import statusfile
 from walcast.errors import Unavailable
 from walcast.replica import Replica
 from walcast.statusfile import read_status
 from walcast.web.options import Options
 from walcast.web.routing import Asked, Local, route
+from walcast_node.failover import member_status
 
 CLOCKS_S = 0.05
 EVERY_S = 0.02
@@ -237,7 +237,7 @@ class Oracle:
                 healthy = False
             true_s = self._behind_s(watched, now)
             if healthy and true_s is not None:
-                self._compare(watched, true_s, reports.STALE_S, "/healthz")
+                self._compare(watched, true_s, member_status.STALE_S, "/healthz")
 
     def _compare(self, watched: Watched, true_s: float, said_s: float, who: str) -> None:
         fresher_s = true_s - said_s

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from node.cli import main
+from walcast_node.cli import main
 
 fdatasync = os.fdatasync
 switch = Path(os.environ["UNSYNCABLE"])

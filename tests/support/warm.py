@@ -36,7 +36,7 @@ def forked_as(command: Sequence[str | Path]) -> tuple[str, list[str]] | None:
         return None
     if rest[:1] == ["-P"]:  # no folder of its own in the path, as it is with a forked one
         rest = rest[1:]
-    if rest[:2] == ["-m", "node.cli"] and rest[2:3] not in (["demo"], ["drill"]):
+    if rest[:2] == ["-m", "walcast_node.cli"] and rest[2:3] not in (["demo"], ["drill"]):
         return COMMAND, rest[2:]
     if rest and Path(rest[0]).parent == HERE:
         return Path(rest[0]).name, rest[1:]
