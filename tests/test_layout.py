@@ -1,0 +1,35 @@
+"""What an installation puts into site-packages, and what a folder of the repository is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = [ROOT / package for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+
+
+def test_every_package_of_the_wheel_is_named_after_walcast() -> None:
+    assert [package.name for package in PACKAGES if not package.name.startswith("walcast")] == []
+    assert all((package / "__init__.py").is_file() for package in PACKAGES)
+
+
+def test_every_package_of_the_wheel_is_held_to_the_import_rules_and_type_checked() -> None:
+    names = {package.name for package in PACKAGES}
+    assert set(PROJECT["tool"]["importlinter"]["root_packages"]) == names
+    assert names <= set(PROJECT["tool"]["mypy"]["packages"])
+
+
+def test_every_folder_of_a_package_can_be_imported() -> None:
+    """A folder without `__init__.py` would be left out by the import rules."""
+    folders = {module.parent for package in PACKAGES for module in package.rglob("*.py")}
+    assert sorted(str(folder) for folder in folders if not (folder / "__init__.py").is_file()) == []
+
+
+def test_every_module_that_the_architecture_names_by_its_path_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text() + (ROOT / "docs" / "security.md").read_text()
+    named = set(re.findall(r"`((?:walcast|primary|follower|node)/[\w/]+\.py)`", text))
+    assert named
+    assert sorted(path for path in named if not (ROOT / path).is_file()) == []
