@@ -324,13 +324,14 @@ print(can_fork())
 
 
 RUNNING = r"""
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from walcast.restore import division as restore_division
 from walcast.restore import parts as restore_parts
 from walcast.restore import restore
 from walcast.store.directory import DirectoryStore
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 restore_division.DIVIDE_BYTES = restore_parts.PART_BYTES = 1
 restore_division.can_fork = lambda: True
 
