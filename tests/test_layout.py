@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import walcast
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = [ROOT / package for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
@@ -33,3 +35,20 @@ def test_every_module_that_the_architecture_names_by_its_path_exists() -> None:
     named = set(re.findall(r"`((?:walcast|primary|follower|node)/[\w/]+\.py)`", text))
     assert named
     assert sorted(path for path in named if not (ROOT / path).is_file()) == []
+
+
+def test_every_place_that_the_glossary_names_exists() -> None:
+    """A file or a folder by the end of its path; a module or a name in one by its dotted name."""
+    rows = re.findall(r"^\|.*\| `([^`|]+)` \|$", (ROOT / "docs" / "glossary.md").read_text(), re.M)
+    every = {f"/{path.relative_to(ROOT)}" for package in PACKAGES for path in (package, *package.rglob("*"))}
+    assert rows
+    assert [row for row in rows if not _exists(row, every)] == []
+
+
+def _exists(place: str, every: set[str]) -> bool:
+    if "/" in place or place.endswith(".py"):
+        return any(path.endswith(f"/{place.rstrip('/')}") for path in every)
+    if place in walcast.__all__ or place.removeprefix("walcast.") in walcast.__all__:
+        return True
+    inside = place.replace(".", "/")
+    return any(path.endswith((f"/{inside}", f"/{inside}.py")) for path in every)
