@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -96,6 +97,28 @@ def test_its_commits_are_captured_and_the_wal_begins_anew(
 
         assert poll(renewed)
         capture.verify()
+
+
+def test_they_are_captured_as_frames_also_when_commits_that_chain_follow_before_the_first_look(
+    path: Path, tmp_path: Path
+) -> None:
+    """Compared pages would name no commit in the WAL, and what a crash takes could not be told from what was changed
+    while no primary ran."""
+    with (
+        primary(path) as node,
+        subprocess.Popen([sys.executable, "-c", APP, path], stdin=PIPE, stdout=PIPE, text=True) as process,
+    ):
+        node.signal(signal.SIGSTOP)
+        assert process.stdout is not None
+        rows = int(process.stdout.readline())
+        assert chains(path)
+        node.signal(signal.SIGCONT)
+        barrier(node.address)
+        assert not node.events("compared all pages")
+        node.kill()
+        process.kill()
+    with primary(path):
+        assert count(path) == rows == 52
 
 
 def test_a_follower_gets_them(path: Path, app: Sql, tmp_path: Path) -> None:

@@ -98,6 +98,9 @@ class Capture:
         """Stopped unless these are the frames of the wal-index all the same, by a fault of the app's SQLite."""
         if not is_indexed(self.files, self.frame + 1, header, self.page_size):
             raise Stopped(f"{self.files.path}-wal: frame {header.mx_frame} is not the one that was committed")
+        self._note_unchained(header)
+
+    def _note_unchained(self, header: IndexHeader) -> None:
         if self._unchained != header.salt:
             self._unchained = header.salt
             say(self.files, header)
@@ -135,9 +138,22 @@ class Capture:
 
     def _read(self, first: int, count: int) -> NDArray[Any]:
         frames = self.files.read_frames(first, count, self.page_size, self._buffer)
-        if not (frames["salt"] == self.salt).all() and not (self.is_unchained and are_of(frames, self.salt)):
+        if not (frames["salt"] == self.salt).all() and not self._are_left_blank(frames, first):
             raise LostContinuity(f"frames from {first} on are not of the WAL with salts {self.salt}")
         return frames
+
+    def _are_left_blank(self, frames: NDArray[Any], first: int) -> bool:
+        """Return whether frames are of the wal-index, but were left without salt and checksum. Frames that SQLite
+        appends to such ones chain again, so the newest frame does not tell."""
+        if not are_of(frames, self.salt):
+            return False
+        if self.is_unchained:
+            return True
+        header = self.files.index_header()
+        if header is None or header.salt != self.salt or not is_indexed(self.files, first, header, self.page_size):
+            return False
+        self._note_unchained(header)
+        return True
 
     def _long_transaction(self, mx_frame: int) -> Group:
         """A transaction of more frames than the buffer holds: only page numbers are kept, pages are read again."""
