@@ -96,8 +96,11 @@ def replica_status(path: Path) -> Facts:
 
 
 def follower_status(path: Path, database: Facts) -> Facts:
-    """Of the follower of `path` that runs in this process: by its status file, or `database`, what its member says,
-    while there is none, or only that of the primary that this node was before."""
+    """Return the status of the follower of `path` that runs in this process.
+
+    It is what the status file says, or `database`, what the follower's member says, while there is no status file or
+    it was written by the primary that this node was before.
+    """
     try:
         found = replica_status(path)
     except (ConfigError, Unavailable):
